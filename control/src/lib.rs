@@ -1,0 +1,1 @@
+//! The decider: API, state, plans, and the views that it publishes.

@@ -1,0 +1,3 @@
+//! The command line: up, doctor, vm, domains, api-key.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Runs inside the VM: exec, files, network, clock, power-off over vsock.

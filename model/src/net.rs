@@ -1,0 +1,239 @@
+//! Addresses that every network of the house agrees on, and what a guest is told of its own.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+use thiserror::Error;
+
+/// The guest's IPv4 gateway and name server: link-local, and the same in every network, so that a VM which
+/// is restored elsewhere finds it where it was.
+pub const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The one Ethernet address behind which every gateway stands (locally administered, RFC 5342 section 2.1).
+pub const GATEWAY_MAC: MacAddress = MacAddress([0x02, 0x67, 0x61, 0x74, 0x65, 0x01]);
+/// Where a VM asks for its metadata. Answered by the VM's own process.
+pub const METADATA_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// IP packets of the guests' NICs, in bytes.
+pub const GUEST_MTU: u16 = 1500;
+
+/// Why a text is not an Ethernet address.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("an Ethernet address is six pairs of hexadecimal digits joined by ':'")]
+pub struct MacError;
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+impl MacAddress {
+    /// The address of the NIC that has this IPv4 address: locally administered, unicast, unique in a network.
+    #[must_use]
+    pub fn of_ipv4(address: Ipv4Addr) -> Self {
+        let [a, b, c, d] = address.octets();
+        Self([0x02, 0x67, a, b, c, d])
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = MacError;
+
+    fn from_str(text: &str) -> Result<Self, MacError> {
+        let mut bytes = [0u8; 6];
+        let mut pairs = text.split(':');
+        for byte in &mut bytes {
+            let pair = pairs.next().ok_or(MacError)?;
+            if pair.len() != 2 || !pair.bytes().all(|b| b.is_ascii_hexdigit()) {
+                return Err(MacError);
+            }
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| MacError)?;
+        }
+        if pairs.next().is_some() { Err(MacError) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = MacError;
+    fn try_from(text: String) -> Result<Self, MacError> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> String {
+        mac.to_string()
+    }
+}
+
+/// Why a text is not an IPv4 network.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum CidrError {
+    /// Not `a.b.c.d/n`.
+    #[error("a network is written as address/prefix length, for example 10.201.0.0/16")]
+    Syntax,
+    /// Prefix length above 32.
+    #[error("the prefix length is more than 32")]
+    PrefixLength,
+    /// The address has bits outside the prefix.
+    #[error("the address has bits set outside the prefix; did you mean {0}?")]
+    HostBits(Ipv4Cidr),
+}
+
+/// An IPv4 network (RFC 4632), host bits zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Ipv4Cidr {
+    network: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Ipv4Cidr {
+    /// The first address.
+    #[must_use]
+    pub fn network(&self) -> Ipv4Addr {
+        self.network
+    }
+
+    /// Number of leading bits that all members share, 0..=32.
+    #[must_use]
+    pub fn prefix(&self) -> u8 {
+        self.prefix
+    }
+
+    /// The last address.
+    #[must_use]
+    pub fn broadcast(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.network.to_bits() | !mask(self.prefix))
+    }
+
+    /// Whether the address is a member.
+    #[must_use]
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        address.to_bits() & mask(self.prefix) == self.network.to_bits()
+    }
+
+    /// Addresses that a host may have: all but the first and the last of a network of more than two.
+    pub fn hosts(&self) -> impl Iterator<Item = Ipv4Addr> + use<> {
+        let edge = u64::from(self.prefix < 31);
+        let first = u64::from(self.network.to_bits()) + edge;
+        let last = u64::from(self.broadcast().to_bits()) - edge;
+        (first..=last).filter_map(|bits| u32::try_from(bits).ok().map(Ipv4Addr::from_bits))
+    }
+}
+
+impl FromStr for Ipv4Cidr {
+    type Err = CidrError;
+
+    fn from_str(text: &str) -> Result<Self, CidrError> {
+        let (address, prefix) = text.split_once('/').ok_or(CidrError::Syntax)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| CidrError::Syntax)?;
+        let prefix: u8 = prefix.parse().map_err(|_| CidrError::Syntax)?;
+        if prefix > 32 {
+            return Err(CidrError::PrefixLength);
+        }
+        let network = Ipv4Addr::from_bits(address.to_bits() & mask(prefix));
+        let cidr = Self { network, prefix };
+        if network == address { Ok(cidr) } else { Err(CidrError::HostBits(cidr)) }
+    }
+}
+
+impl TryFrom<String> for Ipv4Cidr {
+    type Error = CidrError;
+    fn try_from(text: String) -> Result<Self, CidrError> {
+        text.parse()
+    }
+}
+
+impl From<Ipv4Cidr> for String {
+    fn from(cidr: Ipv4Cidr) -> String {
+        cidr.to_string()
+    }
+}
+
+impl fmt::Display for Ipv4Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.prefix)
+    }
+}
+
+impl fmt::Debug for Ipv4Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a guest must set on its NIC. The address is a /32; everything goes through the gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork {
+    /// The NIC that is meant, by its Ethernet address.
+    pub mac: MacAddress,
+    /// The VM's own address.
+    pub ipv4: Ipv4Addr,
+    /// The next hop for everything, on the link though no prefix covers it.
+    pub gateway: Ipv4Addr,
+    /// Name servers, in order.
+    pub dns: Vec<IpAddr>,
+    /// Bytes of an IP packet.
+    pub mtu: u16,
+}
+
+fn mask(prefix: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn networks_are_checked() {
+        let cidr: Ipv4Cidr = "10.201.0.0/30".parse().expect("good");
+        assert_eq!(
+            cidr.hosts().collect::<Vec<_>>(),
+            [Ipv4Addr::new(10, 201, 0, 1), Ipv4Addr::new(10, 201, 0, 2)]
+        );
+        assert_eq!(
+            "10.0.0.1/24".parse::<Ipv4Cidr>(),
+            Err(CidrError::HostBits("10.0.0.0/24".parse().expect("good")))
+        );
+        assert_eq!("10.0.0.0/33".parse::<Ipv4Cidr>(), Err(CidrError::PrefixLength));
+        assert_eq!("10.0.0.0".parse::<Ipv4Cidr>(), Err(CidrError::Syntax));
+        assert_eq!("0.0.0.0/0".parse::<Ipv4Cidr>().expect("all").broadcast(), Ipv4Addr::BROADCAST);
+        assert_eq!("1.2.3.4/32".parse::<Ipv4Cidr>().expect("one").hosts().count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_network_has_its_hosts_and_no_others(bits: u32, prefix in 20u8..=32, other: u32) {
+            let network = Ipv4Addr::from_bits(bits & mask(prefix));
+            let cidr: Ipv4Cidr = format!("{network}/{prefix}").parse().expect("good");
+            prop_assert!(cidr.hosts().all(|host| cidr.contains(host)));
+            prop_assert_eq!(cidr.contains(Ipv4Addr::from_bits(other)), other & mask(prefix) == cidr.network().to_bits());
+        }
+
+        #[test]
+        fn ethernet_addresses_survive_text(bytes: [u8; 6]) {
+            prop_assert_eq!(MacAddress(bytes).to_string().parse::<MacAddress>(), Ok(MacAddress(bytes)));
+        }
+
+        #[test]
+        fn no_text_makes_the_parsers_panic(text in ".{0,40}") {
+            prop_assert!(text.parse::<MacAddress>().is_err() || text.len() == 17);
+            prop_assert!(text.parse::<Ipv4Cidr>().is_err() || text.contains('/'));
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Views: what control publishes to each process, as one immutable file with a generation.
+//!
+//! An entry that cannot be read is left out and counted, so that it fails closed alone and the others serve.
+
+use crate::host::HostName;
+use crate::id::{Generation, VmId};
+use crate::net::{Ipv4Cidr, MacAddress};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
+use std::net::Ipv4Addr;
+
+/// The layout of the view files. A reader refuses another one.
+pub const VIEW_VERSION: u32 = 1;
+
+/// What all views have in common.
+pub trait View: Serialize + for<'de> Deserialize<'de> + Send + Sync + 'static {
+    /// The view's name: its file is `<name>.json`.
+    const NAME: &'static str;
+    /// Layout of the file, [`VIEW_VERSION`] when this build wrote it.
+    fn version(&self) -> u32;
+    /// Which decision it holds.
+    fn generation(&self) -> Generation;
+    /// Entries that could not be read.
+    fn rejected(&self) -> usize;
+}
+
+/// A list whose bad entries are dropped and counted, never fatal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Entries<T> {
+    good: Vec<T>,
+    #[serde(skip)]
+    rejected: usize,
+}
+
+impl<T> Entries<T> {
+    /// How many entries could not be read.
+    #[must_use]
+    pub fn rejected(&self) -> usize {
+        self.rejected
+    }
+
+    /// The entries that could be read.
+    pub fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.good.iter()
+    }
+}
+
+impl<T> From<Vec<T>> for Entries<T> {
+    fn from(good: Vec<T>) -> Self {
+        Self { good, rejected: 0 }
+    }
+}
+
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Entries<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.good.iter()
+    }
+}
+
+impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values = Vec::<serde_json::Value>::deserialize(deserializer)?;
+        let all = values.len();
+        let good: Vec<T> =
+            values.into_iter().filter_map(|value| serde_json::from_value(value).ok()).collect();
+        let rejected = all - good.len();
+        Ok(Self { good, rejected })
+    }
+}
+
+/// One host that leads to a port of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteEntry {
+    /// The public name.
+    pub host: HostName,
+    /// The VM that answers.
+    pub vm: VmId,
+    /// TCP port inside the VM, 1..=65535.
+    pub port: u16,
+    /// Grows each time the VM starts or resumes: pooled connections of an older one are not used again.
+    pub run: u64,
+}
+
+/// A certificate with its key, for the names that it covers.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateEntry {
+    /// Names as in the certificate; `*.` stands for one label.
+    pub names: Vec<String>,
+    /// Leaf first, PEM.
+    pub chain_pem: String,
+    /// PKCS #8, PEM. A secret.
+    pub key_pem: String,
+}
+
+impl fmt::Debug for CertificateEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateEntry")
+            .field("names", &self.names)
+            .field("key_pem", &"***")
+            .finish_non_exhaustive()
+    }
+}
+
+/// What edge-proxy must know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeView {
+    /// See [`VIEW_VERSION`].
+    pub version: u32,
+    /// Which decision this is.
+    pub generation: Generation,
+    /// Names that lead to control's API.
+    pub api_hosts: Vec<HostName>,
+    /// Names that lead to VMs.
+    pub routes: Entries<RouteEntry>,
+    /// Certificates by name.
+    pub certificates: Entries<CertificateEntry>,
+}
+
+impl View for EdgeView {
+    const NAME: &'static str = "edge";
+    fn version(&self) -> u32 {
+        self.version
+    }
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+    fn rejected(&self) -> usize {
+        self.routes.rejected() + self.certificates.rejected()
+    }
+}
+
+/// One NIC of a VM: a port of the switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortEntry {
+    /// Whose it is.
+    pub vm: VmId,
+    /// The guest's Ethernet address; frames from another are dropped.
+    pub mac: MacAddress,
+    /// The guest's address; packets from another are dropped.
+    pub ipv4: Ipv4Addr,
+    /// Queue pairs of the TAP: 1, or as many as the VM has vCPUs.
+    pub queues: u8,
+    /// TCP ports that the doors may dial. Nothing else is dialled.
+    pub dialable: Vec<u16>,
+}
+
+/// What vpc must know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VpcView {
+    /// See [`VIEW_VERSION`].
+    pub version: u32,
+    /// Which decision this is.
+    pub generation: Generation,
+    /// Where the addresses of the default network come from.
+    pub default_network: Ipv4Cidr,
+    /// Ports of the default network.
+    pub ports: Entries<PortEntry>,
+}
+
+impl View for VpcView {
+    const NAME: &'static str = "vpc";
+    fn version(&self) -> u32 {
+        self.version
+    }
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+    fn rejected(&self) -> usize {
+        self.ports.rejected()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_entry_is_left_out_alone() {
+        let text = r#"{"version":1,"generation":7,"api_hosts":["api.style.dev"],"certificates":[],"routes":[
+            {"host":"a.style.dev","vm":"abcdefghij0123456789","port":80,"run":1},
+            {"host":"bad host","vm":"abcdefghij0123456789","port":80,"run":1},
+            {"host":"b.style.dev","vm":"abcdefghij0123456789","port":99999,"run":1}, 5]}"#;
+        let view: EdgeView = serde_json::from_str(text).expect("the view itself is good");
+        assert_eq!((view.routes.iter().count(), view.rejected()), (1, 3));
+    }
+
+    #[test]
+    fn a_key_never_prints() {
+        let entry = CertificateEntry { names: vec![], chain_pem: String::new(), key_pem: "SECRET".into() };
+        assert!(!format!("{entry:?}").contains("SECRET"));
+    }
+}

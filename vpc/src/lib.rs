@@ -1,0 +1,1 @@
+//! Private networks: the routed virtual switch on the kernel's datapath.

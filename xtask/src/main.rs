@@ -1,0 +1,3 @@
+//! Repository checks and image building.
+
+fn main() {}
