@@ -1,1 +1,11 @@
 //! How control's decisions reach the other processes, and how messages with descriptors cross a Unix socket.
+//!
+//! - [`publish`]: control writes one view per process (write, fsync, rename) and announces its generation.
+//! - [`subscribe`]: a process starts from the file, swaps in newer ones, refuses older ones, and needs no control
+//!   to start or to go on.
+//! - [`wire`]: one JSON message per packet, with file descriptors, between two processes of this host.
+
+pub mod publish;
+pub mod subscribe;
+pub mod sys;
+pub mod wire;

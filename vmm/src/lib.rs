@@ -1,1 +1,5 @@
 //! Machines: a KVM virtual machine monitor, one process per VM, and its supervisor.
+//!
+//! control uses the [`client`] half only.
+
+pub mod client;

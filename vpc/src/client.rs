@@ -1,0 +1,196 @@
+//! What other processes ask of vpc: a connected socket to a VM's port, or the TAP of a VM's NIC.
+//!
+//! One request and one reply per packet over the socket of [`model::config::Places::vpc_socket`]; requests on one
+//! connection are answered in order. Asking again after a lost connection is safe.
+
+use feed::wire::{BlockingWire, Wire, WireError};
+use model::id::{Generation, VmId};
+use model::route::Permit;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Longest that vpc waits for a VM to accept a connection, or for a view that it has not seen yet.
+pub const SERVER_WAIT: Duration = Duration::from_secs(5);
+/// Longest that a caller waits for vpc: its own wait, and a restart of vpc.
+const CLIENT_WAIT: Duration = Duration::from_secs(8);
+
+/// All that can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum VpcRequest {
+    /// A connected TCP socket to a port of a VM.
+    Dial {
+        /// The VM.
+        vm: VmId,
+        /// The port; it must be among the dialable ones of vpc's own table.
+        port: u16,
+    },
+    /// The queues of the TAP of a VM's NIC.
+    Tap {
+        /// The VM.
+        vm: VmId,
+        /// vpc waits until it has seen at least this decision.
+        generation: Generation,
+    },
+    /// What there is.
+    Status,
+}
+
+/// What vpc answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum VpcReply {
+    /// The connected socket rides with this message.
+    Dialed,
+    /// The TAP's queues ride with this message, one descriptor each.
+    Tap,
+    /// What there is.
+    Status(VpcStatus),
+    /// No.
+    Refused {
+        /// Which kind of no.
+        reason: Refusal,
+        /// What a person reads.
+        message: String,
+    },
+}
+
+/// Kinds of no, each counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// vpc's table has no such VM.
+    UnknownVm,
+    /// The port may not be dialled.
+    PortNotDialable,
+    /// The VM refuses connections to that port: nothing listens.
+    ConnectionRefused,
+    /// The VM does not answer.
+    TimedOut,
+    /// The wanted decision did not arrive in time.
+    ViewTooOld,
+    /// The caller's user may not ask.
+    NotAllowed,
+    /// vpc is at its bound of requests.
+    Busy,
+    /// The kernel said no.
+    Kernel,
+}
+
+/// What there is, for `gatehouse doctor` and tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VpcStatus {
+    /// The decision that is in force in the kernel.
+    pub generation: Generation,
+    /// Ports that exist.
+    pub ports: usize,
+    /// Refusals by reason, since the start.
+    pub refusals: Vec<(Refusal, u64)>,
+}
+
+/// Why a request to vpc came to nothing.
+#[derive(Debug, Error)]
+pub enum VpcError {
+    /// vpc is not there, or went away.
+    #[error("the network process cannot be reached: {0}")]
+    Unreachable(#[from] WireError),
+    /// vpc did not answer in time.
+    #[error("the network process did not answer within {CLIENT_WAIT:?}")]
+    NoAnswer,
+    /// vpc said no.
+    #[error("{message}")]
+    Refused {
+        /// Which kind of no.
+        reason: Refusal,
+        /// What a person reads.
+        message: String,
+    },
+    /// The answer does not fit the request.
+    #[error("the network process gave an answer that does not fit")]
+    Unexpected,
+    /// The handed-out socket cannot be used.
+    #[error("the handed-out socket cannot be used: {0}")]
+    Socket(#[source] io::Error),
+}
+
+/// The client half. Cheap to clone; each request has its own connection.
+#[derive(Clone, Debug)]
+pub struct VpcClient {
+    socket: PathBuf,
+}
+
+impl VpcClient {
+    /// A client of the vpc that listens at `socket`.
+    #[must_use]
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Connects to the VM's port that the permit names.
+    ///
+    /// # Errors
+    /// See [`VpcError`]; [`Refusal::ConnectionRefused`] and [`Refusal::TimedOut`] are the VM's doing.
+    pub async fn dial(&self, permit: &Permit) -> Result<TcpStream, VpcError> {
+        let request = VpcRequest::Dial { vm: permit.vm().clone(), port: permit.port() };
+        let (reply, descriptors) = self.ask(&request).await?;
+        let VpcReply::Dialed = reply else { return Err(refusal(reply)) };
+        let socket = only(descriptors)?;
+        let stream = std::net::TcpStream::from(socket);
+        stream.set_nonblocking(true).map_err(VpcError::Socket)?;
+        TcpStream::from_std(stream).map_err(VpcError::Socket)
+    }
+
+    /// What there is.
+    ///
+    /// # Errors
+    /// See [`VpcError`].
+    pub async fn status(&self) -> Result<VpcStatus, VpcError> {
+        match self.ask(&VpcRequest::Status).await?.0 {
+            VpcReply::Status(status) => Ok(status),
+            other => Err(refusal(other)),
+        }
+    }
+
+    async fn ask(&self, request: &VpcRequest) -> Result<(VpcReply, Vec<OwnedFd>), VpcError> {
+        let asked = async {
+            let wire = Wire::connect(&self.socket)?;
+            wire.send(request, &[]).await?;
+            wire.receive().await
+        };
+        Ok(timeout(CLIENT_WAIT, asked).await.map_err(|_| VpcError::NoAnswer)??)
+    }
+}
+
+/// Asks for the queues of a VM's TAP, from a plain thread. Blocks up to [`SERVER_WAIT`].
+///
+/// # Errors
+/// See [`VpcError`].
+pub fn tap(socket: &Path, vm: &VmId, generation: Generation) -> Result<Vec<OwnedFd>, VpcError> {
+    let wire = BlockingWire::connect(socket)?;
+    wire.send(&VpcRequest::Tap { vm: vm.clone(), generation }, &[])?;
+    match wire.receive()? {
+        (VpcReply::Tap, queues) if !queues.is_empty() => Ok(queues),
+        (reply, _) => Err(refusal(reply)),
+    }
+}
+
+fn only(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, VpcError> {
+    let mut descriptors = descriptors.into_iter();
+    match (descriptors.next(), descriptors.next()) {
+        (Some(one), None) => Ok(one),
+        _ => Err(VpcError::Unexpected),
+    }
+}
+
+fn refusal(reply: VpcReply) -> VpcError {
+    match reply {
+        VpcReply::Refused { reason, message } => VpcError::Refused { reason, message },
+        VpcReply::Dialed | VpcReply::Tap | VpcReply::Status(_) => VpcError::Unexpected,
+    }
+}
