@@ -3,3 +3,5 @@
 //! control uses the [`client`] half only.
 
 pub mod client;
+#[cfg(feature = "machine")]
+pub mod devices;
