@@ -110,6 +110,10 @@ id!(
     /// A request, as shown to the caller in `x-freestyle-trace-id`.
     TraceId, "a trace id", "tr-", 20
 );
+id!(
+    /// A request that goes on after its first answer; whoever asks for its result names this.
+    RequestId, "a request id", "ri-", 20
+);
 
 /// A number that grows with each decision that control publishes. Readers refuse an older one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,0 +1,44 @@
+//! JSON schemas of the ids and names, which are texts of a known form.
+
+use crate::host::HostName;
+use crate::id::{AccountId, ApiKeyId, Generation, MappingId, RequestId, VmId, VmInstanceId};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use std::borrow::Cow;
+
+macro_rules! text {
+    ($($name:ident, $pattern:literal;)*) => {$(
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "pattern": $pattern })
+            }
+            fn inline_schema() -> bool {
+                true
+            }
+        }
+    )*};
+}
+
+text! {
+    VmId, "^[a-z0-9]{20}$";
+    VmInstanceId, "^in-[a-z0-9]{20}$";
+    AccountId, "^ac-[a-z0-9]{20}$";
+    ApiKeyId, "^ak-[a-z0-9]{20}$";
+    MappingId, "^dm-[a-z0-9]{20}$";
+    RequestId, "^ri-[a-z0-9]{20}$";
+    HostName, "^[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?$";
+}
+
+impl JsonSchema for Generation {
+    fn schema_name() -> Cow<'static, str> {
+        "Generation".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        u64::json_schema(generator)
+    }
+    fn inline_schema() -> bool {
+        true
+    }
+}
