@@ -1,1 +1,5 @@
-//! End-to-end tests, simulations and benches of the whole house.
+//! End-to-end tests and benches of the whole house: what they share.
+
+pub mod house;
+pub mod load;
+pub mod traces;

@@ -1,0 +1,21 @@
+//! One request through the whole house, with the public SDK unchanged, and nothing left behind.
+
+use anyhow::Result;
+use tests::house::House;
+use tests::traces::Traces;
+
+#[test]
+fn the_sdk_makes_a_machine_serves_a_page_and_leaves_nothing() -> Result<()> {
+    let house = House::start()?;
+    let before = Traces::take(&house.data())?;
+    house.sdk("road.mjs", &[])?;
+    let after = Traces::take(&house.data())?;
+    assert_eq!(after.beyond(&before), Vec::<&str>::new(), "left behind by a deleted VM");
+    house.sdk("commands.mjs", &[])?;
+    assert_eq!(
+        Traces::take(&house.data())?.beyond(&before),
+        Vec::<&str>::new(),
+        "left behind by the command line"
+    );
+    house.stop()
+}

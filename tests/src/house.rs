@@ -1,0 +1,222 @@
+//! A running house: `gatehouse up` with a data directory of its own.
+
+use crate::load;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest until the house says that it is ready: five processes and a new database, slow under emulation.
+const READY_WAIT: Duration = Duration::from_secs(120);
+/// Longest until the house is down after it was asked.
+const STOP_WAIT: Duration = Duration::from_secs(120);
+/// The names of the daemons, as programs.
+pub const DAEMONS: [&str; 4] = ["control", "vmm", "vpc", "edge-proxy"];
+
+/// A running house. Dropping it ends it.
+#[derive(Debug)]
+pub struct House {
+    process: Child,
+    programs: PathBuf,
+    folder: tempfile::TempDir,
+    key: String,
+}
+
+impl House {
+    /// Starts one on the standard ports of 127.0.0.1 and waits until it is ready. VMs are small by default.
+    ///
+    /// # Errors
+    /// When the programs or images are missing, or the house does not come up in time.
+    pub fn start() -> Result<Self> {
+        let programs = from_environment("GATEHOUSE_BIN")?;
+        let images = from_environment("GATEHOUSE_IMAGES")?;
+        let folder = tempfile::Builder::new().prefix("gatehouse-").tempdir_in("/var/tmp")?;
+        let notify = folder.path().join("notify.sock");
+        let ready = UnixDatagram::bind(&notify).context("the readiness socket")?;
+        ready.set_read_timeout(Some(READY_WAIT))?;
+        let process = Command::new(programs.join("gatehouse"))
+            .arg("up")
+            .args(["--data-dir".as_ref(), folder.path().join("data").as_os_str()])
+            .args(["--run-dir".as_ref(), folder.path().join("run").as_os_str()])
+            .args(["--image-dir".as_ref(), images.as_os_str()])
+            .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
+            .args(["--default-vcpus", "1", "--default-memory-mib", "512", "--default-disk-mib", "4096"])
+            .env("NOTIFY_SOCKET", &notify)
+            .stdin(Stdio::null())
+            .spawn()
+            .context("gatehouse cannot be started")?;
+        let mut house = Self { process, programs, folder, key: String::new() };
+        house.await_ready(&ready)?;
+        house.key = house.make_key()?;
+        Ok(house)
+    }
+
+    /// Its data directory.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The certificate of its own authority.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.data().join("tls/ca.pem")
+    }
+
+    /// Where HTTPS is answered.
+    #[must_use]
+    pub fn https(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 443))
+    }
+
+    /// An API key of the default account.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Runs the command line against this house.
+    ///
+    /// # Errors
+    /// When it cannot be started or ends with a failure.
+    pub fn gatehouse(&self, arguments: &[&str]) -> Result<Output> {
+        let output = Command::new(self.programs.join("gatehouse"))
+            .args(arguments)
+            .args(["--run-dir".as_ref(), self.folder.path().join("run").as_os_str()])
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            bail!("gatehouse {arguments:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output)
+    }
+
+    /// Runs the command line with `--json` and reads what it prints.
+    ///
+    /// # Errors
+    /// When it fails or prints something else.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.gatehouse(&[arguments, &["--json"]].concat())?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("gatehouse {arguments:?} --json"))
+    }
+
+    /// Runs a program of the public SDK against this house, with every name of the house leading to it.
+    ///
+    /// # Errors
+    /// When the program fails; its output went to this process' own.
+    pub fn sdk(&self, program: &str, extra: &[(&str, &str)]) -> Result<()> {
+        let e2e = repository().join("tests/e2e");
+        let hosts = self.folder.path().join("hosts");
+        let names: Vec<String> = ["api", "something", "one", "two", "three", "four", "five", "six"]
+            .iter()
+            .map(|name| format!("127.0.0.1 {name}.style.dev\n"))
+            .collect();
+        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{}", names.concat()))?;
+        let script = r#"mount --bind "$1" /etc/hosts && cd "$2" && exec node "$3""#;
+        let status = Command::new("unshare")
+            .args(["--mount", "sh", "-c", script, "sh"])
+            .args([hosts.as_os_str(), e2e.join("sdk").as_os_str(), program.as_ref()])
+            .env("FREESTYLE_API_URL", "https://api.style.dev")
+            .env("FREESTYLE_API_KEY", &self.key)
+            .env("NODE_EXTRA_CA_CERTS", self.ca())
+            .env("GATEHOUSE_CA", self.ca())
+            .env("GATEHOUSE_CA_PEM", std::fs::read_to_string(self.ca())?)
+            .env("GATEHOUSE_SERVER", e2e.join("guest/server.py"))
+            .envs(extra.iter().copied())
+            .stdin(Stdio::null())
+            .status()?;
+        anyhow::ensure!(status.success(), "{program}: {status}");
+        Ok(())
+    }
+
+    /// The process id of one of the [`DAEMONS`], from the kernel's list of the house's children.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn daemon(&self, name: &str) -> Result<i32> {
+        let parent = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+        for pid in children.split_whitespace() {
+            // A child may end between the listing and the look.
+            let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+            let program = line.split(|byte| *byte == 0).next().unwrap_or_default();
+            if String::from_utf8_lossy(program).rsplit('/').next() == Some(name) {
+                return Ok(pid.parse()?);
+            }
+        }
+        bail!("{name} is not running")
+    }
+
+    /// Asks an URL of the house; returns status and body.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn get(&self, url: &str) -> Result<(u16, String)> {
+        let mut answer = load::client(&self.ca(), self.https())?.get(url).call()?;
+        Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
+    }
+
+    /// Asks the house to end and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end in time or ends with a failure.
+    pub fn stop(mut self) -> Result<()> {
+        let status = self.end()?;
+        anyhow::ensure!(status.success(), "gatehouse up ended with {status}");
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<std::process::ExitStatus> {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        let watch = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let mut events = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
+        let limit = rustix::event::Timespec::try_from(STOP_WAIT)?;
+        if rustix::event::poll(&mut events, Some(&limit))? == 0 {
+            self.process.kill()?;
+        }
+        Ok(self.process.wait()?)
+    }
+
+    fn await_ready(&mut self, ready: &UnixDatagram) -> Result<()> {
+        let begun = Instant::now();
+        let mut message = [0; 4096];
+        while begun.elapsed() < READY_WAIT {
+            let size = ready.recv(&mut message).context("the house did not say that it is ready")?;
+            if message[..size].split(|byte| *byte == b'\n').any(|line| line == b"READY=1") {
+                return Ok(());
+            }
+        }
+        bail!("the house was not ready after {READY_WAIT:?}")
+    }
+
+    fn make_key(&self) -> Result<String> {
+        let made = self.json(&["api-key", "create"])?;
+        let key = made.get("key").or_else(|| made.get("secret")).and_then(Value::as_str);
+        Ok(key.context("an API key was made without a secret")?.to_owned())
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        if matches!(self.process.try_wait(), Ok(None))
+            && let Err(error) = self.end()
+        {
+            eprintln!("the house did not end: {error:#}");
+        }
+    }
+}
+
+/// The folder of the repository.
+#[must_use]
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+fn from_environment(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os(name).with_context(|| format!("{name} is not set; run ./test e2e"))?;
+    Ok(path.into())
+}
