@@ -7,14 +7,19 @@
 //!
 //! Sources: Virtual I/O Device (VIRTIO) version 1.2, OASIS, 1 July 2022 ("virtio 1.2" in this folder).
 
+pub mod block;
 pub mod chain;
 pub mod counters;
 pub mod device;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod harness;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod state;
 mod sys;
+pub mod vsock;
 mod worker;
 
 pub use counters::{Counter, Counters};

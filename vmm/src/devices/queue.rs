@@ -85,7 +85,7 @@ impl DeviceQueue {
         let entry = u64::from(head) | u64::from(written) << 32;
         let addr = ring_address(self.queue.used_ring(), at)?;
         mem.write_obj(entry.to_le(), addr).map_err(|_| Fault::Guest(Counter::RingUnreachable))?;
-        self.unpublished += 1;
+        self.unpublished = self.unpublished.wrapping_add(1);
         Ok(())
     }
 
