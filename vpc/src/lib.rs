@@ -1,6 +1,32 @@
 //! Private networks: the routed virtual switch on the kernel's datapath.
 //!
 //! vpc is on the connect path and not on the byte path: it makes namespaces, TAPs and rules, and hands descriptors
-//! out. Others use the [`client`] half only.
+//! out. Others use the [`client`] half only; the rest is the process itself, behind the feature `switch`.
+//!
+//! ```text
+//!   view ──► pure::wanted ──► pure::plan ──► io::ports ──► the kernel ──► io::observe ──┐
+//!                                 ▲──────────────────────────────────────────────────────┘
+//!   client ──► server ──► dial (a socket made in the namespace) | TAP queues | status
+//!   guest  ──► resolver ──► the host's name servers
+//! ```
 
 pub mod client;
+
+#[cfg(feature = "switch")]
+pub mod chaos;
+#[cfg(feature = "switch")]
+pub mod dial;
+#[cfg(feature = "switch")]
+pub mod io;
+#[cfg(feature = "switch")]
+pub mod keeper;
+#[cfg(feature = "switch")]
+pub mod pure;
+#[cfg(feature = "switch")]
+pub mod resolver;
+#[cfg(feature = "switch")]
+pub mod server;
+#[cfg(feature = "switch")]
+pub mod switch;
+#[cfg(feature = "switch")]
+pub mod sys;

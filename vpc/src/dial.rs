@@ -1,0 +1,82 @@
+//! Connected sockets to VMs: made inside the network's namespace, connected from there, handed out.
+
+use crate::client::{Refusal, SERVER_WAIT};
+use crate::io::namespace::{Inside, NamespaceError};
+use crate::pure::wanted::Port;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use thiserror::Error;
+use tokio::net::TcpSocket;
+use tokio::time::timeout;
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// The port is not among the dialable ones.
+    #[error("port {0} of this VM may not be dialled")]
+    NotDialable(u16),
+    /// Nothing listens.
+    #[error("the VM refuses connections to port {0}")]
+    Refused(u16),
+    /// The VM does not answer.
+    #[error("the VM did not answer on port {0} within {SERVER_WAIT:?}")]
+    TimedOut(u16),
+    /// No socket can be made.
+    #[error("no socket can be made: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel knows no way.
+    #[error("cannot connect to port {port}: {source}")]
+    Connect {
+        /// The port.
+        port: u16,
+        /// Why.
+        source: io::Error,
+    },
+    /// The namespace's thread does not serve.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+}
+
+impl DialError {
+    /// As the asker is told.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::NotDialable(_) => Refusal::PortNotDialable,
+            Self::Refused(_) => Refusal::ConnectionRefused,
+            Self::TimedOut(_) => Refusal::TimedOut,
+            Self::Namespace(NamespaceError::Busy) => Refusal::Busy,
+            Self::Socket(_) | Self::Connect { .. } | Self::Namespace(_) => Refusal::Kernel,
+        }
+    }
+}
+
+/// Connects to a TCP port of a VM, from the gateway's address. Waits up to [`SERVER_WAIT`].
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn dial(sockets: &Inside, to: &Port, port: u16) -> Result<OwnedFd, DialError> {
+    if !to.dialable.contains(&port) {
+        return Err(DialError::NotDialable(port));
+    }
+    let mark = to.mark();
+    let socket = sockets.run(move || make(mark)).await?.map_err(DialError::Socket)?;
+    let connecting = TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::from((to.ipv4, port)));
+    let connected = timeout(SERVER_WAIT, connecting).await.map_err(|_| DialError::TimedOut(port))?;
+    let stream = connected.map_err(|source| match source.kind() {
+        io::ErrorKind::ConnectionRefused => DialError::Refused(port),
+        io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => DialError::TimedOut(port),
+        _ => DialError::Connect { port, source },
+    })?;
+    Ok(stream.into_std().map_err(DialError::Socket)?.into())
+}
+
+/// A socket in the calling thread's namespace, whose flow goes when the port goes (its mark says whose it is).
+/// The source address is the route's, so that a source port serves once for each VM and not once in all.
+fn make(mark: u32) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    socket.set_mark(mark)?;
+    Ok(socket)
+}

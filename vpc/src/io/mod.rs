@@ -1,0 +1,10 @@
+//! What touches the kernel: namespaces, netlink, nft, settings under /proc/sys, tracked flows.
+
+pub mod flows;
+pub mod namespace;
+pub mod netlink;
+pub mod network;
+pub mod nft;
+pub mod observe;
+pub mod ports;
+pub mod settings;

@@ -1,0 +1,342 @@
+//! rtnetlink(7): devices, addresses, routes and neighbours of one namespace.
+
+use crate::io::namespace::{Inside, NamespaceError};
+use futures_util::TryStreamExt;
+use model::net::MacAddress;
+use rtnetlink::packet_core::Nla;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoTun, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use thiserror::Error;
+
+// include/uapi/linux/if_link.h
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
+// include/uapi/asm-generic/errno-base.h, as netlink says it
+const NO_SUCH_DEVICE: i32 = -19;
+// include/uapi/linux/rtnetlink.h
+const RT_TABLE_MAIN: u8 = 254;
+
+/// What can go wrong over netlink.
+#[derive(Debug, Error)]
+pub enum NetlinkError {
+    /// The socket cannot be made.
+    #[error("no netlink socket: {0}")]
+    Socket(#[source] io::Error),
+    /// The kernel refused.
+    #[error("{what} failed: {source}")]
+    Refused {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: rtnetlink::Error,
+    },
+    /// The namespace's thread does not serve.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+}
+
+/// One namespace's netlink.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+/// A device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, when it has one of six octets.
+    pub mac: Option<MacAddress>,
+    /// What somebody wrote on it.
+    pub alias: Option<String>,
+    /// Administratively up.
+    pub up: bool,
+    /// Made for several queues (TAPs).
+    pub multi_queue: bool,
+    /// Queues that are held by some process (TAPs). The kernel counts them for multi-queue devices only; for the
+    /// others the carrier says whether there is one.
+    pub attached: u32,
+}
+
+/// A route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where to.
+    pub destination: Ipv4Addr,
+    /// Bits of it that count; 0 is the default route.
+    pub prefix: u8,
+    /// Over which device.
+    pub device: u32,
+}
+
+impl Netlink {
+    /// Of the calling thread's namespace. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn here() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Socket)?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Of a thread's namespace. A socket stays in the namespace in which it was made.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub async fn of(inside: &Inside) -> Result<Self, NetlinkError> {
+        let runtime = tokio::runtime::Handle::current();
+        inside
+            .run(move || {
+                let _entered = runtime.enter();
+                Self::here()
+            })
+            .await?
+    }
+
+    /// All devices.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
+        let found = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
+        Ok(found.map_err(refused("listing devices"))?.iter().map(read_link).collect())
+    }
+
+    /// The device of this name; none when there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let mut found = std::pin::pin!(self.handle.link().get().match_name(name).execute());
+        match found.try_next().await {
+            Ok(message) => Ok(message.as_ref().map(read_link)),
+            Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == NO_SUCH_DEVICE => Ok(None),
+            Err(source) => Err(refused("looking for a device")(source)),
+        }
+    }
+
+    /// IPv4 routes of the main table that lead over one device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let found = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
+        Ok(found.map_err(refused("listing routes"))?.iter().filter_map(read_route).collect())
+    }
+
+    /// Permanent IPv4 neighbours: device, address, Ethernet address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn neighbours(&self) -> Result<Vec<(u32, Ipv4Addr, MacAddress)>, NetlinkError> {
+        let found = self.handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
+        let found = found.map_err(refused("listing neighbours"))?;
+        let permanent = found.iter().filter(|entry| entry.header.state == NeighbourState::Permanent);
+        Ok(permanent
+            .filter_map(|entry| {
+                let address = entry.attributes.iter().find_map(|attribute| match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+                    _ => None,
+                })?;
+                let mac = entry.attributes.iter().find_map(|attribute| match attribute {
+                    NeighbourAttribute::LinkLayerAddress(bytes) => mac_of(bytes),
+                    _ => None,
+                })?;
+                Some((entry.header.ifindex, address, mac))
+            })
+            .collect())
+    }
+
+    /// IPv4 addresses: device, address, prefix length.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr, u8)>, NetlinkError> {
+        let found = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
+        let found = found.map_err(refused("listing addresses"))?;
+        Ok(found
+            .iter()
+            .filter_map(|entry| {
+                let own = entry.attributes.iter().find_map(|attribute| match attribute {
+                    AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                    _ => None,
+                })?;
+                Some((entry.header.index, own, entry.header.prefix_len))
+            })
+            .collect())
+    }
+
+    /// Makes a pair of veth devices in one step: `name` here, `peer` in another namespace.
+    ///
+    /// # Errors
+    /// When one of them exists, or the kernel refuses.
+    pub async fn add_veth(&self, name: &str, peer: &str, there: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+        let peer = LinkMessageBuilder::<LinkUnspec>::new().name(peer).setns_by_fd(there.as_raw_fd()).build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(name)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .build();
+        self.handle.link().add(pair).execute().await.map_err(refused("making the link to the host"))
+    }
+
+    /// Sets a device's Ethernet address and alias.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn dress(&self, index: u32, mac: MacAddress, alias: &str) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).alias(alias).build();
+        self.handle.link().set(message).execute().await.map_err(refused("setting a device's address"))
+    }
+
+    /// Sets a device up.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn raise(&self, index: u32) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.handle.link().set(message).execute().await.map_err(refused("setting a device up"))
+    }
+
+    /// Removes a device.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove(&self, index: u32) -> Result<(), NetlinkError> {
+        self.handle.link().del(index).execute().await.map_err(refused("removing a device"))
+    }
+
+    /// Gives a device an address, or leaves it when it has it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), NetlinkError> {
+        let request = self.handle.address().add(index, IpAddr::V4(address), prefix).replace();
+        request.execute().await.map_err(refused("adding an address"))
+    }
+
+    /// A host route over a device, with the source address for packets of our own.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_host_route(
+        &self,
+        index: u32,
+        to: Ipv4Addr,
+        source: Ipv4Addr,
+    ) -> Result<(), NetlinkError> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(to, 32)
+            .output_interface(index)
+            .scope(RouteScope::Link)
+            .pref_source(source)
+            .build();
+        self.handle.route().add(route).replace().execute().await.map_err(refused("adding a route"))
+    }
+
+    /// The default route.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> Result<(), NetlinkError> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build();
+        self.handle.route().add(route).replace().execute().await.map_err(refused("adding the default route"))
+    }
+
+    /// A neighbour that is never asked for.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        mac: MacAddress,
+    ) -> Result<(), NetlinkError> {
+        self.handle
+            .neighbours()
+            .add(index, IpAddr::V4(address))
+            .link_layer_address(&mac.0)
+            .state(NeighbourState::Permanent)
+            .replace()
+            .execute()
+            .await
+            .map_err(refused("adding a neighbour"))
+    }
+}
+
+fn refused(what: &'static str) -> impl FnOnce(rtnetlink::Error) -> NetlinkError {
+    move |source| NetlinkError::Refused { what, source }
+}
+
+fn mac_of(bytes: &[u8]) -> Option<MacAddress> {
+    <[u8; 6]>::try_from(bytes).ok().map(MacAddress)
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    let (mut carrier, mut queues) = (false, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::Address(bytes) => link.mac = mac_of(bytes),
+            LinkAttribute::Carrier(value) => carrier = *value != 0,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Data(InfoData::Tun(facts)) = info {
+                        link.multi_queue = tun_fact(facts, IFLA_TUN_MULTI_QUEUE) == Some(1);
+                        queues = tun_fact(facts, IFLA_TUN_NUM_QUEUES);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link.attached = queues.filter(|_| link.multi_queue).unwrap_or(u32::from(carrier));
+    link
+}
+
+/// A fact of one or four octets, in the host's order.
+fn tun_fact(facts: &[InfoTun], kind: u16) -> Option<u32> {
+    let fact = facts.iter().find(|fact| fact.kind() == kind)?;
+    let mut bytes = [0; 4];
+    match fact.value_len() {
+        length @ (1 | 4) => fact.emit_value(bytes.get_mut(..length)?),
+        _ => return None,
+    }
+    Some(if fact.value_len() == 1 { u32::from(bytes[0]) } else { u32::from_ne_bytes(bytes) })
+}
+
+fn read_route(message: &RouteMessage) -> Option<Route> {
+    if message.header.table != RT_TABLE_MAIN || message.header.address_family != AddressFamily::Inet {
+        return None;
+    }
+    let device = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })?;
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+        _ => None,
+    });
+    let destination = destination.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    Some(Route { destination, prefix: message.header.destination_prefix_length, device })
+}

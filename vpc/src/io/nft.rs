@@ -1,0 +1,154 @@
+//! nft(8): applies rule texts and lists chains, in the namespace in which the caller's closure runs.
+
+use crate::io::namespace::{Inside, NamespaceError};
+use crate::pure::names::DeviceName;
+use serde::Deserialize;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+/// Where distributions put the program; the environment's search path is not asked.
+const PROGRAMS: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
+/// Longest that a transaction may take; the kernel's part of thousands of rules is milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Most of nft's complaint that is repeated.
+const MAX_COMPLAINT_BYTES: usize = 2000;
+
+/// What can go wrong with a rule text.
+#[derive(Debug, Error)]
+pub enum NftError {
+    /// The program is missing or cannot be started.
+    #[error("nft cannot be started (package nftables): {0}")]
+    Start(#[source] io::Error),
+    /// It cannot be fed, or its answer not read.
+    #[error("nft cannot be talked to: {0}")]
+    Talk(#[source] io::Error),
+    /// It takes too long.
+    #[error("nft did not end within {PATIENCE:?}")]
+    Late,
+    /// It refuses the text.
+    #[error("nft refused: {0}")]
+    Refused(String),
+    /// Its listing is not what its manual says.
+    #[error("nft's list cannot be read: {0}")]
+    List(#[source] serde_json::Error),
+    /// The namespace's thread does not serve.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+}
+
+/// Where a text is applied.
+#[derive(Clone, Copy, Debug)]
+pub enum Where<'a> {
+    /// In the host's namespace, that of the async runtime.
+    Host,
+    /// In the network's.
+    Network(&'a Inside),
+}
+
+/// Applies a text as one transaction.
+///
+/// # Errors
+/// See [`NftError`]; nothing is changed then.
+pub async fn apply(place: Where<'_>, text: String) -> Result<(), NftError> {
+    run(place, &["-f", "-"], text.as_bytes()).await.map(drop)
+}
+
+/// Per-port chains of the table; none when the table is not there.
+///
+/// # Errors
+/// See [`NftError`].
+pub async fn port_chains(place: Where<'_>, table: &str) -> Result<BTreeSet<DeviceName>, NftError> {
+    let output = run(place, &["-j", "list", "chains", "netdev"], b"").await?;
+    chains_of(&output.stdout, table).map_err(NftError::List)
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    nftables: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    chain: Option<Chain>,
+}
+
+#[derive(Deserialize)]
+struct Chain {
+    table: String,
+    name: String,
+}
+
+fn chains_of(json: &[u8], table: &str) -> Result<BTreeSet<DeviceName>, serde_json::Error> {
+    let listing: Listing = serde_json::from_slice(json)?;
+    let chains = listing.nftables.into_iter().filter_map(|item| item.chain);
+    Ok(chains
+        .filter(|chain| chain.table == table)
+        .filter_map(|chain| DeviceName::parse(&chain.name))
+        .collect())
+}
+
+async fn run(place: Where<'_>, arguments: &'static [&'static str], text: &[u8]) -> Result<Output, NftError> {
+    let mut child = match place {
+        Where::Host => start(arguments),
+        Where::Network(inside) => {
+            let runtime = Handle::current();
+            // A child is born in the namespace of the thread that starts it.
+            inside
+                .run(move || {
+                    let _entered = runtime.enter();
+                    start(arguments)
+                })
+                .await?
+        }
+    }
+    .map_err(NftError::Start)?;
+    let mut stdin = child.stdin.take().ok_or(NftError::Talk(io::ErrorKind::BrokenPipe.into()))?;
+    let talk = async {
+        // nft may refuse and leave before it has read all; its complaint says more than the broken pipe.
+        let fed = stdin.write_all(text).await;
+        drop(stdin);
+        let output = child.wait_with_output().await?;
+        if output.status.success() { fed.map(|()| output) } else { Ok(output) }
+    };
+    let output = timeout(PATIENCE, talk).await.map_err(|_| NftError::Late)?.map_err(NftError::Talk)?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let complaint = output.stderr.get(..MAX_COMPLAINT_BYTES).unwrap_or(&output.stderr);
+    Err(NftError::Refused(String::from_utf8_lossy(complaint).into_owned()))
+}
+
+fn start(arguments: &[&str]) -> io::Result<Child> {
+    let program = PROGRAMS.into_iter().find(|program| Path::new(program).exists());
+    Command::new(program.ok_or(io::ErrorKind::NotFound)?)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ports_of_the_own_table_are_listed() {
+        let json = br#"{"nftables":[{"metainfo":{"version":"1.0.6"}},
+            {"chain":{"family":"netdev","table":"gh","name":"tabcdefghij0123","handle":1}},
+            {"chain":{"family":"netdev","table":"other","name":"tabcdefghij0124","handle":1}},
+            {"chain":{"family":"netdev","table":"gh","name":"mine","handle":2}}]}"#;
+        let chains = chains_of(json, "gh").expect("good");
+        assert_eq!(chains.iter().map(DeviceName::as_str).collect::<Vec<_>>(), ["tabcdefghij0123"]);
+        assert!(chains_of(b"not json", "gh").is_err());
+    }
+}

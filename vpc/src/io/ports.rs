@@ -1,0 +1,96 @@
+//! Executes the steps of a plan, one change of the kernel's state each.
+
+use crate::chaos;
+use crate::io::flows;
+use crate::io::network::{Network, NetworkError};
+use crate::io::nft::{self, Where};
+use crate::io::observe::Memory;
+use crate::io::settings;
+use crate::keeper::Keeper;
+use crate::pure::names::DeviceName;
+use crate::pure::plan::Step;
+use crate::pure::rules;
+use crate::pure::wanted::Port;
+use crate::sys::tun::{self, Opening};
+use model::net::{GATEWAY_IPV4, GATEWAY_MAC};
+use std::sync::Arc;
+use tracing::{debug, warn};
+
+/// Executes one step. What it learns goes into `memory`, what must outlive the process to the keeper.
+///
+/// # Errors
+/// When the kernel refuses; a later plan tries again.
+pub async fn execute(
+    network: &Network,
+    memory: &mut Memory,
+    keeper: &mut Keeper,
+    step: &Step,
+) -> Result<(), NetworkError> {
+    debug!(?step, "step");
+    let inside = &network.inside;
+    match step {
+        Step::CreateTap(port) => open(network, memory, keeper, port, Opening::New).await?,
+        Step::AttachTap(port) => open(network, memory, keeper, port, Opening::Existing).await?,
+        Step::DressTap(port) => dress(network, port).await?,
+        Step::FilterPort(port) => {
+            nft::apply(Where::Network(inside), rules::port(port)).await?;
+            memory.filters.insert(port.device.clone(), (port.mac, port.ipv4));
+        }
+        Step::RaiseTap(device) => network.netlink.raise(index(network, device).await?).await?,
+        Step::AddRoute(port) => {
+            let device = index(network, &port.device).await?;
+            network.netlink.add_host_route(device, port.ipv4, GATEWAY_IPV4).await?;
+        }
+        Step::AddNeighbour(port) => {
+            let device = index(network, &port.device).await?;
+            network.netlink.add_neighbour(device, port.ipv4, port.mac).await?;
+        }
+        Step::RemoveTap(device) => {
+            memory.queues.remove(device);
+            keeper.forget(device, &memory.queues).await;
+            network.netlink.remove(index(network, device).await?).await?;
+        }
+        Step::DropFilter(device) => {
+            memory.filters.remove(device);
+            let text = rules::without_port(device.as_str());
+            nft::apply(Where::Network(inside), text).await?;
+        }
+        Step::ForgetFlows(address) => {
+            // Flows that cannot be deleted end by their own timers; the port must go all the same.
+            if let Err(error) = flows::forget(inside, address.to_bits()).await {
+                warn!(%address, %error, "tracked flows of a removed port stay until they time out");
+            }
+        }
+    }
+    chaos::border();
+    Ok(())
+}
+
+async fn open(
+    network: &Network,
+    memory: &mut Memory,
+    keeper: &mut Keeper,
+    port: &Port,
+    opening: Opening,
+) -> Result<(), NetworkError> {
+    let (name, count) = (port.device.to_string(), port.queues);
+    let opened = network.inside.run(move || tun::open(&name, count, opening)).await?;
+    let device = port.device.to_string();
+    let queues = Arc::new(opened.map_err(|source| NetworkError::Tap { device, source })?);
+    chaos::border();
+    memory.queues.insert(port.device.clone(), queues);
+    keeper.keep(&port.device, &memory.queues).await;
+    Ok(())
+}
+
+async fn dress(network: &Network, port: &Port) -> Result<(), NetworkError> {
+    let device = port.device.clone();
+    network.inside.run(move || settings::apply(&settings::TAP, device.as_str())).await??;
+    let device = index(network, &port.device).await?;
+    Ok(network.netlink.dress(device, GATEWAY_MAC, port.vm.as_str()).await?)
+}
+
+async fn index(network: &Network, device: &DeviceName) -> Result<u32, NetworkError> {
+    let link = network.netlink.link(device.as_str()).await?;
+    Ok(link.ok_or_else(|| NetworkError::NoDevice(device.to_string()))?.index)
+}

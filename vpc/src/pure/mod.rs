@@ -1,0 +1,10 @@
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+//! Decisions without clock, file, socket or task: what is wanted, what must be done, which rules, which names.
+
+pub mod bucket;
+pub mod dns;
+pub mod names;
+pub mod plan;
+pub mod rules;
+pub mod transfer;
+pub mod wanted;

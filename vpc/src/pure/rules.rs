@@ -1,0 +1,276 @@
+//! The packet filter, as text for `nft -f -`: each text is one transaction, and applying it again changes nothing
+//! but what it says. Text and not JSON, because operators read and compare it with `nft list ruleset`.
+//!
+//! Counters are named by reason and outlive a new application, so that no dropped packet goes unexplained.
+
+use crate::pure::names::{INNER_UPLINK, Names, TABLE};
+use crate::pure::transfer::Transfer;
+use crate::pure::wanted::Port;
+use model::net::{GATEWAY_IPV4, Ipv4Cidr};
+use std::fmt::Write;
+
+/// What a guest may not reach though it would be forwarded: everything that is not the public Internet, after the
+/// IANA special-purpose registry (RFC 6890). The three ranges for documentation (RFC 5737) are left out: nobody
+/// has them, and they play the Internet in tests and lessons.
+pub const NOT_INTERNET: [(&str, &str); 12] = [
+    ("0.0.0.0/8", "this network"),
+    ("10.0.0.0/8", "private, RFC 1918: the operator's own machines"),
+    ("100.64.0.0/10", "carrier-grade NAT, RFC 6598: VPN clients, providers' own machines"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local: metadata services, transfer addresses"),
+    ("172.16.0.0/12", "private, RFC 1918"),
+    ("192.0.0.0/24", "protocol assignments"),
+    ("192.88.99.0/24", "6to4 relays, deprecated by RFC 7526"),
+    ("192.168.0.0/16", "private, RFC 1918"),
+    ("198.18.0.0/15", "benchmarks, RFC 2544"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved, and the broadcast address"),
+];
+
+/// Echo requests to the gateway that a guest has answered, a second: enough for people, too few for a flood.
+pub const PINGS_PER_SECOND: u32 = 20;
+/// Guests that the echo limit tells apart at once; as many as there may be ports.
+const PING_SOURCES: usize = crate::pure::wanted::MAX_PORTS;
+
+/// Counters of the per-port chains (family netdev, in the namespace).
+pub const PORT_COUNTERS: [&str; 5] =
+    ["spoofed_mac", "spoofed_address", "spoofed_arp", "ipv6_frame", "unknown_frame"];
+/// Counters of the network (family inet, in the namespace).
+pub const NETWORK_COUNTERS: [&str; 9] = [
+    "invalid",
+    "to_other_vm",
+    "to_link_local",
+    "to_private_range",
+    "to_own_network",
+    "to_gateway_service",
+    "too_many_pings",
+    "unasked",
+    "not_from_a_port",
+];
+/// Counters in the host's namespace (family inet).
+pub const HOST_COUNTERS: [&str; 5] = ["to_host", "to_private_range", "unasked", "wrong_source", "ipv6"];
+
+/// The namespace's rules that do not depend on its ports.
+#[must_use]
+pub fn network(network: Ipv4Cidr) -> String {
+    let mut text = table_with_counters("inet", TABLE, &NETWORK_COUNTERS);
+    let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
+    let lines = [
+        "add set inet T private_ranges { type ipv4_addr; flags interval; }".to_owned(),
+        "flush set inet T private_ranges".to_owned(),
+        format!("add element inet T private_ranges {{ {ranges} }}"),
+        format!(
+            "add set inet T pings {{ type ifname; size {PING_SOURCES}; flags dynamic,timeout; timeout 1m; }}"
+        ),
+        // Every flow carries its port's mark, so that all of a port's flows can be forgotten with it.
+        chain("inet", "mark_in", "filter hook prerouting priority mangle; policy accept;"),
+        "add rule inet T mark_in meta mark != 0 ct mark set meta mark".to_owned(),
+        chain("inet", "mark_out", "filter hook output priority mangle; policy accept;"),
+        "add rule inet T mark_out meta mark != 0 ct mark set meta mark".to_owned(),
+        chain("inet", "forward", "filter hook forward priority filter; policy drop;"),
+    ];
+    push(&mut text, TABLE, &lines);
+    push(&mut text, TABLE, &forward_rules(network));
+    push(&mut text, TABLE, &input_rules());
+    text
+}
+
+/// One port's anti-spoofing chain, at the first place where the kernel sees a frame of the guest.
+#[must_use]
+pub fn port(port: &Port) -> String {
+    let (device, mac, ipv4) = (&port.device, port.mac, port.ipv4);
+    let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
+    let rule = |rule: &str| format!("add rule netdev T {device} {rule}");
+    let lines = [
+        chain(
+            "netdev",
+            device.as_str(),
+            &format!("filter hook ingress device \"{device}\" priority -500; policy drop;"),
+        ),
+        rule(&format!("ether saddr != {mac} counter name spoofed_mac drop")),
+        rule(&format!("ether type ip ip saddr != {ipv4} counter name spoofed_address drop")),
+        rule(&format!("ether type ip meta mark set {:#010x} accept", port.mark())),
+        // Probes (RFC 5227) say 0.0.0.0; the address itself is announced and asked for with the guest's own.
+        rule(&format!("ether type arp arp saddr ether {mac} arp saddr ip {{ 0.0.0.0, {ipv4} }} accept")),
+        rule("ether type arp counter name spoofed_arp drop"),
+        rule("ether type ip6 counter name ipv6_frame drop"),
+        rule("counter name unknown_frame drop"),
+    ];
+    push(&mut text, TABLE, &lines);
+    text
+}
+
+/// Removes a port's chain, whether or not it is there.
+#[must_use]
+pub fn without_port(device: &str) -> String {
+    format!(
+        "add table netdev {TABLE}\nadd chain netdev {TABLE} {device}\nflush chain netdev {TABLE} {device}\n\
+         delete chain netdev {TABLE} {device}\n"
+    )
+}
+
+/// The rules in the host's namespace, in a table of our own; other tables are not touched.
+#[must_use]
+pub fn host(names: &Names, transfer: Transfer) -> String {
+    let (table, uplink) = (names.host_table(), names.host_uplink());
+    let mut text = table_with_counters("inet", &table, &HOST_COUNTERS);
+    let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
+    let inner = transfer.inner();
+    let from = format!("iifname \"{uplink}\"");
+    let lines = [
+        "add set inet T private_ranges { type ipv4_addr; flags interval; }".to_owned(),
+        "flush set inet T private_ranges".to_owned(),
+        format!("add element inet T private_ranges {{ {ranges} }}"),
+        // Before anyone's destination NAT: a port published on one of the host's addresses is the host's too.
+        chain("inet", "guard", "filter hook prerouting priority mangle; policy accept;"),
+        format!("add rule inet T guard {from} meta nfproto ipv6 counter name ipv6 drop"),
+        format!("add rule inet T guard {from} ip saddr != {inner} counter name wrong_source drop"),
+        format!(
+            "add rule inet T guard {from} fib daddr type {{ local, broadcast, anycast, multicast }} \
+             counter name to_host drop"
+        ),
+        chain("inet", "input", "filter hook input priority filter; policy accept;"),
+        format!("add rule inet T input {from} counter name to_host drop"),
+        chain("inet", "forward", "filter hook forward priority filter; policy accept;"),
+        format!("add rule inet T forward {from} ip daddr @private_ranges counter name to_private_range drop"),
+        format!(
+            "add rule inet T forward oifname \"{uplink}\" ct state != {{ established, related }} \
+             counter name unasked drop"
+        ),
+        format!("add rule inet T forward {from} {CLAMP}"),
+        chain("inet", "translate", "nat hook postrouting priority srcnat; policy accept;"),
+        format!("add rule inet T translate ip saddr {inner} oifname != \"{uplink}\" masquerade"),
+    ];
+    push(&mut text, &table, &lines);
+    text
+}
+
+/// Removes the host's table, whether or not it is there.
+#[must_use]
+pub fn without_host(names: &Names) -> String {
+    let table = names.host_table();
+    format!("add table inet {table}\ndelete table inet {table}\n")
+}
+
+/// A SYN says no larger segment than the path's first link takes (RFC 4459 section 3.2 says why).
+const CLAMP: &str = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
+
+fn forward_rules(network: Ipv4Cidr) -> Vec<String> {
+    let rules = [
+        "ct state invalid counter name invalid drop".to_owned(),
+        CLAMP.to_owned(),
+        format!("iifname \"{INNER_UPLINK}\" ct state established,related accept"),
+        format!("iifname \"{INNER_UPLINK}\" counter name unasked drop"),
+        "meta mark 0 counter name not_from_a_port drop".to_owned(),
+        format!("oifname != \"{INNER_UPLINK}\" counter name to_other_vm drop"),
+        "ip daddr 169.254.0.0/16 counter name to_link_local drop".to_owned(),
+        format!("ip daddr {network} counter name to_own_network drop"),
+        "ip daddr @private_ranges counter name to_private_range drop".to_owned(),
+        "accept".to_owned(),
+    ];
+    rules.into_iter().map(|rule| format!("add rule inet T forward {rule}")).collect()
+}
+
+fn input_rules() -> Vec<String> {
+    let ping = "icmp type echo-request";
+    let rules = [
+        "iifname \"lo\" accept".to_owned(),
+        "ct state invalid counter name invalid drop".to_owned(),
+        format!("iifname \"{INNER_UPLINK}\" counter name unasked drop"),
+        // The guest's half of a dialled connection, and errors about it.
+        "ct direction reply ct state established,related accept".to_owned(),
+        format!("ip daddr {GATEWAY_IPV4} udp dport 53 accept"),
+        format!("ip daddr {GATEWAY_IPV4} tcp dport 53 accept"),
+        format!(
+            "ip daddr {GATEWAY_IPV4} {ping} update @pings {{ iifname limit rate over \
+             {PINGS_PER_SECOND}/second burst {PINGS_PER_SECOND} packets }} counter name too_many_pings drop"
+        ),
+        format!("ip daddr {GATEWAY_IPV4} {ping} accept"),
+        "counter name to_gateway_service drop".to_owned(),
+    ];
+    let mut lines = vec![chain("inet", "input", "filter hook input priority filter; policy drop;")];
+    lines.extend(rules.into_iter().map(|rule| format!("add rule inet T input {rule}")));
+    lines.push(chain("inet", "translate", "nat hook postrouting priority srcnat; policy accept;"));
+    lines.push(format!("add rule inet T translate oifname \"{INNER_UPLINK}\" masquerade"));
+    lines
+}
+
+fn table_with_counters(family: &str, table: &str, counters: &[&str]) -> String {
+    let mut text = format!("add table {family} {table}\n");
+    for counter in counters {
+        // Writing to a String cannot fail.
+        let written = writeln!(text, "add counter {family} {table} {counter}");
+        debug_assert!(written.is_ok());
+    }
+    text
+}
+
+/// A base chain, empty.
+fn chain(family: &str, name: &str, hook: &str) -> String {
+    format!("add chain {family} T {name} {{ type {hook} }}\nflush chain {family} T {name}")
+}
+
+/// Appends lines in which the word `T` stands for the table.
+fn push(text: &mut String, table: &str, lines: &[String]) {
+    for line in lines {
+        for line in line.lines() {
+            let mut words = line.splitn(4, ' ');
+            let (verb, object, family) = (words.next(), words.next(), words.next());
+            let rest = words.next().and_then(|rest| rest.strip_prefix('T'));
+            if let (Some(verb), Some(object), Some(family), Some(rest)) = (verb, object, family, rest) {
+                let written = writeln!(text, "{verb} {object} {family} {table}{rest}");
+                debug_assert!(written.is_ok());
+            } else {
+                debug_assert!(false, "a rule's line has the form 'verb object family T …': {line}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pure::names::DeviceName;
+    use model::id::VmId;
+    use model::net::MacAddress;
+    use std::collections::BTreeSet;
+    use std::net::Ipv4Addr;
+
+    fn port_of(bytes: [u8; 20]) -> Port {
+        let vm = VmId::from_random(bytes);
+        let ipv4 = Ipv4Addr::new(10, 201, 0, 5);
+        Port {
+            device: DeviceName::of(&vm),
+            vm,
+            mac: MacAddress::of_ipv4(ipv4),
+            ipv4,
+            queues: 1,
+            dialable: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn every_counter_has_a_rule_and_every_rule_a_known_counter() {
+        let names = Names::new("gh").expect("prefix");
+        let transfer = Transfer::choose("gh", &[]).expect("free");
+        let texts = [
+            (network("10.201.0.0/16".parse().expect("network")), NETWORK_COUNTERS.as_slice()),
+            (port(&port_of([1; 20])), PORT_COUNTERS.as_slice()),
+            (host(&names, transfer), HOST_COUNTERS.as_slice()),
+        ];
+        for (text, counters) in texts {
+            let used: BTreeSet<&str> = text
+                .split("counter name ")
+                .skip(1)
+                .map(|rest| rest.split_whitespace().next().expect("a name"))
+                .collect();
+            assert_eq!(used, counters.iter().copied().collect(), "{text}");
+            assert!(
+                !text.lines().any(|line| line.contains(" drop")
+                    && !line.contains("counter name")
+                    && !line.contains("policy")),
+                "a drop without a reason: {text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Answers requests of the other processes (see [`crate::client`]).
+
+use crate::client::{Refusal, SERVER_WAIT, VpcReply, VpcRequest, VpcStatus};
+use crate::dial::dial;
+use crate::switch::{LivePort, Switch};
+use feed::wire::{Wire, WireError, WireListener};
+use model::id::{Generation, VmId};
+use rustix::fd::{AsFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+/// Connections at once. Each costs a task and two descriptors, and a dial may take [`SERVER_WAIT`].
+const MAX_CONNECTIONS: usize = 4096;
+/// Longest that a connection may be silent, and that an answer may wait to be read.
+const IDLE: Duration = Duration::from_secs(30);
+/// Connections at once that are told that there are too many.
+const MAX_TURNED_AWAY: usize = 256;
+/// Longest that one of those may take to ask.
+const TURN_AWAY: Duration = Duration::from_secs(1);
+/// Pause after a connection could not be accepted: the process is out of descriptors, and some will be given back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves requests.
+#[derive(Clone, Debug)]
+pub struct Server {
+    switch: Switch,
+    allowed: Arc<[u32]>,
+    slots: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+    refusals: Arc<Mutex<BTreeMap<Refusal, u64>>>,
+}
+
+struct No {
+    reason: Refusal,
+    message: String,
+}
+
+impl Server {
+    /// Serves users of these numbers, and root.
+    #[must_use]
+    pub fn new(switch: Switch, allowed_uids: &[u32]) -> Self {
+        let allowed = allowed_uids.iter().copied().chain([0]).collect();
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+        Self { switch, allowed, slots, turned_away, refusals: Arc::default() }
+    }
+
+    /// Serves for ever.
+    pub async fn run(self, listener: WireListener) {
+        loop {
+            let wire = match listener.accept().await {
+                Ok(wire) => wire,
+                Err(error) => {
+                    warn!(%error, "no connection accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let server = self.clone();
+            match Arc::clone(&self.slots).try_acquire_owned() {
+                Ok(slot) => {
+                    tokio::spawn(async move {
+                        server.serve(&wire).await;
+                        drop((wire, slot));
+                    });
+                }
+                Err(_) => {
+                    // Over the second bound, too, the connection ends without a word.
+                    let Ok(slot) = Arc::clone(&self.turned_away).try_acquire_owned() else { continue };
+                    let message = format!("{MAX_CONNECTIONS} requests are being served already");
+                    tokio::spawn(async move {
+                        server.turn_away(&wire, No { reason: Refusal::Busy, message }).await;
+                        drop((wire, slot));
+                    });
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, wire: &Wire) {
+        match wire.peer() {
+            Ok(peer) if self.allowed.contains(&peer.uid) => {}
+            Ok(peer) => {
+                let no =
+                    No { reason: Refusal::NotAllowed, message: format!("user {} may not ask", peer.uid) };
+                self.turn_away(wire, no).await;
+                return;
+            }
+            Err(error) => {
+                warn!(%error, "a connection without a known user");
+                return;
+            }
+        }
+        loop {
+            let request = match timeout(IDLE, wire.receive::<VpcRequest>()).await {
+                // Descriptors that a request brings along are not wanted and closed here.
+                Ok(Ok((request, _))) => request,
+                Ok(Err(WireError::Closed)) | Err(_) => return,
+                Ok(Err(error)) => {
+                    debug!(%error, "a request cannot be read");
+                    return;
+                }
+            };
+            let (reply, descriptors) = self.answer(request).await;
+            if !self.say(wire, &reply, descriptors).await {
+                return;
+            }
+        }
+    }
+
+    async fn answer(&self, request: VpcRequest) -> (VpcReply, Vec<OwnedFd>) {
+        let answered = match request {
+            VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
+            VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
+            VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
+        };
+        answered.unwrap_or_else(|no| (self.refuse(no), Vec::new()))
+    }
+
+    async fn dial(&self, vm: &VmId, port: u16) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        // Only in the first moments after a start is there anything to wait for.
+        if !self.switch.reached(Generation::default(), SERVER_WAIT).await {
+            return Err(unknown(vm));
+        }
+        let table = self.switch.table();
+        let live = table.ports.get(vm).ok_or_else(|| unknown(vm))?;
+        let sockets = table.sockets.as_ref().ok_or_else(|| unknown(vm))?;
+        let socket = dial(sockets, &live.port, port)
+            .await
+            .map_err(|error| No { reason: error.refusal(), message: error.to_string() })?;
+        Ok((VpcReply::Dialed, vec![socket]))
+    }
+
+    async fn tap(&self, vm: &VmId, generation: Generation) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        if !self.switch.reached(generation, SERVER_WAIT).await {
+            let now = self.switch.table().generation;
+            let message = format!("decision {generation} did not arrive in time; {now} is in force");
+            return Err(No { reason: Refusal::ViewTooOld, message });
+        }
+        let in_other_hands = |live: &LivePort| live.queues.is_none();
+        if self.switch.table().ports.get(vm).is_some_and(|live| in_other_hands(live)) {
+            // Whoever had the queues may have ended since. If the look comes too late, the answer below is no.
+            let looked = self.switch.look_again(SERVER_WAIT).await;
+            debug!(%vm, looked, "looked for a TAP that had another holder");
+        }
+        let table = self.switch.table();
+        let live = table.ports.get(vm).ok_or_else(|| unknown(vm))?;
+        let kernel = |message: String| No { reason: Refusal::Kernel, message };
+        let queues = live.queues.as_ref().ok_or_else(|| {
+            kernel("the TAP is in the hands of a process of this VM that still runs".to_owned())
+        })?;
+        let duplicates = queues.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
+        Ok((VpcReply::Tap, duplicates.map_err(|error| kernel(error.to_string()))?))
+    }
+
+    fn status(&self) -> VpcStatus {
+        let table = self.switch.table();
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        VpcStatus {
+            generation: table.generation,
+            ports: table.ports.len(),
+            refusals: refusals.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        }
+    }
+
+    /// Says no to whatever the first request is. It is read before the connection is closed, since the kernel takes
+    /// an answer away from a peer whose request nobody read.
+    async fn turn_away(&self, wire: &Wire, no: No) {
+        let reply = self.refuse(no);
+        match timeout(TURN_AWAY, wire.receive::<VpcRequest>()).await {
+            Ok(Ok(_)) => {
+                self.say(wire, &reply, Vec::new()).await;
+            }
+            Ok(Err(error)) => debug!(%error, "a request cannot be read"),
+            Err(_) => {}
+        }
+    }
+
+    fn refuse(&self, no: No) -> VpcReply {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        *refusals.entry(no.reason).or_default() += 1;
+        debug!(reason = ?no.reason, message = no.message, "refused");
+        VpcReply::Refused { reason: no.reason, message: no.message }
+    }
+
+    /// False when the asker is gone.
+    async fn say(&self, wire: &Wire, reply: &VpcReply, descriptors: Vec<OwnedFd>) -> bool {
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        match timeout(IDLE, wire.send(reply, &borrowed)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                debug!(%error, "an answer finds nobody");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+fn unknown(vm: &VmId) -> No {
+    No { reason: Refusal::UnknownVm, message: format!("VM {vm} has no port here") }
+}

@@ -1,0 +1,314 @@
+//! What outlives vpc and what does not: adoption after a kill under traffic, repair after a kill at every border
+//! between two changes and at random moments, and nothing left after a removal.
+
+mod support;
+
+use rand::Rng;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use support::guest::Guest;
+use support::{PATIENCE, SERVER, World, assert_same, inside, port, sh, within};
+use vpc::client::{Refusal, VpcError};
+
+/// Round trips of a guest's connection to the Internet, counted until told to stop.
+struct Transfer {
+    trips: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    running: std::thread::JoinHandle<()>,
+}
+
+impl Transfer {
+    fn begin(world: &World, guest: &Guest) -> Self {
+        let to = SocketAddr::from((SERVER, 90));
+        let (ready, waiting) = std::sync::mpsc::channel();
+        inside(&world.internet(), move || {
+            let listener = TcpListener::bind(to).expect("bound");
+            ready.send(()).expect("somebody waits");
+            let (mut stream, _) = listener.accept().expect("accepted");
+            let mut bytes = [0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                stream.write_all(&bytes[..length]).expect("echoed");
+            }
+        });
+        waiting.recv().expect("listens");
+        let (trips, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let running = inside(&guest.namespace, {
+            let (trips, stop) = (Arc::clone(&trips), Arc::clone(&stop));
+            move || {
+                let mut stream = TcpStream::connect(to).expect("connected");
+                stream.set_read_timeout(Some(PATIENCE)).expect("set");
+                while !stop.load(Ordering::SeqCst) {
+                    let sent = trips.load(Ordering::SeqCst).to_be_bytes();
+                    stream.write_all(&sent).expect("sent");
+                    let mut back = [0; 8];
+                    stream.read_exact(&mut back).expect("echoed");
+                    assert_eq!(back, sent);
+                    trips.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        Self { trips, stop, running }
+    }
+
+    /// Waits until so many more round trips are done.
+    async fn goes_on(&self, more: u64) {
+        let (from, begun) = (self.trips.load(Ordering::SeqCst), Instant::now());
+        while self.trips.load(Ordering::SeqCst) < from + more {
+            assert!(begun.elapsed() < PATIENCE && !self.running.is_finished(), "the transfer stands still");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn end(self) -> u64 {
+        self.stop.store(true, Ordering::SeqCst);
+        self.running.join().expect("no byte was lost");
+        self.trips.load(Ordering::SeqCst)
+    }
+}
+
+async fn tap(world: &World, last: u8) -> Result<Vec<OwnedFd>, VpcError> {
+    let (socket, vm) = (world.places().vpc_socket(), port(last, 1, &[]).vm);
+    let generation = model::id::Generation(world.generation);
+    tokio::task::spawn_blocking(move || vpc::client::tap(&socket, &vm, generation)).await.expect("asked")
+}
+
+/// Waits until a frame stands in the queue.
+async fn readable(queue: &OwnedFd) {
+    let queue = queue.try_clone().expect("duplicate");
+    let ready = tokio::task::spawn_blocking(move || {
+        let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&queue, PollFlags::IN)], Some(&patience)).expect("polled")
+    });
+    assert_eq!(ready.await.expect("waited"), 1, "no frame came");
+}
+
+/// The keeper of this world, by its command line.
+fn keeper_process(world: &World) -> rustix::process::Pid {
+    let config = world.config();
+    let (config, mut found) = (config.to_str().expect("text").as_bytes().to_vec(), Vec::new());
+    for entry in std::fs::read_dir("/proc").expect("mounted") {
+        let path = entry.expect("readable").path();
+        // Processes come and go while we look.
+        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        if words.contains(&&config[..]) && words.contains(&&b"--keeper"[..]) {
+            found.push(path.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number"));
+        }
+    }
+    assert_eq!(found.len(), 1, "one keeper");
+    rustix::process::Pid::from_raw(found[0]).expect("a process")
+}
+
+fn keeper_socket(world: &World) -> std::path::PathBuf {
+    world.places().run.join("vpc-keeper.sock")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_goes_on_while_vpc_is_dead_and_after_it_came_back() {
+    let ports = vec![port(5, 1, &[]), port(6, 2, &[])];
+    let mut world = World::with_ports(ports.clone()).await;
+    let mut guest = Guest::boot(&world, &ports[0]).await;
+    let other = Guest::boot(&world, &ports[1]).await;
+    let transfer = Transfer::begin(&world, &guest);
+    transfer.goes_on(50).await;
+
+    world.kill();
+    transfer.goes_on(50).await;
+    world.start(&[]);
+    world.settled().await;
+    transfer.goes_on(50).await;
+    assert_eq!(tap(&world, 5).await.expect("taken over from the keeper").len(), 1);
+    assert_eq!(tap(&world, 6).await.expect("taken over from the keeper").len(), 2);
+
+    // Now vpc and the keeper die together: the VM's own queue is all there is.
+    let keeper = keeper_process(&world);
+    world.kill();
+    rustix::process::kill_process(keeper, rustix::process::Signal::KILL).expect("killed");
+    transfer.goes_on(50).await;
+    world.start(&[]);
+    world.settled().await;
+    transfer.goes_on(50).await;
+    assert!(transfer.end() >= 250);
+    for last in [5, 6] {
+        match tap(&world, last).await {
+            Err(VpcError::Refused { reason: Refusal::Kernel, .. }) => {}
+            other => panic!("its VM still has it: {other:?}"),
+        }
+    }
+    guest.stop();
+    drop((guest, other));
+    for (last, queues) in [(5, 1), (6, 2)] {
+        assert_eq!(tap(&world, last).await.expect("free, and opened again").len(), queues);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn frames_for_a_sleeping_vm_wait_in_its_queue_even_through_a_restart() {
+    let ports = vec![port(5, 1, &[8000])];
+    let mut world = World::with_ports(ports.clone()).await;
+    let queues = tap(&world, 5).await.expect("a TAP");
+    let knocking = inside(&world.network(), || {
+        TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::new(10, 201, 0, 5), 8000)), PATIENCE)
+    });
+    readable(&queues[0]).await;
+    drop(queues);
+    world.kill();
+    world.start(&[]);
+    world.settled().await;
+    let queues = tap(&world, 5).await.expect("the same TAP");
+    readable(&queues[0]).await;
+    let mut guest = Guest::asleep(&world, &ports[0]).await;
+    let listening = guest.run(|| TcpListener::bind("0.0.0.0:8000").expect("bound")).await;
+    guest.wake(queues);
+    tokio::task::spawn_blocking(|| knocking.join())
+        .await
+        .expect("joined")
+        .expect("no panic")
+        .expect("connected");
+    drop(listening);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removals_leave_nothing_behind() {
+    let mut world = World::new();
+    let untouched = without_forwarding(world.kernel_state());
+    world.publish(vec![port(5, 1, &[])]);
+    world.start(&[]);
+    world.settled().await;
+    let one = world.kernel_state();
+    let ports = vec![port(5, 1, &[]), port(6, 4, &[])];
+    world.publish(ports.clone());
+    world.settled().await;
+    let guest = Guest::boot(&world, &ports[1]).await;
+    Transfer::begin(&world, &guest).goes_on(5).await;
+    assert!(flows(&world).await.contains("10.201.0.6"), "the flow is tracked");
+    world.publish(vec![port(5, 1, &[])]);
+    world.settled().await;
+    assert_same(&world.kernel_state(), &one, "after the removal");
+    assert!(!flows(&world).await.contains("10.201.0.6"), "its flows are forgotten");
+    drop(guest);
+    world.publish(vec![]);
+    world.settled().await;
+    let state = world.kernel_state();
+    assert!(!state.iter().any(|line| line.contains("10.201.0.5") || line.contains(" tfff")), "{state:#?}");
+    world.kill();
+    assert!(world.run(&["--teardown"]).success());
+    assert_same(&without_forwarding(world.kernel_state()), &untouched, "after teardown");
+    assert!(!keeper_socket(&world).exists());
+    assert!(world.run(&["--teardown"]).success(), "nothing to do is fine");
+}
+
+async fn flows(world: &World) -> String {
+    within(&world.network(), || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").expect("flows"))
+        .await
+}
+
+/// vpc says that it turns forwarding on, and leaves it on.
+fn without_forwarding(mut state: Vec<String>) -> Vec<String> {
+    state.retain(|line| !line.starts_with("ip_forward"));
+    state
+}
+
+/// Starts vpc so that it dies at the n-th border. True when it did, false when it had no more than `n` and settled.
+async fn dies_at(world: &mut World, n: u64) -> bool {
+    world.start(&["--abort-after-step", &n.to_string()]);
+    let begun = Instant::now();
+    loop {
+        let process = world.process.as_mut().expect("started");
+        if let Some(status) = process.try_wait().expect("known") {
+            assert!(!status.success());
+            world.process = None;
+            return true;
+        }
+        if let Ok(status) = world.client().status().await
+            && status.generation.0 == world.generation
+        {
+            return false;
+        }
+        assert!(begun.elapsed() < PATIENCE, "neither dead nor done\n{}", world.tail());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_every_border_is_repaired() {
+    let mut world = World::new();
+    world.publish(vec![port(5, 1, &[]), port(6, 2, &[])]);
+    let untouched = without_forwarding(world.kernel_state());
+    world.start(&[]);
+    world.settled().await;
+    let reference = world.kernel_state();
+    world.kill();
+    assert!(world.run(&["--teardown"]).success());
+    let mut borders = 0;
+    while dies_at(&mut world, borders + 1).await {
+        borders += 1;
+        world.start(&[]);
+        world.settled().await;
+        assert_same(&world.kernel_state(), &reference, &format!("after a kill at border {borders}"));
+        world.kill();
+        let cut = (borders % 8 + 1).to_string();
+        world.run(&["--teardown", "--abort-after-step", &cut]);
+        assert!(world.run(&["--teardown"]).success());
+        assert_same(&without_forwarding(world.kernel_state()), &untouched, &format!("teardown cut at {cut}"));
+    }
+    assert!(borders > 20, "only {borders} borders");
+    eprintln!("killed at each of {borders} borders of the making");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_every_border_of_a_change_is_repaired() {
+    let (before, after) = (vec![port(5, 1, &[]), port(6, 1, &[])], vec![port(6, 1, &[]), port(7, 1, &[])]);
+    let mut world = World::with_ports(before.clone()).await;
+    world.publish(after.clone());
+    world.settled().await;
+    let reference = world.kernel_state();
+    let mut killed = 0;
+    loop {
+        world.publish(before.clone());
+        world.settled().await;
+        world.kill();
+        world.publish(after.clone());
+        if !dies_at(&mut world, killed + 1).await {
+            break;
+        }
+        killed += 1;
+        world.start(&[]);
+        world.settled().await;
+        assert_same(&world.kernel_state(), &reference, &format!("after a kill at border {killed}"));
+    }
+    assert!(killed > 15, "only {killed} borders");
+    eprintln!("killed at each of {killed} borders of the change");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_at_random_moments_are_repaired() {
+    let mut world = World::new();
+    let last = vec![port(5, 1, &[]), port(6, 2, &[])];
+    for round in 0..8 {
+        let ports =
+            (5..9).filter(|_| rand::rng().random()).map(|last| port(last, 1 + last % 2, &[])).collect();
+        world.publish(ports);
+        world.start(&[]);
+        // The moment is what is tried: nothing to wait for.
+        let moment = Duration::from_millis(rand::rng().random_range(0..400));
+        tokio::time::sleep(moment).await;
+        world.kill();
+        eprintln!("round {round}: killed after {moment:?}");
+    }
+    world.publish(last.clone());
+    world.start(&[]);
+    world.settled().await;
+    let repaired = world.kernel_state();
+    world.kill();
+    assert!(world.run(&["--teardown"]).success());
+    world.start(&[]);
+    world.settled().await;
+    assert_same(&repaired, &world.kernel_state(), "as if it had been made at once");
+    assert!(sh("ip netns").contains(&world.network()));
+}

@@ -1,0 +1,115 @@
+//! A guest: a network stack of its own whose NIC's frames are carried to and from vpc's TAP, header and all, as a
+//! VM's process carries them.
+
+use super::{World, clean, sh, within};
+use model::id::Generation;
+use model::view::PortEntry;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use std::io::PipeWriter;
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::JoinHandle;
+use vpc::sys::tun::{self, Opening};
+
+pub struct Guest {
+    pub namespace: String,
+    pub port: PortEntry,
+    /// Frames written here are the guest's, whatever they say.
+    pub wire: Option<OwnedFd>,
+    nic: Vec<OwnedFd>,
+    stop: Option<PipeWriter>,
+    carrying: Option<JoinHandle<()>>,
+}
+
+impl Guest {
+    /// Boots a guest on a port: asks vpc for the TAP and joins it to a NIC.
+    pub async fn boot(world: &World, port: &PortEntry) -> Self {
+        let (socket, vm) = (world.places().vpc_socket(), port.vm.clone());
+        let generation = Generation(world.generation);
+        let queues = tokio::task::spawn_blocking(move || vpc::client::tap(&socket, &vm, generation));
+        let queues = queues.await.expect("joined").expect("a TAP");
+        assert_eq!(queues.len(), usize::from(port.queues));
+        let mut guest = Self::asleep(world, port).await;
+        guest.wake(queues);
+        guest
+    }
+
+    /// A guest that is all there, and reads no frame yet.
+    pub async fn asleep(world: &World, port: &PortEntry) -> Self {
+        let [.., last] = port.ipv4.octets();
+        let namespace = format!("{}-g{last}", world.prefix);
+        sh(&format!("ip netns add {namespace}"));
+        let nic = within(&namespace, || tun::open("eth0", 1, Opening::New).expect("a NIC")).await;
+        let (mac, ipv4) = (port.mac, port.ipv4);
+        sh(&format!(
+            "n=\"ip -n {namespace}\"; $n link set lo up; $n link set eth0 address {mac} up
+             $n addr add {ipv4}/32 dev eth0; $n route add 169.254.1.1 dev eth0 scope link
+             $n route add default via 169.254.1.1 dev eth0 onlink"
+        ));
+        Self { namespace, port: port.clone(), wire: None, nic, stop: None, carrying: None }
+    }
+
+    /// From now on frames are carried to and from these queues.
+    pub fn wake(&mut self, queues: Vec<OwnedFd>) {
+        self.wire = Some(queues[0].try_clone().expect("duplicate"));
+        let nic = self.nic[0].try_clone().expect("duplicate");
+        let (stopped, stop) = std::io::pipe().expect("pipe");
+        self.carrying = Some(std::thread::spawn(move || carry(&queues, &nic, stopped.as_fd())));
+        self.stop = Some(stop);
+    }
+
+    /// Pulls the plug: the queues are let go.
+    pub fn stop(&mut self) {
+        drop((self.stop.take(), self.wire.take()));
+        if let Some(carrying) = self.carrying.take() {
+            carrying.join().expect("carried well");
+        }
+    }
+
+    /// Runs a closure in the guest.
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        within(&self.namespace, work).await
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.stop();
+        clean(&format!("ip netns del {}", self.namespace));
+    }
+}
+
+/// Carries frames until told to stop, or until the TAP is gone.
+fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>) {
+    loop {
+        let mut watched: Vec<PollFd<'_>> =
+            queues.iter().chain([nic]).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        watched.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
+        match poll(&mut watched, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => panic!("poll: {error}"),
+        }
+        if watched.last().is_some_and(|stop| !stop.revents().is_empty()) {
+            return;
+        }
+        let alive = queues.iter().all(|queue| copy(queue, nic)) && copy(nic, &queues[0]);
+        if !alive {
+            return;
+        }
+    }
+}
+
+/// Copies the frames that are there; false when a device is gone.
+fn copy(from: &OwnedFd, to: &OwnedFd) -> bool {
+    let mut frame = vec![0; 1 << 17];
+    loop {
+        match rustix::io::read(from, &mut frame) {
+            Ok(length) => match rustix::io::write(to, &frame[..length]) {
+                Ok(_) | Err(Errno::AGAIN | Errno::IO | Errno::INVAL) => {}
+                Err(_) => return false,
+            },
+            Err(Errno::AGAIN) => return true,
+            Err(_) => return false,
+        }
+    }
+}

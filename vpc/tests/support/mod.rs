@@ -1,0 +1,355 @@
+//! A world for tests: a "host" and an "Internet", each a network namespace, and guests, each a kernel of its own in a
+//! namespace, whose NIC is joined to vpc's TAP as a VM's process would join it. Needs root.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+pub mod guest;
+pub mod servers;
+
+use feed::publish::Publisher;
+use model::config::{Places, VpcConfig};
+use model::id::{Generation, VmId};
+use model::net::{Ipv4Cidr, MacAddress};
+use model::view::{PortEntry, VIEW_VERSION, VpcView};
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use vpc::client::{VpcClient, VpcStatus};
+use vpc::pure::names::TABLE;
+
+/// The host's public address.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The Internet's router, on the host's uplink.
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// A server somewhere in the Internet.
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+/// A name server there.
+pub const DNS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
+/// A machine with a private address that the host can reach.
+pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+/// A cloud's metadata service that the host can reach.
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// Longest that anything in a test is waited for; the machine may be busy.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+static WORLDS: AtomicU32 = AtomicU32::new(0);
+
+pub struct World {
+    pub prefix: String,
+    pub folder: TempDir,
+    pub publisher: Publisher,
+    announcing: tokio::task::JoinHandle<()>,
+    pub process: Option<Child>,
+    pub generation: u64,
+    ports: Vec<PortEntry>,
+}
+
+impl World {
+    /// A host and an Internet, and no vpc yet. Must be called inside a tokio runtime.
+    pub fn new() -> Self {
+        // Four characters that no other test of this machine has now: process and count.
+        let number = std::process::id() % 1296 * 36 + WORLDS.fetch_add(1, Ordering::SeqCst) % 36;
+        let digit = |value: u32| char::from_digit(value % 36, 36).expect("a digit");
+        let prefix: String = ['x', digit(number / 1296), digit(number / 36), digit(number)].iter().collect();
+        let folder = tempfile::Builder::new().prefix("vpc").tempdir().expect("folder");
+        let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
+        std::fs::create_dir_all(&places.run).expect("folder");
+        let publisher = Publisher::new(&places.feed()).expect("publisher");
+        let announcing = tokio::spawn({
+            let (publisher, socket) = (publisher.clone(), places.feed_socket());
+            async move { publisher.announce(&socket).await.expect("announces") }
+        });
+        let world =
+            Self { prefix, folder, publisher, announcing, process: None, generation: 0, ports: vec![] };
+        world.build();
+        world
+    }
+
+    /// A world with vpc running and these guests' ports.
+    pub async fn with_ports(ports: Vec<PortEntry>) -> Self {
+        let mut world = Self::new();
+        world.publish(ports);
+        world.start(&[]);
+        world.settled().await;
+        world
+    }
+
+    fn build(&self) {
+        let (host, internet) = (self.host(), self.internet());
+        let uplink = format!("{}e", self.prefix);
+        sh(&format!(
+            "ip netns add {host}; ip netns add {internet}; ip -n {host} link set lo up; ip -n {internet} link set lo up
+             ip -n {host} link add eth0 type veth peer name eth0 netns {internet}
+             ip -n {host} addr add {HOST}/24 dev eth0; ip -n {internet} addr add {ROUTER}/24 dev eth0
+             ip -n {host} addr add 192.168.50.1/32 dev lo
+             ip -n {host} link set eth0 up; ip -n {internet} link set eth0 up
+             ip -n {host} route add default via {ROUTER}
+             for a in {SERVER} {DNS} {PRIVATE} {METADATA}; do ip -n {internet} addr add $a/32 dev lo; done
+             : {uplink}"
+        ));
+        let config = VpcConfig {
+            places: self.places(),
+            prefix: self.prefix.clone(),
+            allowed_uids: vec![64_501],
+            upstream_dns: vec![SocketAddr::from((DNS, 53))],
+        };
+        std::fs::write(self.config(), toml::to_string(&config).expect("toml")).expect("config");
+    }
+
+    pub fn places(&self) -> Places {
+        Places { data: self.folder.path().join("data"), run: self.folder.path().join("run") }
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("vpc.toml")
+    }
+
+    pub fn host(&self) -> String {
+        format!("{}-host", self.prefix)
+    }
+
+    pub fn internet(&self) -> String {
+        format!("{}-internet", self.prefix)
+    }
+
+    pub fn network(&self) -> String {
+        format!("{}-default", self.prefix)
+    }
+
+    pub fn client(&self) -> VpcClient {
+        VpcClient::new(self.places().vpc_socket())
+    }
+
+    /// Publishes a view with these ports.
+    pub fn publish(&mut self, ports: Vec<PortEntry>) {
+        self.generation += 1;
+        self.ports.clone_from(&ports);
+        self.publisher.publish(&self.view(ports), None).expect("published");
+    }
+
+    fn view(&self, ports: Vec<PortEntry>) -> VpcView {
+        VpcView {
+            version: VIEW_VERSION,
+            generation: Generation(self.generation),
+            default_network: network_range(),
+            ports: ports.into(),
+        }
+    }
+
+    /// Runs vpc in the host's namespace to its end.
+    pub fn run(&self, arguments: &[&str]) -> std::process::ExitStatus {
+        self.command(arguments).spawn().expect("starts").wait().expect("ends")
+    }
+
+    /// Starts vpc in the host's namespace.
+    pub fn start(&mut self, arguments: &[&str]) {
+        assert!(self.process.is_none(), "one at a time");
+        self.process = Some(self.command(arguments).spawn().expect("starts"));
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let log = File::options().create(true).append(true).open(self.log()).expect("log");
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.host()))
+            .arg(env!("CARGO_BIN_EXE_vpc"))
+            .arg("--config")
+            .arg(self.config())
+            .args(arguments)
+            .env("RUST_LOG", "debug,rtnetlink=info,netlink_proto=info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.folder.path().join("vpc.log")
+    }
+
+    /// SIGKILL, and waits for its end.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("runs");
+        process.kill().expect("killed");
+        process.wait().expect("ended");
+    }
+
+    /// Waits until the newest view is in force.
+    pub async fn settled(&self) -> VpcStatus {
+        let begun = Instant::now();
+        loop {
+            match self.client().status().await {
+                Ok(status) if status.generation == Generation(self.generation) => return status,
+                last => assert!(begun.elapsed() < PATIENCE, "not settled: {last:?}\n{}", self.tail()),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A counter of the rules; `family` and table say which.
+    pub fn counter(&self, namespace: &str, family: &str, table: &str, name: &str) -> u64 {
+        let text =
+            sh(&format!("nsenter --net=/run/netns/{namespace} nft list counter {family} {table} {name}"));
+        let after = text.split("packets ").nth(1).unwrap_or_else(|| panic!("no counter in {text}"));
+        after.split_whitespace().next().and_then(|word| word.parse().ok()).expect("a number")
+    }
+
+    pub fn port_counter(&self, name: &str) -> u64 {
+        self.counter(&self.network(), "netdev", TABLE, name)
+    }
+
+    pub fn network_counter(&self, name: &str) -> u64 {
+        self.counter(&self.network(), "inet", TABLE, name)
+    }
+
+    pub fn host_counter(&self, name: &str) -> u64 {
+        self.counter(&self.host(), "inet", &format!("{}_host", self.prefix), name)
+    }
+
+    /// All that vpc made in the kernel, as text without numbers that differ from one making to the next.
+    pub fn kernel_state(&self) -> Vec<String> {
+        let (host, network) = (self.host(), self.network());
+        let text = sh(&format!(
+            "for n in {host} {network}; do echo \"namespace $n\"; [ -e /run/netns/$n ] || continue
+             ip -n $n -d -o link; ip -n $n -o addr; ip -n $n route show table all; ip -n $n neigh show nud permanent
+             nsenter --net=/run/netns/$n nft -s list ruleset
+             nsenter --net=/run/netns/$n sh -c 'cd /proc/sys/net/ipv4 && grep -H . ip_forward conf/*/rp_filter \
+                conf/*/proxy_arp conf/*/accept_redirects neigh/*/proxy_delay'
+             done; ip netns | grep ^{}- | sed 's/ .*//'",
+            self.prefix
+        ));
+        let mut lines: Vec<String> = text.lines().map(settle).collect();
+        lines.sort();
+        lines
+    }
+
+    /// The end of vpc's log.
+    pub fn tail(&self) -> String {
+        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the end of vpc's log\n{}", self.tail());
+        }
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("killed");
+            process.wait().expect("ended");
+        }
+        self.run(&["--teardown"]);
+        self.announcing.abort();
+        for namespace in [self.host(), self.internet()] {
+            clean(&format!("ip netns del {namespace}"));
+        }
+    }
+}
+
+/// Cleans up; a failure is told and not thrown, since the test may be failing already.
+pub fn clean(text: &str) {
+    match Command::new("sh").arg("-ec").arg(text).status() {
+        Ok(status) if status.success() => {}
+        other => eprintln!("{text}: {other:?}"),
+    }
+}
+
+/// Compares two states of the kernel and shows only what differs.
+pub fn assert_same(now: &[String], expected: &[String], when: &str) {
+    let more = |left: &[String], right: &[String]| {
+        let mut right = right.to_vec();
+        let only: Vec<String> = left
+            .iter()
+            .filter(|line| match right.iter().position(|other| other == *line) {
+                Some(at) => {
+                    right.swap_remove(at);
+                    false
+                }
+                None => true,
+            })
+            .cloned()
+            .collect();
+        only
+    };
+    assert!(
+        now == expected,
+        "{when}:\ntoo much: {:#?}\nmissing: {:#?}",
+        more(now, expected),
+        more(expected, now)
+    );
+}
+
+/// Strips what differs from one making to the next: device numbers, veth's random addresses, and times.
+fn settle(line: &str) -> String {
+    let mut words: Vec<&str> = line.split_whitespace().collect();
+    if words.first().is_some_and(|word| word.trim_end_matches(':').parse::<u32>().is_ok()) {
+        words.remove(0);
+    }
+    if line.contains("uplink") || line.contains("-up@") || line.contains("eth0") {
+        if let Some(at) = words.iter().position(|word| *word == "link/ether") {
+            words.remove(at + 1);
+        }
+    }
+    let text = words.join(" ");
+    let cut = text.split("@if").collect::<Vec<_>>();
+    match cut.as_slice() {
+        [one] => (*one).to_owned(),
+        [before, after] => {
+            format!("{before}@ {}", after.trim_start_matches(|c: char| c.is_ascii_digit()))
+        }
+        _ => text,
+    }
+}
+
+pub fn network_range() -> Ipv4Cidr {
+    "10.201.0.0/24".parse().expect("range")
+}
+
+/// A port of a VM whose address ends in `last`.
+pub fn port(last: u8, queues: u8, dialable: &[u16]) -> PortEntry {
+    let ipv4 = Ipv4Addr::new(10, 201, 0, last);
+    PortEntry {
+        vm: VmId::from_random([last; 20]),
+        mac: MacAddress::of_ipv4(ipv4),
+        ipv4,
+        queues,
+        dialable: dialable.to_vec(),
+    }
+}
+
+/// Runs a shell text and gives its output; a failure of its last command fails the test.
+pub fn sh(text: &str) -> String {
+    let output = Command::new("sh").arg("-ec").arg(text).output().expect("sh starts");
+    assert!(
+        output.status.success(),
+        "{text}\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Runs a closure on a thread inside a namespace.
+pub fn inside<T: Send + 'static>(
+    namespace: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let file = File::open(format!("/run/netns/{namespace}")).expect("namespace");
+    std::thread::spawn(move || {
+        vpc::sys::namespace::enter(&file).expect("entered");
+        work()
+    })
+}
+
+/// The same, and waits for its result.
+pub async fn within<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = inside(namespace, work);
+    tokio::task::spawn_blocking(move || thread.join()).await.expect("joined").expect("the closure holds")
+}
