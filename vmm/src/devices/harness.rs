@@ -510,11 +510,13 @@ mod tests {
         }
     }
 
+    type Target = fn(&[u8]);
+
     /// The inputs that the fuzz targets start from, or once failed on.
     #[test]
     fn the_corpus_of_the_fuzz_targets_passes() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
-        let all: [(&str, fn(&[u8])); 5] = [
+        let all: [(&str, Target); 5] = [
             ("rng", targets::rng),
             ("block", targets::block),
             ("net", targets::net),

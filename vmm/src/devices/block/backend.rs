@@ -192,6 +192,9 @@ fn transfer<'m>(
     mut call: impl FnMut(u64, &[VolatileSlice<'m>]) -> Result<usize, DiskError>,
 ) -> Result<(), DiskError> {
     let total = total(slices);
+    if total == 0 {
+        return Ok(());
+    }
     let mut done = call(0, slices)?;
     let mut rest = Vec::new();
     while done < total {

@@ -281,3 +281,6 @@ impl VirtioDevice for Block {
 fn byte_offset(sector: u64) -> Result<u64, Refusal> {
     sector.checked_mul(SECTOR).ok_or(Refusal::Disk(DiskError::OutOfRange))
 }
+
+#[cfg(test)]
+mod tests;

@@ -182,7 +182,8 @@ impl<M: Medium> LayeredDisk<M> {
             (Layer::Base, _, Some(base)) => {
                 // The base may end inside of its last grain.
                 let total = total(into);
-                let have = usize::try_from(self.base_len - offset).unwrap_or(total).min(total);
+                let have = self.base_len.saturating_sub(offset);
+                let have = usize::try_from(have).unwrap_or(total).min(total);
                 let mut part = Vec::new();
                 cut(into, 0, have, &mut part);
                 read_all(base, offset, &part)?;
@@ -390,3 +391,6 @@ pub fn map_path(top: &Path) -> PathBuf {
     name.push(".map");
     name.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -324,3 +324,6 @@ impl Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

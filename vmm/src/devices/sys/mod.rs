@@ -6,4 +6,6 @@ mod tap;
 
 pub use fd::borrow;
 pub use iov::{MAX_VECTORS, preadv, pwritev, readv, writev};
+#[cfg(test)]
+pub use tap::open_tap_apart;
 pub use tap::{set_offload, set_vnet_header_size};

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Writes the seeds of the fuzz targets: inputs in the language of vmm/src/devices/harness.rs, `Rig::abuse`."""
+
+import pathlib
+import struct
+
+FOLDER = pathlib.Path(__file__).parent / "corpus"
+
+
+def near(offset):
+    """An address in the data area, as `Input::address` reads it."""
+    return bytes([5]) + struct.pack("<H", offset)
+
+
+def descriptor(queue, index, offset, length, write, more, following=0, indirect=False, address=None):
+    kind = (7 << 3 if indirect else 0) | (int(more) | int(write) << 1) << 6 | 5
+    return (bytes([queue << 4]) + struct.pack("<H", index) + (address or near(offset)) + bytes([kind])
+            + struct.pack("<H", length) + bytes([following]))
+
+
+def lend(queue, head):
+    return bytes([queue << 4 | 4]) + struct.pack("<H", head)
+
+
+def put(offset, data):
+    return bytes([7]) + near(offset) + data.ljust(48, b"\0")
+
+
+def kick(queue):
+    return bytes([queue << 4 | 15])
+
+
+PAUSE = bytes([9])
+
+
+def source(index):
+    return bytes([10, index])
+
+
+def block(kind, sector, length, write):
+    return (put(0, struct.pack("<IIQ", kind, 0, sector)) + descriptor(0, 0, 0, 16, False, True, 1)
+            + descriptor(0, 1, 0x100, length, write, True, 2) + descriptor(0, 2, 0x4000, 1, True, False)
+            + lend(0, 0) + kick(0))
+
+
+def vsock(op, source_port, destination_port, length, flags=0):
+    header = struct.pack("<QQIIIHHIII", 3, 2, source_port, destination_port, length, 1, op, flags, 65536, 0)
+    return put(0, header) + descriptor(1, 0, 0, 44 + length, False, False) + lend(1, 0) + kick(1)
+
+
+def room(queue, head, length):
+    return descriptor(queue, head, 0x1000, length, True, False) + lend(queue, head)
+
+
+def frame(mac):
+    head = bytes(12) + b"\xff" * 6 + mac + b"\x08\x00" + b"E"
+    return put(0, head) + descriptor(1, 0, 0, 100, False, False) + lend(1, 0) + kick(1)
+
+
+def write(register, value):
+    return bytes([0, register // 4, 0, 0]) + struct.pack("<I", value)
+
+
+def read(register):
+    return bytes([0x80, register // 4, 0, 0]) + bytes(4)
+
+
+CONNECT = 1 << 30
+MAC = bytes([2, 0, 0, 0, 0, 1])
+ACTIVATE = (write(0x70, 1) + write(0x70, 3) + write(0x24, 1) + write(0x20, 1) + write(0x70, 11) + write(0x30, 0)
+            + write(0x38, 16) + write(0x80, 0x1000) + write(0x90, 0x2000) + write(0xA0, 0x3000) + write(0x44, 1)
+            + write(0x70, 15))
+LOOP = descriptor(0, 0, 0, 16, False, True, 1) + descriptor(0, 1, 0, 16, False, True, 0) + lend(0, 0) + kick(0)
+OUTSIDE = descriptor(0, 0, 0, 600, True, False, address=bytes([1, 8, 0])) + lend(0, 0) + kick(0)
+WRAPS = descriptor(0, 0, 0, 600, True, False, address=bytes([3, 8, 0])) + lend(0, 0) + kick(0)
+INDIRECT = (put(0x200, struct.pack("<QIHH", 0x20300, 64, 2, 0))
+            + descriptor(0, 0, 0x200, 16, False, False, indirect=True) + lend(0, 0) + kick(0))
+NESTED = (put(0x200, struct.pack("<QIHH", 0x20200, 16, 4, 0))
+          + descriptor(0, 0, 0x200, 16, False, False, indirect=True) + lend(0, 0) + kick(0))
+JUMP = bytes([6]) + struct.pack("<H", 40000) + kick(0)
+MALFORMED = {"loop": LOOP, "outside": OUTSIDE, "wraps": WRAPS, "indirect": INDIRECT, "nested": NESTED, "jump": JUMP}
+
+SEEDS = {
+    "rng": {"one": room(0, 0, 64) + kick(0), "pause": room(0, 0, 64) + PAUSE + kick(0), **MALFORMED},
+    "block": {
+        "write-read": block(1, 0, 512, False) + block(0, 0, 512, True) + PAUSE,
+        "flush": block(1, 7, 4096, False) + block(4, 0, 16, False) + block(0, 7, 4096, True),
+        "id": block(8, 0, 20, True),
+        "discard": put(0x100, struct.pack("<QII", 8, 16, 0)) + block(11, 0, 16, False),
+        "zeroes": put(0x100, struct.pack("<QII", 1, 30, 1)) + block(13, 0, 16, False) + block(0, 0, 8192, True),
+        "beyond": block(0, 1 << 40, 512, True),
+        **MALFORMED,
+    },
+    "net": {
+        "send": frame(MAC),
+        "forged": frame(bytes([2, 0, 0, 0, 0, 9])),
+        "receive": b"".join(room(0, n, 2048) for n in range(40)) + kick(0) + source(0) + PAUSE + kick(0),
+        "small": room(0, 0, 1024) + kick(0) + PAUSE + room(0, 1, 1024) + kick(0),
+        **MALFORMED,
+    },
+    "vsock": {
+        "accept": room(0, 0, 4140) + source(0) + vsock(2, 1024, CONNECT, 0) + room(0, 1, 4140) + kick(0)
+                  + vsock(5, 1024, CONNECT, 20) + vsock(4, 1024, CONNECT, 0, 3),
+        "request": room(0, 0, 4140) + vsock(1, 5, 6, 0) + kick(0),
+        "refuse": room(0, 0, 4140) + source(0) + vsock(3, 1024, CONNECT, 0),
+        "event": room(2, 0, 8) + kick(2) + PAUSE,
+        **MALFORMED,
+    },
+    "mmio": {
+        "activate": ACTIVATE + write(0x50, 0) + read(0x70) + read(0x60) + write(0x70, 0),
+        "change": ACTIVATE + write(0x80, 0x5000) + write(0x44, 0) + write(0x38, 32) + write(0x50, 0),
+        "config": bytes([0xC0 | 0x25, 0, 1, 1]) + bytes(5) + bytes([0xC0, 0, 0xFF, 0x0F]) + bytes(4),
+    },
+}
+
+for target, seeds in SEEDS.items():
+    (FOLDER / target).mkdir(parents=True, exist_ok=True)
+    for name, data in seeds.items():
+        (FOLDER / target / f"seed-{name}").write_bytes(data)
