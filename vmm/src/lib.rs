@@ -5,3 +5,7 @@
 pub mod client;
 #[cfg(feature = "machine")]
 pub mod devices;
+#[cfg(feature = "machine")]
+pub mod machine;
+#[cfg(feature = "machine")]
+pub mod supervisor;

@@ -1,0 +1,177 @@
+//! Fills guest memory before the first instruction: kernel, initramfs, command line and tables.
+
+use super::pure::boot_params::{self, SEED_BYTES};
+use super::pure::layout::{
+    ACPI, COMMAND_LINE, COMMAND_LINE_BYTES, GAP, GDT, GENERATION_ID, HIGH_RAM, IDT, PAGE_TABLES, Range,
+    SETUP_DATA, ZERO_PAGE, ram,
+};
+use super::pure::{acpi, registers};
+use super::sys;
+use crate::devices::GuestRam;
+use linux_loader::loader::{Elf, KernelLoader};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
+
+/// The initramfs begins at a page.
+const PAGE: u64 = 4096;
+/// Bytes of a VM generation id.
+const GENERATION_ID_BYTES: usize = 16;
+
+/// Why a guest's memory could not be filled.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The host has no address space or memory left.
+    #[error("cannot map {mib} MiB of guest memory")]
+    Map {
+        /// How much.
+        mib: u32,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
+    /// An image file cannot be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel is not an uncompressed 64-bit ELF file, or does not fit.
+    #[error(
+        "cannot load the kernel {path}; it must be an uncompressed 64-bit ELF file that fits into memory"
+    )]
+    Kernel {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: linux_loader::loader::Error,
+    },
+    /// The initramfs does not fit.
+    #[error("the initramfs of {bytes} bytes does not fit into memory behind the kernel")]
+    NoRoom {
+        /// Its size.
+        bytes: u64,
+    },
+    /// The initramfs cannot be read.
+    #[error("cannot read the initramfs {path}")]
+    Initramfs {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: GuestMemoryError,
+    },
+    /// The command line is too long.
+    #[error("the kernel's command line has {bytes} bytes; at most {} are allowed", COMMAND_LINE_BYTES - 1)]
+    CommandLine {
+        /// Its length.
+        bytes: usize,
+    },
+    /// A table lies outside of memory.
+    #[error("cannot write a boot table")]
+    Table(#[source] GuestMemoryError),
+    /// The host gives no random numbers.
+    #[error("cannot draw random numbers")]
+    Random(#[source] io::Error),
+}
+
+/// What goes into memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot<'a> {
+    /// Size of memory.
+    pub memory_mib: u32,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Number of virtio devices.
+    pub virtio_devices: usize,
+    /// An uncompressed 64-bit ELF file.
+    pub kernel: &'a Path,
+    /// A cpio archive.
+    pub initramfs: Option<&'a Path>,
+    /// The kernel's command line.
+    pub command_line: &'a str,
+}
+
+/// Maps guest memory: private, anonymous, with huge pages where the host has them.
+///
+/// # Errors
+/// When the host refuses the mapping.
+pub fn map(memory_mib: u32) -> Result<GuestRam, LoadError> {
+    let ranges: Vec<_> =
+        ram(memory_mib).iter().map(|range| (GuestAddress(range.start), range.bytes as usize)).collect();
+    let mem = GuestRam::from_ranges(&ranges).map_err(|source| LoadError::Map { mib: memory_mib, source })?;
+    if let Err(error) = sys::prefer_huge_pages(&mem) {
+        tracing::warn!(%error, "no huge pages for guest memory; it works with small ones");
+    }
+    Ok(mem)
+}
+
+/// Writes everything; returns the address of the first instruction.
+///
+/// # Errors
+/// See [`LoadError`].
+pub fn fill(mem: &GuestRam, boot: &Boot<'_>) -> Result<u64, LoadError> {
+    let mut file = open(boot.kernel)?;
+    let loaded = Elf::load(mem, None, &mut file, Some(GuestAddress(HIGH_RAM)))
+        .map_err(|source| LoadError::Kernel { path: boot.kernel.to_owned(), source })?;
+    let ranges = ram(boot.memory_mib);
+    let low_end = ranges[0].bytes.min(GAP);
+    let initramfs = match boot.initramfs {
+        Some(path) => Some(load_initramfs(mem, path, loaded.kernel_end, low_end)?),
+        None => None,
+    };
+    write_command_line(mem, boot.command_line)?;
+    let page = boot_params::zero_page(&ranges, initramfs, boot.command_line.len());
+    let mut random = [0; SEED_BYTES + GENERATION_ID_BYTES];
+    fill_random(&mut random)?;
+    let (seed, generation) = random.split_first_chunk::<SEED_BYTES>().expect("longer than a seed");
+    for (address, bytes) in [
+        (ZERO_PAGE, page.as_slice()),
+        (SETUP_DATA, &boot_params::seed(seed)),
+        (GENERATION_ID, generation),
+        (GDT, &registers::descriptor_table()),
+        (IDT, &[0; 8]),
+        (PAGE_TABLES, &registers::page_tables()),
+        (ACPI, &acpi::tables(boot.vcpus, boot.virtio_devices)),
+    ] {
+        mem.write_slice(bytes, GuestAddress(address)).map_err(LoadError::Table)?;
+    }
+    Ok(loaded.kernel_load.raw_value())
+}
+
+/// Puts the initramfs at the end of the memory below the gap, where the kernel does not put itself.
+fn load_initramfs(mem: &GuestRam, path: &Path, kernel_end: u64, low_end: u64) -> Result<Range, LoadError> {
+    let mut file = open(path)?;
+    let open_failed = |source| LoadError::Open { path: path.to_owned(), source };
+    let bytes = file.metadata().map_err(open_failed)?.len();
+    let start = low_end.checked_sub(bytes).map(|start| start / PAGE * PAGE);
+    let start = start.filter(|start| *start >= kernel_end).ok_or(LoadError::NoRoom { bytes })?;
+    mem.read_exact_volatile_from(GuestAddress(start), &mut file, bytes as usize)
+        .map_err(|source| LoadError::Initramfs { path: path.to_owned(), source })?;
+    Ok(Range { start, bytes })
+}
+
+fn write_command_line(mem: &GuestRam, line: &str) -> Result<(), LoadError> {
+    if line.len() >= COMMAND_LINE_BYTES {
+        return Err(LoadError::CommandLine { bytes: line.len() });
+    }
+    // What follows is zero, as all new memory is.
+    mem.write_slice(line.as_bytes(), GuestAddress(COMMAND_LINE)).map_err(LoadError::Table)
+}
+
+fn open(path: &Path) -> Result<File, LoadError> {
+    File::open(path).map_err(|source| LoadError::Open { path: path.to_owned(), source })
+}
+
+fn fill_random(bytes: &mut [u8]) -> Result<(), LoadError> {
+    // Requests of up to 256 bytes are answered whole (getrandom(2)).
+    let drawn = getrandom(&mut *bytes, GetRandomFlags::empty()).map_err(|e| LoadError::Random(e.into()))?;
+    if drawn == bytes.len() { Ok(()) } else { Err(LoadError::Random(io::ErrorKind::UnexpectedEof.into())) }
+}

@@ -1,0 +1,195 @@
+//! A VM's folder, and the plan that is made of a specification.
+
+use crate::client::{MachineSpec, Refusal};
+use crate::machine::control::{MachinePlan, SPEC};
+use crate::machine::pure::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
+use model::config::VmmConfig;
+use model::id::VmId;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Longest name of an image.
+const MAX_IMAGE_NAME: usize = 64;
+/// One mebibyte.
+const MIB: u64 = 1 << 20;
+
+/// Why no plan can be made, or a folder not be changed.
+#[derive(Debug, Error)]
+pub enum FolderError {
+    /// A number is out of its range.
+    #[error("{what} must be {range}, got {got}")]
+    Range {
+        /// Which.
+        what: &'static str,
+        /// What is allowed.
+        range: String,
+        /// What was given.
+        got: u32,
+    },
+    /// An image's name is a name of a folder, nothing else.
+    #[error(
+        "the image's name must be 1 to {MAX_IMAGE_NAME} characters of a-z, A-Z, 0-9, '-', '_' and '.', not first"
+    )]
+    ImageName,
+    /// A file of the image is missing.
+    #[error("the image {image} has no usable {path}")]
+    Image {
+        /// Which image.
+        image: String,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk would be smaller than its base.
+    #[error("the disk of {disk_mib} MiB is smaller than the image's {base_bytes} bytes")]
+    DiskTooSmall {
+        /// What was asked for.
+        disk_mib: u32,
+        /// What the image has.
+        base_bytes: u64,
+    },
+    /// A file or folder of the VM.
+    #[error("cannot {operation} {path}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The specification cannot be written down.
+    #[error("the specification cannot be written down")]
+    Encode(#[source] serde_json::Error),
+}
+
+impl FolderError {
+    /// Which kind of no this is.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Range { .. } | Self::ImageName | Self::DiskTooSmall { .. } => Refusal::BadSpec,
+            Self::Image { .. } => Refusal::Image,
+            Self::Io { .. } => Refusal::Disk,
+            Self::Encode(_) => Refusal::Internal,
+        }
+    }
+}
+
+/// The folder of a VM.
+#[must_use]
+pub fn of(config: &VmmConfig, vm: &VmId) -> PathBuf {
+    config.places.vms().join(vm.as_str())
+}
+
+/// Checks a specification and finds its files.
+///
+/// # Errors
+/// See [`FolderError`].
+pub fn plan(config: &VmmConfig, spec: MachineSpec) -> Result<MachinePlan, FolderError> {
+    check_range("the number of vCPUs", u32::from(spec.vcpus), 1, u32::from(MAX_VCPUS))?;
+    check_range("the memory in MiB", spec.memory_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)?;
+    if !is_image_name(&spec.image) {
+        return Err(FolderError::ImageName);
+    }
+    let image = config.places.images().join(&spec.image);
+    let file = |name: &str| {
+        let path = image.join(name);
+        match path.metadata() {
+            Ok(facts) if facts.is_file() => Ok((path, facts.len())),
+            Ok(_) => Err((path, io::Error::other("not a regular file"))),
+            Err(error) => Err((path, error)),
+        }
+        .map_err(|(path, source)| FolderError::Image { image: spec.image.clone(), path, source })
+    };
+    let ((kernel, _), (initramfs, _)) = (file("kernel")?, file("initramfs")?);
+    let (rootfs, base_bytes) = file("rootfs.img")?;
+    if u64::from(spec.disk_mib) * MIB < base_bytes {
+        return Err(FolderError::DiskTooSmall { disk_mib: spec.disk_mib, base_bytes });
+    }
+    Ok(MachinePlan {
+        kernel,
+        initramfs,
+        rootfs,
+        folder: of(config, &spec.vm),
+        vpc_socket: config.places.vpc_socket(),
+        console_bytes: config.console_bytes,
+        command_line: String::new(),
+        spec,
+    })
+}
+
+/// Makes the folder and writes down, durably, what is going to run in it.
+///
+/// # Errors
+/// See [`FolderError`].
+pub fn prepare(plan: &MachinePlan) -> Result<(), FolderError> {
+    let failed = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |source| FolderError::Io { operation, path, source }
+    };
+    std::fs::create_dir_all(&plan.folder).map_err(failed("make", &plan.folder))?;
+    let bytes = serde_json::to_vec_pretty(&plan.spec).map_err(FolderError::Encode)?;
+    let (path, staged) = (plan.folder.join(SPEC), plan.folder.join(format!("{SPEC}.new")));
+    let mut file = File::create(&staged).map_err(failed("make", &staged))?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &staged))?;
+    std::fs::rename(&staged, &path).map_err(failed("rename", &path))?;
+    let synced = File::open(&plan.folder).and_then(|folder| folder.sync_all());
+    synced.map_err(failed("sync", &plan.folder))
+}
+
+/// Removes all that a VM left.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn remove(folder: &Path) -> Result<(), FolderError> {
+    match std::fs::remove_dir_all(folder) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FolderError::Io { operation: "remove", path: folder.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn check_range(what: &'static str, got: u32, least: u32, most: u32) -> Result<(), FolderError> {
+    if (least..=most).contains(&got) {
+        return Ok(());
+    }
+    Err(FolderError::Range { what, range: format!("{least} to {most}"), got })
+}
+
+/// A name that stays one folder below `images`.
+fn is_image_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    !name.is_empty() && name.len() <= MAX_IMAGE_NAME && !name.starts_with('.') && name.bytes().all(fits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn no_image_name_leaves_the_folder(name in ".{0,80}") {
+            if is_image_name(&name) {
+                let path = Path::new("/images").join(&name);
+                prop_assert_eq!(path.parent(), Some(Path::new("/images")));
+                prop_assert_eq!(path.components().count(), 3);
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_other_folders_are_refused() {
+        for name in ["", ".", "..", "a/b", "../x", "a\0b", ".hidden"] {
+            assert!(!is_image_name(name), "{name:?}");
+        }
+        assert!(is_image_name("debian-13_x.y"));
+    }
+}

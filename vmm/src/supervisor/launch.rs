@@ -1,0 +1,216 @@
+//! Starts a VM's process, or adopts one that an earlier supervisor started.
+
+use super::folder::{self, FolderError};
+use super::registry::{MAX_MACHINES, Registry, Running};
+use super::watch::Followed;
+use crate::client::{LAUNCH_WAIT, MachineSpec, Refusal};
+use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET};
+use feed::wire::{Wire, WireError, pair};
+use model::config::VmmConfig;
+use model::id::{VmId, VmInstanceId};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// Longest that a process may take to say that it is there when it is adopted: it may be making its machine.
+const ADOPT_WAIT: Duration = LAUNCH_WAIT;
+/// Orders that wait for a process; each is one of a handful of kinds, and doubles have no effect.
+const ORDERS_WAITING: usize = 8;
+
+/// Why a VM does not run.
+#[derive(Debug, Error)]
+pub enum LaunchError {
+    /// The specification or the folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Another run of the VM is up.
+    #[error("another run of this VM, {0}, is still up")]
+    OtherRun(VmInstanceId),
+    /// Too many machines.
+    #[error("{MAX_MACHINES} machines run already")]
+    Full,
+    /// The process could not be started.
+    #[error("cannot start the VM's process")]
+    Spawn(#[source] io::Error),
+    /// The process could not be told or heard.
+    #[error("the VM's process does not speak")]
+    Wire(#[source] WireError),
+    /// The process did not run the machine in time.
+    #[error("the VM's process did not start the machine within {LAUNCH_WAIT:?}")]
+    TimedOut,
+    /// The process refused.
+    #[error("{message}")]
+    Refused {
+        /// Which kind of no.
+        reason: Refusal,
+        /// Why.
+        message: String,
+    },
+    /// The process said something that does not fit.
+    #[error("the VM's process gave an answer that does not fit")]
+    Unexpected,
+}
+
+impl LaunchError {
+    /// Which kind of no this is.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            Self::Folder(error) => error.refusal(),
+            Self::OtherRun(_) | Self::Full => Refusal::Busy,
+            Self::Refused { reason, .. } => *reason,
+            Self::Spawn(_) | Self::Wire(_) | Self::TimedOut | Self::Unexpected => Refusal::Internal,
+        }
+    }
+}
+
+/// Starts a machine, unless the same run of it is up already. The caller has the VM's turn.
+///
+/// # Errors
+/// See [`LaunchError`]; no process is left then.
+pub async fn launch(
+    config: &VmmConfig,
+    program: &Path,
+    registry: &Registry,
+    spec: MachineSpec,
+) -> Result<i32, LaunchError> {
+    if let Some(running) = registry.running(&spec.vm) {
+        let same = running.instance == spec.instance;
+        return if same { Ok(running.pid) } else { Err(LaunchError::OtherRun(running.instance.clone())) };
+    }
+    if registry.count() >= MAX_MACHINES {
+        return Err(LaunchError::Full);
+    }
+    let plan = folder::plan(config, spec)?;
+    folder::prepare(&plan)?;
+    let (vm, instance) = (plan.spec.vm.clone(), plan.spec.instance.clone());
+    let (near, far) = pair().map_err(LaunchError::Spawn)?;
+    let mut child = spawn(program, far).map_err(LaunchError::Spawn)?;
+    let pid = child.id().cast_signed();
+    match timeout(LAUNCH_WAIT, order_start(near, pid, plan)).await.unwrap_or(Err(LaunchError::TimedOut)) {
+        Ok((wire, pidfd)) => {
+            follow(registry, &vm, instance, Process { pid, pidfd, wire, child: Some(child) }, false)
+                .map_err(LaunchError::Spawn)?;
+            Ok(pid)
+        }
+        Err(error) => {
+            end(&mut child);
+            Err(error)
+        }
+    }
+}
+
+/// Adopts every VM's process that is there.
+pub async fn adopt_all(config: &VmmConfig, registry: &Registry) -> io::Result<()> {
+    let folder = config.places.vms();
+    std::fs::create_dir_all(&folder)?;
+    for entry in std::fs::read_dir(&folder)? {
+        let entry = entry?;
+        let Some(vm) = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok()) else {
+            tracing::warn!(name = ?entry.file_name(), "not a VM's folder; left alone");
+            continue;
+        };
+        match timeout(ADOPT_WAIT, adopt(registry, &vm, entry.path())).await {
+            Ok(Ok(Some(pid))) => tracing::info!(%vm, pid, "adopted"),
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => tracing::warn!(%vm, %error, "a VM's process could not be adopted"),
+            Err(_) => tracing::warn!(%vm, "a VM's process does not answer; not adopted"),
+        }
+    }
+    Ok(())
+}
+
+async fn adopt(registry: &Registry, vm: &VmId, folder: PathBuf) -> Result<Option<i32>, LaunchError> {
+    // Nobody listens: no process.
+    let Ok(wire) = Wire::connect(&folder.join(SOCKET)) else { return Ok(None) };
+    let pid = wire.peer().map_err(LaunchError::Spawn)?.pid;
+    let pidfd = open_pidfd(pid).map_err(LaunchError::Spawn)?;
+    wire.send(&MachineRequest::Subscribe, &[]).await.map_err(LaunchError::Wire)?;
+    let (message, _) = wire.receive::<MachineMessage>().await.map_err(LaunchError::Wire)?;
+    let MachineMessage::Running { vm: said, instance, agent_ready } = message else {
+        return Err(LaunchError::Unexpected);
+    };
+    if said != *vm {
+        return Err(LaunchError::Unexpected);
+    }
+    follow(registry, vm, instance, Process { pid, pidfd, wire, child: None }, agent_ready)
+        .map_err(LaunchError::Spawn)?;
+    Ok(Some(pid))
+}
+
+struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+    wire: Wire,
+    child: Option<Child>,
+}
+
+/// Enters a process into the registry and follows it from now on.
+fn follow(
+    registry: &Registry,
+    vm: &VmId,
+    instance: VmInstanceId,
+    process: Process,
+    agent_ready: bool,
+) -> io::Result<()> {
+    let Process { pid, pidfd, wire, child } = process;
+    let (sender, orders) = mpsc::channel(ORDERS_WAITING);
+    let watched = match pidfd.try_clone().and_then(feed::sys::register) {
+        Ok(watched) => watched,
+        Err(error) => {
+            // What cannot be followed must not run.
+            rustix::process::pidfd_send_signal(&pidfd, Signal::KILL)?;
+            return Err(error);
+        }
+    };
+    let running = Arc::new(Running::new(instance, pid, pidfd, sender, agent_ready));
+    registry.began(vm, Arc::clone(&running));
+    let followed = Followed { vm: vm.clone(), running, wire, pidfd: watched, child, orders };
+    tokio::spawn(followed.follow(registry.clone()));
+    Ok(())
+}
+
+/// The socket is its standard input: nothing else is inherited.
+fn spawn(program: &Path, socket: OwnedFd) -> io::Result<Child> {
+    Command::new(program)
+        .arg("run")
+        .stdin(Stdio::from(socket))
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .current_dir("/")
+        .spawn()
+}
+
+async fn order_start(near: OwnedFd, pid: i32, plan: MachinePlan) -> Result<(Wire, OwnedFd), LaunchError> {
+    let pidfd = open_pidfd(pid).map_err(LaunchError::Spawn)?;
+    let wire = Wire::of(near).map_err(LaunchError::Spawn)?;
+    wire.send(&MachineRequest::Start(Box::new(plan)), &[]).await.map_err(LaunchError::Wire)?;
+    match wire.receive::<MachineMessage>().await.map_err(LaunchError::Wire)?.0 {
+        MachineMessage::Running { .. } => Ok((wire, pidfd)),
+        MachineMessage::Refused { reason, message } => Err(LaunchError::Refused { reason, message }),
+        MachineMessage::Done
+        | MachineMessage::AgentReady
+        | MachineMessage::Rebooting
+        | MachineMessage::Exited { .. } => Err(LaunchError::Unexpected),
+    }
+}
+
+/// Ends a process that did not become a machine.
+fn end(child: &mut Child) {
+    if let Err(error) = child.kill().and_then(|()| child.wait()) {
+        tracing::error!(%error, "cannot end a VM's process");
+    }
+}
+
+fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+    // tokio's reactor wants it non-blocking.
+    Ok(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+}

@@ -1,0 +1,23 @@
+//! The supervisor: starts, watches and ends the VMs' processes, and answers control.
+//!
+//! - [`server`]: connections and requests. [`registry`]: what runs, and who is told.
+//! - [`folder`]: a VM's files. [`launch`]: starts a process, or adopts one. [`watch`]: follows it to its end.
+//! - [`stop`]: agent, power button, kill. [`connect`]: streams to the guest's vsock ports.
+//!
+//! A VM does not need its supervisor to run: killing the supervisor stops none, and the next one adopts them.
+//!
+//! ```text
+//! (no process) ──Launch──► running ──Stop / Kill / its own end──► (no process)
+//!                             ▲
+//!                   adopted at the supervisor's start
+//! ```
+
+pub mod connect;
+pub mod folder;
+pub mod launch;
+pub mod registry;
+pub mod server;
+pub mod stop;
+pub mod watch;
+
+pub use server::{SupervisorError, serve};

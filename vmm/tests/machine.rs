@@ -1,0 +1,155 @@
+//! Machines with tiny guests on this host's `/dev/kvm`: the boot path, exits, devices and ends.
+
+mod tiny;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tiny::Code;
+use vmm::devices::rng::Rng;
+use vmm::machine::console::{self, Console};
+use vmm::machine::load::{self, Boot};
+use vmm::machine::pure::power::{EVENT_POWER_BUTTON, Wish};
+use vmm::machine::vcpu::Report;
+use vmm::machine::vm::{Machine, MachineError, Parts};
+
+const MEMORY_MIB: u32 = 64;
+/// Interpreted guests are slow, and the test machine is shared.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Trial {
+    folder: tempfile::TempDir,
+    machine: Machine,
+}
+
+impl Trial {
+    fn start(code: Code, vcpus: u8) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let kernel = folder.path().join("kernel");
+        std::fs::write(&kernel, code.elf()).expect("kernel");
+        let machine = start(folder.path(), &kernel, vcpus).expect("machine");
+        Self { folder, machine }
+    }
+
+    fn report(&self) -> Report {
+        let begin = Instant::now();
+        loop {
+            let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+                self.machine.vcpus().event(),
+                rustix::event::PollFlags::IN,
+            )];
+            let wait = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+            rustix::event::poll(&mut fds, Some(&wait)).expect("poll");
+            if let Some(report) = self.machine.vcpus().report() {
+                return report;
+            }
+            assert!(begin.elapsed() < PATIENCE, "no report; console: {:?}", self.console());
+        }
+    }
+
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&console::tail(self.folder.path(), 4096).expect("log")).into_owned()
+    }
+}
+
+fn start(folder: &Path, kernel: &Path, vcpus: u8) -> Result<Machine, MachineError> {
+    let boot = Boot {
+        memory_mib: MEMORY_MIB,
+        vcpus,
+        virtio_devices: 1,
+        kernel,
+        initramfs: None,
+        command_line: "test",
+    };
+    let parts = Parts {
+        mem: load::map(MEMORY_MIB).expect("memory"),
+        devices: vec![Box::new(Rng::new())],
+        console: Console::open(folder, 1 << 16).expect("console"),
+    };
+    Machine::start(&boot, parts)
+}
+
+fn failure(report: Report) -> String {
+    match report {
+        Report::Failed(text) => text,
+        Report::Wish(wish) => panic!("expected a failure, got {wish:?}"),
+    }
+}
+
+#[test]
+fn a_guest_enters_in_64_bit_mode_prints_and_powers_off() {
+    let trial = Trial::start(Code::new().print("hello\n").power_off(), 1);
+    assert_eq!(trial.report(), Report::Wish(Wish::PowerOff));
+    assert_eq!(trial.console(), "hello\n");
+}
+
+#[test]
+fn a_guest_resets() {
+    let trial = Trial::start(Code::new().reset(), 1);
+    assert_eq!(trial.report(), Report::Wish(Wish::Reset));
+}
+
+#[test]
+fn a_guest_reaches_a_virtio_device() {
+    let trial = Trial::start(Code::new().print_register().power_off(), 1);
+    assert_eq!(trial.report(), Report::Wish(Wish::PowerOff));
+    assert_eq!(trial.console(), "virt");
+}
+
+#[test]
+fn the_power_button_reaches_the_guest() {
+    let trial = Trial::start(Code::new().print("up").await_event().power_off(), 1);
+    trial.machine.bus().raise(EVENT_POWER_BUTTON).expect("raise");
+    assert_eq!(trial.report(), Report::Wish(Wish::PowerOff));
+}
+
+#[test]
+fn a_triple_fault_is_reported_with_its_place() {
+    let trial = Trial::start(Code::new().triple_fault(), 1);
+    let text = failure(trial.report());
+    assert!(text.contains("triple fault") && text.contains("rip 0x"), "{text}");
+}
+
+#[test]
+fn an_internal_error_is_reported_with_its_place() {
+    // Mapped, but neither RAM nor a device: no instruction can be fetched there.
+    let trial = Trial::start(Code::new().jump(0x800_0000), 1);
+    let text = failure(trial.report());
+    assert!(text.contains("KVM_EXIT_INTERNAL_ERROR, suberror 1"), "{text}");
+    assert!(text.contains("rip 0x8000000") && text.contains("bytes there:"), "{text}");
+}
+
+#[test]
+fn guests_that_spin_or_sleep_are_parked_and_ended() {
+    for code in [Code::new().print("x").spin(), Code::new().print("x").halt()] {
+        for vcpus in [1, 4] {
+            let trial = Trial::start(code.clone(), vcpus);
+            for _ in 0..20 {
+                trial.machine.vcpus().park();
+                trial.machine.vcpus().unpark();
+            }
+            let begin = Instant::now();
+            drop(trial.machine);
+            assert!(begin.elapsed() < PATIENCE);
+        }
+    }
+}
+
+#[test]
+fn the_first_vcpu_starts_the_others() {
+    for vcpus in [2, 8] {
+        let trial = Trial::start(Code::new().start_others(vcpus - 1).print("all").power_off(), vcpus);
+        assert_eq!(trial.report(), Report::Wish(Wish::PowerOff));
+        assert_eq!(trial.console(), "all");
+    }
+}
+
+#[test]
+fn what_is_no_kernel_is_refused() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path: PathBuf = folder.path().join("kernel");
+    for bytes in [b"".as_slice(), b"MZ no kernel", &Code::new().spin().elf()[..100]] {
+        std::fs::write(&path, bytes).expect("write");
+        assert!(matches!(start(folder.path(), &path, 1), Err(MachineError::Load(_))));
+    }
+    assert!(matches!(start(folder.path(), Path::new("/nonexistent"), 1), Err(MachineError::Load(_))));
+}

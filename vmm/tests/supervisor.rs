@@ -1,0 +1,254 @@
+//! The supervisor and the VMs' processes, as programs, with tiny guests: launch, ends, kills and adoption.
+
+mod tiny;
+
+use model::agent::BootConfig;
+use model::config::{Places, VmmConfig};
+use model::id::{VmId, VmInstanceId};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+use tiny::Code;
+use tokio::time::timeout;
+use vmm::client::{Events, ExitReason, MachineSpec, Refusal, VmmClient, VmmError, VmmEvent};
+
+/// Interpreted guests are slow, and the test machine is shared.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct House {
+    folder: tempfile::TempDir,
+    supervisor: Child,
+    client: VmmClient,
+}
+
+impl House {
+    async fn open() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let config = VmmConfig {
+            places: Places { data: folder.path().join("data"), run: folder.path().join("run") },
+            allowed_uids: vec![],
+            console_bytes: 1 << 16,
+        };
+        std::fs::create_dir_all(&config.places.run).expect("run");
+        std::fs::write(folder.path().join("vmm.toml"), toml::to_string(&config).expect("toml"))
+            .expect("config");
+        let supervisor = spawn(folder.path());
+        let client = VmmClient::new(config.places.vmm_socket());
+        let house = Self { folder, supervisor, client };
+        house.subscribe().await;
+        house
+    }
+
+    fn image(&self, name: &str, code: Code) {
+        let image = self.folder.path().join("data/images").join(name);
+        std::fs::create_dir_all(&image).expect("image");
+        std::fs::write(image.join("kernel"), code.elf()).expect("kernel");
+        std::fs::write(image.join("initramfs"), b"").expect("initramfs");
+        std::fs::write(image.join("rootfs.img"), [0; 4096]).expect("rootfs");
+    }
+
+    /// Waits for the supervisor to answer, past its restart.
+    async fn subscribe(&self) -> (Events, Vec<VmmEvent>) {
+        let patient = async {
+            loop {
+                if let Ok(mut events) = self.client.subscribe().await {
+                    let mut present = Vec::new();
+                    loop {
+                        match events.next().await {
+                            Ok(VmmEvent::Synced) => return (events, present),
+                            Ok(event) => present.push(event),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, patient).await.expect("the supervisor answers")
+    }
+
+    fn restart(&mut self) {
+        self.supervisor.kill().expect("kill -9");
+        self.supervisor.wait().expect("wait");
+        self.supervisor = spawn(self.folder.path());
+    }
+
+    fn folder_of(&self, vm: &VmId) -> std::path::PathBuf {
+        self.folder.path().join("data/vms").join(vm.as_str())
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        for error in [self.supervisor.kill().err(), self.supervisor.wait().err()].into_iter().flatten() {
+            eprintln!("the supervisor cannot be ended: {error}");
+        }
+    }
+}
+
+fn spawn(folder: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_vmm"))
+        .args(["supervise", "--config"])
+        .arg(folder.join("vmm.toml"))
+        .process_group(0)
+        .spawn()
+        .expect("supervisor")
+}
+
+fn spec(number: u8, image: &str) -> MachineSpec {
+    MachineSpec {
+        vm: VmId::from_random([number; 20]),
+        instance: VmInstanceId::from_random([number; 20]),
+        image: image.into(),
+        vcpus: 1,
+        memory_mib: 64,
+        disk_mib: 1,
+        nic: None,
+        boot: BootConfig { hostname: "tiny".into(), network: None, unix_nanoseconds: 0 },
+    }
+}
+
+async fn next_exit(events: &mut Events, of: &MachineSpec) -> ExitReason {
+    let wait = async {
+        loop {
+            match events.next().await.expect("event") {
+                VmmEvent::Exited { vm, instance, reason } if vm == of.vm => {
+                    assert_eq!(instance, of.instance);
+                    return reason;
+                }
+                _ => {}
+            }
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("it ends")
+}
+
+fn refused(result: Result<i32, VmmError>) -> Refusal {
+    match result.expect_err("a refusal") {
+        VmmError::Refused { reason, .. } => reason,
+        other => panic!("another error: {other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_machine_runs_and_each_end_is_told_apart() {
+    let house = House::open().await;
+    house.image("off", Code::new().print("bye\n").power_off());
+    house.image("fault", Code::new().triple_fault());
+    house.image("panic", Code::new().print("Kernel panic - not syncing: tiny\n").reset());
+    let (mut events, present) = house.subscribe().await;
+    assert_eq!(present, []);
+    let off = spec(1, "off");
+    house.client.launch(off.clone()).await.expect("launch");
+    assert_eq!(next_exit(&mut events, &off).await, ExitReason::PoweredOff);
+    assert_eq!(house.client.console(&off.vm, 100).await.expect("console"), "bye\n");
+    let fault = spec(2, "fault");
+    house.client.launch(fault.clone()).await.expect("launch");
+    let reason = next_exit(&mut events, &fault).await;
+    assert!(matches!(&reason, ExitReason::Kvm { message } if message.contains("rip 0x")), "{reason:?}");
+    let panic = spec(3, "panic");
+    house.client.launch(panic.clone()).await.expect("launch");
+    let message = "Kernel panic - not syncing: tiny".to_owned();
+    assert_eq!(next_exit(&mut events, &panic).await, ExitReason::Panicked { message });
+    house.client.remove(&off.vm).await.expect("remove");
+    assert!(!house.folder_of(&off.vm).exists());
+    house.client.remove(&off.vm).await.expect("remove again");
+}
+
+#[tokio::test]
+async fn a_guest_restarts_in_its_process_until_it_is_killed() {
+    let house = House::open().await;
+    house.image("loop", Code::new().print("again\n").reset());
+    let (mut events, _) = house.subscribe().await;
+    let machine = spec(1, "loop");
+    let pid = house.client.launch(machine.clone()).await.expect("launch");
+    let mut rebooted = 0;
+    while rebooted < 3 {
+        match timeout(PATIENCE, events.next()).await.expect("in time").expect("event") {
+            VmmEvent::Rebooting { vm, .. } if vm == machine.vm => rebooted += 1,
+            VmmEvent::Machine { pid: said, .. } => assert_eq!(said, pid),
+            other => panic!("unexpected {other:?}"),
+        }
+    }
+    house.client.kill(&machine.vm).await.expect("kill");
+    assert_eq!(next_exit(&mut events, &machine).await, ExitReason::Killed);
+    house.client.kill(&machine.vm).await.expect("kill again");
+}
+
+#[tokio::test]
+async fn stop_presses_the_button_and_then_kills() {
+    let house = House::open().await;
+    house.image("polite", Code::new().await_event().power_off());
+    house.image("deaf", Code::new().spin());
+    let (mut events, _) = house.subscribe().await;
+    let (polite, deaf) = (spec(1, "polite"), spec(2, "deaf"));
+    for machine in [&polite, &deaf] {
+        house.client.launch(machine.clone()).await.expect("launch");
+    }
+    house.client.stop(&polite.vm, Duration::from_secs(30)).await.expect("stop");
+    assert_eq!(next_exit(&mut events, &polite).await, ExitReason::Stopped);
+    house.client.stop(&deaf.vm, Duration::from_secs(2)).await.expect("stop");
+    assert_eq!(next_exit(&mut events, &deaf).await, ExitReason::Killed);
+    house.client.stop(&deaf.vm, Duration::from_secs(2)).await.expect("stop again");
+}
+
+#[tokio::test]
+async fn a_process_that_dies_is_told_and_a_supervisor_that_dies_is_survived() {
+    let mut house = House::open().await;
+    house.image("spin", Code::new().print("up\n").spin());
+    let (mut events, _) = house.subscribe().await;
+    let (first, second) = (spec(1, "spin"), spec(2, "spin"));
+    let pid = house.client.launch(first.clone()).await.expect("launch");
+    assert_eq!(house.client.launch(first.clone()).await.expect("launch again"), pid);
+    let second_pid = house.client.launch(second.clone()).await.expect("launch");
+    let victim = rustix::process::Pid::from_raw(pid).expect("pid");
+    rustix::process::kill_process(victim, rustix::process::Signal::KILL).expect("kill -9");
+    let reason = next_exit(&mut events, &first).await;
+    assert!(matches!(&reason, ExitReason::ProcessDied { message } if message.contains('9')), "{reason:?}");
+    house.restart();
+    let (mut events, present) = house.subscribe().await;
+    let VmmEvent::Machine { vm, instance, pid: adopted, agent_ready } = &present[0] else {
+        panic!("adopted: {present:?}")
+    };
+    assert_eq!((vm, instance, *adopted, *agent_ready), (&second.vm, &second.instance, second_pid, false));
+    assert_eq!(present.len(), 1);
+    let other_run = MachineSpec { instance: VmInstanceId::from_random([9; 20]), ..second.clone() };
+    assert_eq!(refused(house.client.launch(other_run).await), Refusal::Busy);
+    house.client.remove(&second.vm).await.expect("remove");
+    assert_eq!(next_exit(&mut events, &second).await, ExitReason::Killed);
+    assert!(!house.folder_of(&second.vm).exists());
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_by_kind() {
+    let house = House::open().await;
+    house.image("good", Code::new().spin());
+    house.image("broken", Code::new().spin());
+    std::fs::write(house.folder.path().join("data/images/broken/kernel"), b"no kernel").expect("write");
+    let good = spec(1, "good");
+    let too_many = MachineSpec { vcpus: 9, ..good.clone() };
+    let too_small = MachineSpec { memory_mib: 1, ..good.clone() };
+    let outside = MachineSpec { image: "../good".into(), ..good.clone() };
+    for bad in [too_many, too_small, outside] {
+        assert_eq!(refused(house.client.launch(bad).await), Refusal::BadSpec);
+    }
+    for image in ["missing", "broken"] {
+        let bad = MachineSpec { image: image.into(), ..good.clone() };
+        assert_eq!(refused(house.client.launch(bad).await), Refusal::Image, "{image}");
+    }
+    let network = model::id::Generation(1);
+    let nic = vmm::client::NicSpec { mac: "02:67:00:00:00:01".parse().expect("mac"), generation: network };
+    let alone = MachineSpec { nic: Some(nic), ..good.clone() };
+    assert_eq!(refused(house.client.launch(alone).await), Refusal::Network);
+    assert!(matches!(
+        house.client.connect(&good.vm, 1024).await,
+        Err(VmmError::Refused { reason: Refusal::NotRunning, .. })
+    ));
+    house.client.launch(good.clone()).await.expect("launch");
+    assert!(matches!(
+        house.client.connect(&good.vm, 1024).await,
+        Err(VmmError::Refused { reason: Refusal::NoListener, .. })
+    ));
+    house.client.kill(&good.vm).await.expect("kill");
+}
