@@ -2,7 +2,7 @@
 
 use crate::client::{Refusal, SERVER_WAIT, VpcReply, VpcRequest, VpcStatus};
 use crate::dial::dial;
-use crate::switch::{LivePort, Switch};
+use crate::switch::{LivePort, Switch, Table};
 use feed::wire::{Wire, WireError, WireListener};
 use model::id::{Generation, VmId};
 use rustix::fd::{AsFd, OwnedFd};
@@ -124,11 +124,11 @@ impl Server {
     async fn dial(&self, vm: &VmId, port: u16) -> Result<(VpcReply, Vec<OwnedFd>), No> {
         // Only in the first moments after a start is there anything to wait for.
         if !self.switch.reached(Generation::default(), SERVER_WAIT).await {
-            return Err(unknown(vm));
+            return Err(unknown(&self.switch.table(), vm));
         }
         let table = self.switch.table();
-        let live = table.ports.get(vm).ok_or_else(|| unknown(vm))?;
-        let sockets = table.sockets.as_ref().ok_or_else(|| unknown(vm))?;
+        let live = table.ports.get(vm).ok_or_else(|| unknown(&table, vm))?;
+        let sockets = table.sockets.as_ref().ok_or_else(|| unknown(&table, vm))?;
         let socket = dial(sockets, &live.port, port)
             .await
             .map_err(|error| No { reason: error.refusal(), message: error.to_string() })?;
@@ -148,7 +148,7 @@ impl Server {
             debug!(%vm, looked, "looked for a TAP that had another holder");
         }
         let table = self.switch.table();
-        let live = table.ports.get(vm).ok_or_else(|| unknown(vm))?;
+        let live = table.ports.get(vm).ok_or_else(|| unknown(&table, vm))?;
         let kernel = |message: String| No { reason: Refusal::Kernel, message };
         let queues = live.queues.as_ref().ok_or_else(|| {
             kernel("the TAP is in the hands of a process of this VM that still runs".to_owned())
@@ -201,6 +201,9 @@ impl Server {
     }
 }
 
-fn unknown(vm: &VmId) -> No {
+fn unknown(table: &Table, vm: &VmId) -> No {
+    if let Some(why) = table.broken.get(vm) {
+        return No { reason: Refusal::Kernel, message: format!("the port of VM {vm} does not stand: {why}") };
+    }
     No { reason: Refusal::UnknownVm, message: format!("VM {vm} has no port here") }
 }

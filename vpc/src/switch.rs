@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use feed::subscribe::Feed;
 use model::id::{Generation, VmId};
 use model::view::VpcView;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 /// Time after which the kernel is looked at again though nothing was announced: somebody may have changed it.
 const AUDIT: Duration = Duration::from_secs(30);
-/// Time after which a failed change is tried again.
+/// Time after which a failed change is tried again; doubled each time, up to [`AUDIT`].
 const RETRY: Duration = Duration::from_secs(1);
 /// Plans for one view. The first does all; a second is for what a step found changed under it.
 const MAX_PASSES: usize = 3;
@@ -46,7 +46,9 @@ pub struct Table {
     pub generation: Generation,
     /// Ports in service.
     pub ports: HashMap<VmId, Arc<LivePort>>,
-    /// The same ports' addresses.
+    /// Ports that could not be made or changed, and why.
+    pub broken: HashMap<VmId, String>,
+    /// The ports' addresses.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Where sockets are made; none before the network stands.
     pub sockets: Option<Inside>,
@@ -119,6 +121,8 @@ pub struct Keel {
     network: Option<Network>,
     memory: Memory,
     keeper: Keeper,
+    /// Ports whose last step failed, and why.
+    broken: BTreeMap<DeviceName, String>,
     reported: Vec<(VmId, crate::pure::wanted::Rejection)>,
 }
 
@@ -135,8 +139,18 @@ pub fn new(
     let nudge = Arc::new(Notify::new());
     let switch = Switch { table: Arc::clone(&table), applied: watching, nudge: Arc::clone(&nudge) };
     let memory = Memory { queues: held, ..Memory::default() };
-    let keel =
-        Keel { names, feed, table, applied, nudge, network: None, memory, keeper, reported: Vec::new() };
+    let keel = Keel {
+        names,
+        feed,
+        table,
+        applied,
+        nudge,
+        network: None,
+        memory,
+        keeper,
+        broken: BTreeMap::new(),
+        reported: Vec::new(),
+    };
     (switch, keel)
 }
 
@@ -144,14 +158,20 @@ impl Keel {
     /// Follows the view until the process ends.
     pub async fn run(mut self) {
         let mut changes = self.feed.changes();
+        let mut retry = RETRY;
         loop {
             // Marks the newest as seen, so that only a later one wakes us.
             changes.borrow_and_update();
             let pause = match self.turn().await {
-                Ok(()) => AUDIT,
+                Ok(()) => {
+                    retry = RETRY;
+                    AUDIT
+                }
                 Err(error) => {
-                    warn!(%error, "the network is not as wanted; trying again");
-                    RETRY
+                    warn!(%error, again_in = ?retry, "the network is not as wanted");
+                    let pause = retry;
+                    retry = (retry * 2).min(AUDIT);
+                    pause
                 }
             };
             tokio::select! {
@@ -202,22 +222,28 @@ impl Keel {
             self.let_go_of_the_gone(&seen).await;
             let steps = plan(wanted, &seen);
             if steps.is_empty() {
+                self.broken.clear();
                 return Ok(None);
             }
             failed = None;
-            let mut broken: BTreeSet<DeviceName> = BTreeSet::new();
+            self.broken.clear();
             for step in &steps {
-                if device(step).is_some_and(|device| broken.contains(device)) {
+                if device(step).is_some_and(|device| self.broken.contains_key(device)) {
                     continue;
                 }
                 let done = ports::execute(network, &mut self.memory, &mut self.keeper, step).await;
                 if let Err(error) = done {
                     warn!(?step, %error, "a step failed");
-                    broken.extend(device(step).cloned());
+                    self.broken.extend(device(step).map(|device| (device.clone(), error.to_string())));
                     failed = Some(error);
                 }
             }
-            info!(generation = wanted.generation.0, steps = steps.len(), failed = broken.len(), "reconciled");
+            info!(
+                generation = wanted.generation.0,
+                steps = steps.len(),
+                failed = self.broken.len(),
+                "reconciled"
+            );
             if failed.is_some() {
                 break;
             }
@@ -237,7 +263,15 @@ impl Keel {
 
     /// Swaps the table: the wanted ports as far as they stand.
     fn publish(&self, wanted: &Wanted, generation: Generation) {
-        let stands = |port: &Port| self.memory.filters.get(&port.device) == Some(&(port.mac, port.ipv4));
+        let stands = |port: &Port| {
+            let guarded = self.memory.filters.get(&port.device) == Some(&(port.mac, port.ipv4));
+            guarded && !self.broken.contains_key(&port.device)
+        };
+        let broken = wanted.ports.values().filter_map(|port| {
+            let why = self.broken.get(&port.device)?;
+            Some((port.vm.clone(), why.clone()))
+        });
+        let broken = broken.collect();
         let live = wanted.ports.values().filter(|port| stands(port)).map(|port| {
             let queues = self.memory.queues.get(&port.device).cloned();
             (port.vm.clone(), Arc::new(LivePort { port: port.clone(), queues }))
@@ -245,7 +279,7 @@ impl Keel {
         let ports: HashMap<_, _> = live.collect();
         let addresses = ports.values().map(|live| live.port.ipv4).collect();
         let sockets = self.network.as_ref().map(|network| network.sockets.clone());
-        self.table.store(Arc::new(Table { generation, ports, addresses, sockets }));
+        self.table.store(Arc::new(Table { generation, ports, broken, addresses, sockets }));
     }
 
     fn report(&mut self, wanted: &Wanted) {

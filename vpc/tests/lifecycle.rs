@@ -208,9 +208,9 @@ async fn flows(world: &World) -> String {
         .await
 }
 
-/// vpc says that it turns forwarding on, and leaves it on.
+/// vpc says that it turns forwarding on, and leaves it on. The kernel itself then stops believing redirects.
 fn without_forwarding(mut state: Vec<String>) -> Vec<String> {
-    state.retain(|line| !line.starts_with("ip_forward"));
+    state.retain(|line| !line.starts_with("ip_forward") && !line.starts_with("conf/all/accept_redirects"));
     state
 }
 

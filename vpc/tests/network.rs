@@ -42,6 +42,13 @@ async fn a_guest_reaches_the_internet_and_nothing_else() {
         }
     }
 
+    // A guest that takes everything for its own link finds the gateway behind every address.
+    let (space, mac) = (&guest.namespace, GATEWAY_MAC);
+    support::sh(&format!("ip -n {space} route add {SERVER} dev eth0"));
+    assert_eq!(guest.run(|| ask_tcp(at(SERVER, 80))).await, HOST.to_string());
+    let neighbours = support::sh(&format!("ip -n {space} neigh show {SERVER}"));
+    assert!(neighbours.contains(&mac.to_string()), "{neighbours}");
+
     // Each of these would answer if it were reached.
     whoami(&other.namespace, at(other.port.ipv4, 80));
     whoami(&world.host(), at(HOST, 80));

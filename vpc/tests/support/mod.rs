@@ -81,16 +81,17 @@ impl World {
 
     fn build(&self) {
         let (host, internet) = (self.host(), self.internet());
-        let uplink = format!("{}e", self.prefix);
         sh(&format!(
             "ip netns add {host}; ip netns add {internet}; ip -n {host} link set lo up; ip -n {internet} link set lo up
+             for n in {host} {internet}; do nsenter --net=/run/netns/$n sh -c \
+                'echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6'
+             done
              ip -n {host} link add eth0 type veth peer name eth0 netns {internet}
              ip -n {host} addr add {HOST}/24 dev eth0; ip -n {internet} addr add {ROUTER}/24 dev eth0
              ip -n {host} addr add 192.168.50.1/32 dev lo
              ip -n {host} link set eth0 up; ip -n {internet} link set eth0 up
              ip -n {host} route add default via {ROUTER}
-             for a in {SERVER} {DNS} {PRIVATE} {METADATA}; do ip -n {internet} addr add $a/32 dev lo; done
-             : {uplink}"
+             for a in {SERVER} {DNS} {PRIVATE} {METADATA}; do ip -n {internet} addr add $a/32 dev lo; done"
         ));
         let config = VpcConfig {
             places: self.places(),
@@ -220,7 +221,7 @@ impl World {
              nsenter --net=/run/netns/$n nft -s list ruleset
              nsenter --net=/run/netns/$n sh -c 'cd /proc/sys/net/ipv4 && grep -H . ip_forward conf/*/rp_filter \
                 conf/*/proxy_arp conf/*/accept_redirects neigh/*/proxy_delay'
-             done; ip netns | grep ^{}- | sed 's/ .*//'",
+             done; ip netns | grep ^{}- | grep -v -e -g | sed 's/ .*//'",
             self.prefix
         ));
         let mut lines: Vec<String> = text.lines().map(settle).collect();
@@ -292,12 +293,12 @@ fn settle(line: &str) -> String {
     if words.first().is_some_and(|word| word.trim_end_matches(':').parse::<u32>().is_ok()) {
         words.remove(0);
     }
-    if line.contains("uplink") || line.contains("-up@") || line.contains("eth0") {
-        if let Some(at) = words.iter().position(|word| *word == "link/ether") {
-            words.remove(at + 1);
-        }
+    let veth = line.contains("uplink") || line.contains("-up@") || line.contains("eth0");
+    if let Some(at) = words.iter().position(|word| *word == "link/ether").filter(|_| veth) {
+        words.remove(at + 1);
     }
-    let text = words.join(" ");
+    // A TAP that was without a holder for a moment says UP from then on, and one that never was, UNKNOWN.
+    let text = words.join(" ").replace("state UNKNOWN", "state UP");
     let cut = text.split("@if").collect::<Vec<_>>();
     match cut.as_slice() {
         [one] => (*one).to_owned(),
