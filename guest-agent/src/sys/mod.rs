@@ -1,0 +1,7 @@
+//! The few kernel calls that no safe library offers.
+
+pub mod ext4;
+pub mod identity;
+#[cfg(test)]
+pub mod namespace;
+pub mod signal;
