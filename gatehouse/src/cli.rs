@@ -1,0 +1,246 @@
+//! The words of the command line, and what each leads to.
+
+use crate::client::domains::DomainsCommand;
+use crate::client::keys::KeyCommand;
+use crate::client::vm::VmCommand;
+use crate::client::{self, Connection};
+use crate::doctor::{self, kvm};
+use crate::settings::{self, Host, Settings, Wishes};
+use crate::up::announce::Waiters;
+use crate::up::launch::Launch;
+use crate::up::{self, Manner};
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+
+/// Self-hosted microVMs with an edge and private networks.
+///
+/// `gatehouse up` opens the house on this host; the other commands ask its API: over the operator's socket when run
+/// by root on the host, or from anywhere with --url and --api-key.
+#[derive(Debug, Parser)]
+#[command(name = "gatehouse", version, propagate_version = true, max_term_width = 110)]
+#[command(after_help = "Begin with:\n  gatehouse doctor       is this host fit?\n  \
+    gatehouse up           open the house\n  gatehouse vm create    make a VM")]
+pub struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Settings: flags over a file over defaults.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SettingsArgs {
+    /// The settings file [default: /etc/gatehouse/gatehouse.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    wishes: Wishes,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Open the house: start all processes and keep them, in the foreground
+    #[command(after_help = "Every flag can stand in the settings file under the same name, for example:\n  \
+        domain = \"style.dev\"\n  https = \"0.0.0.0:443\"\n\nCtrl-C or SIGTERM shuts the VMs down and closes; \
+        a second one closes at once.\nWhen `up` itself is killed, VMs go on, and the next `up` takes them over.\n\n\
+        Examples:\n  gatehouse up\n  gatehouse up --domain vms.example.org --data-dir /srv/gatehouse")]
+    Up {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        /// Leave VMs running when the house closes; the next `up` takes them over
+        #[arg(long)]
+        keep_vms: bool,
+        /// Start even if this host lacks something
+        #[arg(long)]
+        force: bool,
+        /// Write READY=1 to this open descriptor when all processes answer
+        #[arg(long, value_name = "N")]
+        ready_fd: Option<u32>,
+        /// A service manager's socket for readiness (set by systemd)
+        #[arg(long, env = "NOTIFY_SOCKET", hide = true)]
+        notify_socket: Option<OsString>,
+    },
+    /// Make folders, certificates and the settings of each process, for service units that start them one by one
+    #[command(after_help = "See deploy/README.md. `gatehouse up` does this by itself.")]
+    Prepare {
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Examine this host: what is missing, what that means, how to mend it
+    #[command(after_help = "The exit status is 0 when Gatehouse can run here, else 1.")]
+    Doctor {
+        #[command(flatten)]
+        settings: SettingsArgs,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Virtual machines
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Public names that lead to VMs
+    #[command(subcommand)]
+    Domains(DomainsCommand),
+    /// Keys for the API (on the host, as root)
+    #[command(subcommand, name = "api-key")]
+    ApiKey(KeyCommand),
+    /// How the house is (on the host, as root)
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// As whom the API takes you
+    Whoami {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script
+    #[command(after_help = "Example:\n  gatehouse completion bash > /etc/bash_completion.d/gatehouse")]
+    Completion {
+        /// For which shell
+        shell: Shell,
+    },
+    /// Write the manual's pages into a folder
+    #[command(after_help = "Example:\n  gatehouse man /usr/local/share/man/man1")]
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
+    #[command(name = crate::up::children::LAUNCH_COMMAND, hide = true)]
+    Launch(Launch),
+    #[command(name = kvm::PROBE_COMMAND, hide = true)]
+    KvmProbe,
+}
+
+impl SettingsArgs {
+    /// `run-dir` is a word of the connection too, and clap gives it to only one of them.
+    fn settle_in(mut self, run_dir: Option<PathBuf>) -> Result<Settings, settings::SettingsError> {
+        self.wishes.run_dir = run_dir.or(self.wishes.run_dir);
+        let file = settings::read_file(self.config.as_deref())?;
+        self.wishes.over(file).settle(Host::here())
+    }
+}
+
+impl Cli {
+    /// Does what was asked; returns the exit status.
+    ///
+    /// # Errors
+    /// With a text for the person who asked.
+    pub fn run(self) -> anyhow::Result<u8> {
+        match self.command {
+            Command::Launch(launch) => match launch.run()? {},
+            Command::KvmProbe => {
+                client::print_line(&kvm::run_probe()?)?;
+                Ok(0)
+            }
+            Command::Completion { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "gatehouse", &mut io::stdout());
+                Ok(0)
+            }
+            Command::Man { folder } => {
+                clap_mangen::generate_to(Self::command(), &folder)
+                    .with_context(|| format!("the manual cannot be written to {}", folder.display()))?;
+                Ok(0)
+            }
+            Command::Doctor { settings, json } => doctor(&settings.settle_in(self.connection.run_dir)?, json),
+            Command::Prepare { settings } => {
+                up::prepare(&settings.settle_in(self.connection.run_dir)?)?;
+                Ok(0)
+            }
+            Command::Up { settings, keep_vms, force, ready_fd, notify_socket } => {
+                let settings = settings.settle_in(self.connection.run_dir)?;
+                let waiters = Waiters { manager: notify_socket, descriptor: ready_fd };
+                block_on(async {
+                    up::run(settings, Manner { keep_vms, force, waiters }).await?;
+                    Ok(0)
+                })
+            }
+            Command::Vm(command) => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(command.run(&api).await?) })
+            }
+            Command::Domains(command) => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
+            }
+            Command::ApiKey(command) => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
+            }
+            Command::Status { json } => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(client::status::status(&api, json).await.map(|()| 0)?) })
+            }
+            Command::Whoami { json } => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(client::status::whoami(&api, json).await.map(|()| 0)?) })
+            }
+        }
+    }
+}
+
+/// One thread: children are tied to the thread that starts them, which must live as long as this process.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("no runtime could be made")?.block_on(work)
+}
+
+fn doctor(settings: &Settings, json: bool) -> anyhow::Result<u8> {
+    let report = doctor::examine(settings);
+    if json {
+        client::print_json(&report)?;
+    } else {
+        client::print_line(&doctor::render(&report))?;
+    }
+    Ok(u8::from(!report.ok))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_fit_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn exec_leaves_the_words_behind_the_dashes_alone() {
+        let words = ["gatehouse", "vm", "exec", "abcdefghij0123456789", "--", "ls", "--json", "-t", "9"];
+        let cli = Cli::try_parse_from(words).expect("parsed");
+        let Command::Vm(VmCommand::Exec(exec)) = cli.command else { panic!("an exec") };
+        assert!(format!("{exec:?}").contains(r#"["ls", "--json", "-t", "9"]"#));
+    }
+
+    #[test]
+    fn the_run_folder_is_understood_by_up_and_by_the_others() {
+        for words in
+            [&["gatehouse", "up", "--run-dir", "/x"][..], &["gatehouse", "status", "--run-dir", "/x"]]
+        {
+            let cli = Cli::try_parse_from(words).expect("parsed");
+            assert_eq!(cli.connection.run_dir, Some("/x".into()));
+        }
+    }
+
+    #[test]
+    fn a_bad_id_is_refused_before_anything_is_asked() {
+        let error = Cli::try_parse_from(["gatehouse", "vm", "get", "NOPE"]).expect_err("refused");
+        assert!(error.to_string().contains("20 characters"), "{error}");
+    }
+
+    #[test]
+    fn the_manual_and_the_completions_are_written() {
+        let folder = tempfile::tempdir().expect("folder");
+        clap_mangen::generate_to(Cli::command(), folder.path()).expect("manual");
+        assert!(folder.path().join("gatehouse-vm-exec.1").exists());
+        let mut script = Vec::new();
+        clap_complete::generate(Shell::Bash, &mut Cli::command(), "gatehouse", &mut script);
+        assert!(String::from_utf8(script).expect("text").contains("api-key"));
+    }
+}

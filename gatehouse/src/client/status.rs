@@ -1,0 +1,36 @@
+//! `gatehouse status` and `whoami`.
+
+use super::{Api, ClientError, print_json, print_line};
+use crate::table::Table;
+use model::api::admin::ControlStatus;
+use model::api::auth::WhoAmI;
+
+/// Shows how the house is, as control sees it.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn status(api: &Api, json: bool) -> Result<(), ClientError> {
+    let status: ControlStatus = api.get(&["admin", "v1", "status"], &[]).await?;
+    if json {
+        return print_json(&status);
+    }
+    let mut table = Table::new(&["GATEHOUSE", &status.version]);
+    table.row(["domain".into(), status.domain.to_string()]);
+    table.row(["VM supervisor".into(), if status.supervisor { "connected" } else { "NOT CONNECTED" }.into()]);
+    table.row(["VMs".into(), format!("{}, {} run", status.vms, status.running_vms)]);
+    let memory = format!("{} of {} MiB promised", status.promised_memory_mib, status.memory_limit_mib);
+    table.row(["VM memory".into(), memory]);
+    table.row(["mappings".into(), status.mappings.to_string()]);
+    table.row(["certificates".into(), status.certificates.to_string()]);
+    table.row(["decision".into(), status.generation.to_string()]);
+    print_line(&table.to_string())
+}
+
+/// Shows as whom the API takes the caller.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn whoami(api: &Api, json: bool) -> Result<(), ClientError> {
+    let who: WhoAmI = api.get(&["auth", "v1", "whoami"], &[]).await?;
+    if json { print_json(&who) } else { print_line(who.account_id.as_str()) }
+}

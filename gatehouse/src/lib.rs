@@ -1,0 +1,12 @@
+//! The operator's and the user's command line: it opens the house (`up`), examines the host (`doctor`), and asks
+//! the API (`vm`, `domains`, `api-key`, `status`). It links none of the other processes; it starts them.
+
+pub mod cli;
+pub mod client;
+pub mod doctor;
+pub mod pure;
+pub mod settings;
+pub mod sys;
+pub mod table;
+pub mod tls;
+pub mod up;

@@ -1,0 +1,243 @@
+//! The four programs: where they are, what they are told, and how they are started.
+
+use crate::pure::roster::Role;
+use crate::settings::{EDGE_ID, Settings};
+use command_fds::{CommandFdExt, FdMapping, FdMappingCollision};
+use model::config::{ControlConfig, EdgeConfig, Places, VmmConfig, VpcConfig};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::Serialize;
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use thiserror::Error;
+use tokio::process::{Child, Command};
+
+/// The hidden subcommand that takes rights away and becomes the program.
+pub const LAUNCH_COMMAND: &str = "launch-child";
+/// The first descriptor that is handed over (`sd_listen_fds(3)`).
+const FIRST_DESCRIPTOR: i32 = 3;
+/// Where the programs find the system's own (nft, ip).
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why a program was not started.
+#[derive(Debug, Error)]
+pub enum ChildError {
+    /// The folder of the programs is not known.
+    #[error("gatehouse does not find its own program: {0}")]
+    Own(#[source] io::Error),
+    /// Its settings cannot be written.
+    #[error("the settings of {role} cannot be written to {path}: {source}")]
+    Settings {
+        /// Which program.
+        role: Role,
+        /// Of the file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its settings cannot be told as TOML.
+    #[error("the settings of {role} cannot be told: {source}")]
+    Encode {
+        /// Which program.
+        role: Role,
+        /// Why.
+        source: toml::ser::Error,
+    },
+    /// The listeners cannot be handed over.
+    #[error("the listeners cannot be handed over: {0}")]
+    Listeners(#[source] io::Error),
+    /// Two descriptors were to have one number.
+    #[error("the listeners cannot be handed over: {0}")]
+    Collision(#[from] FdMappingCollision),
+    /// The program cannot be started.
+    #[error("{role} cannot be started: {source}")]
+    Start {
+        /// Which program.
+        role: Role,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Started {
+    /// To wait for its end.
+    pub child: Child,
+    /// To end it, whoever has its number by then.
+    pub handle: Handle,
+}
+
+/// Names one process for good; its number may be given to another, this not.
+#[derive(Debug)]
+pub struct Handle(OwnedFd);
+
+impl Handle {
+    /// Sends a signal. One that has ended already is none the worse.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match rustix::process::pidfd_send_signal(&self.0, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The doors' sockets. They stay here, so that a door that dies loses no connection that waits.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For HTTPS.
+    pub https: TcpListener,
+    /// For the redirects.
+    pub http: TcpListener,
+}
+
+/// Where the processes meet.
+#[must_use]
+pub fn places(settings: &Settings) -> Places {
+    Places { data: settings.data_dir.clone(), run: settings.run_dir.clone() }
+}
+
+/// Programs that do not stand beside this one.
+///
+/// # Errors
+/// When the folder of this one is not known.
+pub fn missing_programs() -> Result<Vec<&'static str>, ChildError> {
+    let folder = folder()?;
+    Ok(Role::ALL.into_iter().map(Role::program).filter(|name| !folder.join(name).is_file()).collect())
+}
+
+/// Writes what the program is told, and starts it without environment, terminal or group in common with this one.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<Started, ChildError> {
+    let config = write_settings(role, settings)?;
+    let own = std::env::current_exe().map_err(ChildError::Own)?;
+    let mut command = Command::new(own);
+    command.arg(LAUNCH_COMMAND).args(["--role", role.program()]).arg("--program");
+    command.arg(folder()?.join(role.program())).arg("--config").arg(config);
+    command.env_clear().env("PATH", PATH).stdin(Stdio::null()).current_dir("/").kill_on_drop(true);
+    for name in ["RUST_LOG", "RUST_BACKTRACE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    // Ctrl-C at the terminal is for this process, which ends the others in order.
+    command.process_group(0);
+    if role == Role::Edge {
+        hand_over(&mut command, listeners)?;
+    }
+    let child = command.spawn().map_err(|source| ChildError::Start { role, source })?;
+    let handle = child
+        .id()
+        .and_then(|id| Pid::from_raw(id.cast_signed()))
+        .ok_or_else(|| io::Error::other("it has no process id"))
+        .and_then(|pid| Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?))
+        .map_err(|source| ChildError::Start { role, source })?;
+    Ok(Started { child, handle: Handle(handle) })
+}
+
+fn hand_over(command: &mut Command, listeners: &Listeners) -> Result<(), ChildError> {
+    let sockets = [("https", &listeners.https), ("http", &listeners.http)];
+    let mut mappings = Vec::new();
+    for (number, (_, socket)) in (FIRST_DESCRIPTOR..).zip(sockets) {
+        let parent_fd = socket.try_clone().map_err(ChildError::Listeners)?.into();
+        mappings.push(FdMapping { parent_fd, child_fd: number });
+    }
+    command.env("LISTEN_FDS", sockets.len().to_string());
+    command.env("LISTEN_FDNAMES", sockets.map(|(name, _)| name).join(":"));
+    command.fd_mappings(mappings)?;
+    Ok(())
+}
+
+fn folder() -> Result<PathBuf, ChildError> {
+    let own = std::env::current_exe().map_err(ChildError::Own)?;
+    Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
+/// Writes what the program is told; returns the file.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildError> {
+    let places = places(settings);
+    let text = match role {
+        Role::Vpc => encode(
+            role,
+            &VpcConfig {
+                places,
+                prefix: settings.prefix.clone(),
+                allowed_uids: vec![EDGE_ID],
+                upstream_dns: settings.upstream_dns.clone(),
+            },
+        ),
+        Role::Vmm => encode(
+            role,
+            &VmmConfig { places, allowed_uids: Vec::new(), console_bytes: settings.console_bytes },
+        ),
+        Role::Control => encode(
+            role,
+            &ControlConfig {
+                places,
+                domain: settings.domain.clone(),
+                default_network: settings.default_network,
+                api_listen: settings.api_listen,
+                default_image: settings.default_image.clone(),
+                default_size: settings.default_size,
+                limits: settings.limits,
+                edge_gid: Some(EDGE_ID),
+            },
+        ),
+        Role::Edge => encode(
+            role,
+            &EdgeConfig {
+                places,
+                public_https_port: settings.public_https_port,
+                max_connections: settings.max_connections,
+            },
+        ),
+    }?;
+    let path = settings.run_dir.join(format!("{}.toml", role.program()));
+    std::fs::write(&path, text).map_err(|source| ChildError::Settings {
+        role,
+        path: path.clone(),
+        source,
+    })?;
+    Ok(path)
+}
+
+fn encode<T: Serialize>(role: Role, config: &T) -> Result<String, ChildError> {
+    toml::to_string(config).map_err(|source| ChildError::Encode { role, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Host, Wishes};
+
+    #[test]
+    fn each_program_can_read_what_it_is_told() {
+        let folder = tempfile::tempdir().expect("folder");
+        let wishes = Wishes {
+            run_dir: Some(folder.path().to_owned()),
+            upstream_dns: vec!["192.0.2.1:53".parse().expect("address")],
+            ..Wishes::default()
+        };
+        let settings = wishes.settle(Host { memory_mib: 8192 }).expect("settings");
+        let text =
+            |role| std::fs::read_to_string(write_settings(role, &settings).expect("written")).expect("read");
+        let vpc: VpcConfig = toml::from_str(&text(Role::Vpc)).expect("vpc");
+        assert_eq!((vpc.allowed_uids, vpc.upstream_dns), (vec![EDGE_ID], settings.upstream_dns.clone()));
+        let control: ControlConfig = toml::from_str(&text(Role::Control)).expect("control");
+        assert_eq!((control.domain, control.limits), (settings.domain.clone(), settings.limits));
+        let edge: EdgeConfig = toml::from_str(&text(Role::Edge)).expect("edge");
+        assert_eq!(edge.public_https_port, 443);
+        let vmm: VmmConfig = toml::from_str(&text(Role::Vmm)).expect("vmm");
+        assert_eq!(vmm.places, places(&settings));
+    }
+}
