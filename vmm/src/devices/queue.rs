@@ -172,3 +172,6 @@ fn ring_fault(error: &Error) -> Fault {
         _ => Counter::RingUnreachable,
     })
 }
+
+#[cfg(test)]
+mod tests;
