@@ -84,8 +84,8 @@ impl House {
     /// When it cannot be started or ends with a failure.
     pub fn gatehouse(&self, arguments: &[&str]) -> Result<Output> {
         let output = Command::new(self.programs.join("gatehouse"))
-            .args(arguments)
             .args(["--run-dir".as_ref(), self.folder.path().join("run").as_os_str()])
+            .args(arguments)
             .stdin(Stdio::null())
             .output()?;
         if !output.status.success() {
