@@ -80,6 +80,8 @@ async fn serve(
     let me = rustix::process::geteuid().as_raw();
     let feed = Feed::<VpcView>::open(&places.feed(), &[me]);
     tokio::spawn(feed.clone().follow(places.feed_socket()));
+    // Before anybody can ask for anything: who finds the socket finds the network soon after.
+    io::modules::load().await;
     let (keeper, held) = keeper::Keeper::adopt(keeper_socket, config_path).await;
     let (switch, keel) = switch::new(names, feed, keeper, held);
     // Any local process may connect; the kernel says who it is, and the server whom it serves.

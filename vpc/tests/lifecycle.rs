@@ -81,7 +81,7 @@ async fn tap(world: &World, last: u8) -> Result<Vec<OwnedFd>, VpcError> {
 async fn readable(queue: &OwnedFd) {
     let queue = queue.try_clone().expect("duplicate");
     let ready = tokio::task::spawn_blocking(move || {
-        let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
+        let patience = Timespec { tv_sec: 120, tv_nsec: 0 };
         poll(&mut [PollFd::new(&queue, PollFlags::IN)], Some(&patience)).expect("polled")
     });
     assert_eq!(ready.await.expect("waited"), 1, "no frame came");

@@ -1,6 +1,7 @@
 //! What touches the kernel: namespaces, netlink, nft, settings under /proc/sys, tracked flows.
 
 pub mod flows;
+pub mod modules;
 pub mod namespace;
 pub mod netlink;
 pub mod network;

@@ -16,8 +16,9 @@ use tokio::time::timeout;
 
 /// Where distributions put the program; the environment's search path is not asked.
 const PROGRAMS: [&str; 4] = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft", "/usr/local/sbin/nft"];
-/// Longest that a transaction may take; the kernel's part of thousands of rules is milliseconds.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest that a transaction may take. Thousands of rules are milliseconds, but a kernel that has to load its modules
+/// first took 37 s in a slow machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Most of nft's complaint that is repeated.
 const MAX_COMPLAINT_BYTES: usize = 2000;
 

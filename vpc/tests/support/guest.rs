@@ -14,8 +14,6 @@ use vpc::sys::tun::{self, Opening};
 pub struct Guest {
     pub namespace: String,
     pub port: PortEntry,
-    /// Frames written here are the guest's, whatever they say.
-    pub wire: Option<OwnedFd>,
     nic: Vec<OwnedFd>,
     stop: Option<PipeWriter>,
     carrying: Option<JoinHandle<()>>,
@@ -46,12 +44,11 @@ impl Guest {
              $n addr add {ipv4}/32 dev eth0; $n route add 169.254.1.1 dev eth0 scope link
              $n route add default via 169.254.1.1 dev eth0 onlink"
         ));
-        Self { namespace, port: port.clone(), wire: None, nic, stop: None, carrying: None }
+        Self { namespace, port: port.clone(), nic, stop: None, carrying: None }
     }
 
     /// From now on frames are carried to and from these queues.
     pub fn wake(&mut self, queues: Vec<OwnedFd>) {
-        self.wire = Some(queues[0].try_clone().expect("duplicate"));
         let nic = self.nic[0].try_clone().expect("duplicate");
         let (stopped, stop) = std::io::pipe().expect("pipe");
         self.carrying = Some(std::thread::spawn(move || carry(&queues, &nic, stopped.as_fd())));
@@ -60,7 +57,7 @@ impl Guest {
 
     /// Pulls the plug: the queues are let go.
     pub fn stop(&mut self) {
-        drop((self.stop.take(), self.wire.take()));
+        drop(self.stop.take());
         if let Some(carrying) = self.carrying.take() {
             carrying.join().expect("carried well");
         }

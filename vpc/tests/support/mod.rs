@@ -34,8 +34,8 @@ pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 /// A cloud's metadata service that the host can reach.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// Longest that anything in a test is waited for; the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest that anything in a test is waited for; the machine may be busy, or emulated.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 

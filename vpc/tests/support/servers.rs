@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// Longest that a guest waits for what must come.
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(30);
 /// Longest that a guest waits for what must not come: a SYN, and its first repetition a second later.
 const SHORT: Duration = Duration::from_millis(1500);
 
