@@ -1,100 +1,15 @@
 //! The supervisor and the VMs' processes, as programs, with tiny guests: launch, ends, kills and adoption.
 
+mod house;
 mod tiny;
 
+use house::{House, PATIENCE};
 use model::agent::BootConfig;
-use model::config::{Places, VmmConfig};
 use model::id::{VmId, VmInstanceId};
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command};
 use std::time::Duration;
 use tiny::Code;
 use tokio::time::timeout;
-use vmm::client::{Events, ExitReason, MachineSpec, Refusal, VmmClient, VmmError, VmmEvent};
-
-/// Interpreted guests are slow, and the test machine is shared.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct House {
-    folder: tempfile::TempDir,
-    supervisor: Child,
-    client: VmmClient,
-}
-
-impl House {
-    async fn open() -> Self {
-        let folder = tempfile::tempdir().expect("folder");
-        let config = VmmConfig {
-            places: Places { data: folder.path().join("data"), run: folder.path().join("run") },
-            allowed_uids: vec![],
-            console_bytes: 1 << 16,
-        };
-        std::fs::create_dir_all(&config.places.run).expect("run");
-        std::fs::write(folder.path().join("vmm.toml"), toml::to_string(&config).expect("toml"))
-            .expect("config");
-        let supervisor = spawn(folder.path());
-        let client = VmmClient::new(config.places.vmm_socket());
-        let house = Self { folder, supervisor, client };
-        house.subscribe().await;
-        house
-    }
-
-    fn image(&self, name: &str, code: Code) {
-        let image = self.folder.path().join("data/images").join(name);
-        std::fs::create_dir_all(&image).expect("image");
-        std::fs::write(image.join("kernel"), code.elf()).expect("kernel");
-        std::fs::write(image.join("initramfs"), b"").expect("initramfs");
-        std::fs::write(image.join("rootfs.img"), [0; 4096]).expect("rootfs");
-    }
-
-    /// Waits for the supervisor to answer, past its restart.
-    async fn subscribe(&self) -> (Events, Vec<VmmEvent>) {
-        let patient = async {
-            loop {
-                if let Ok(mut events) = self.client.subscribe().await {
-                    let mut present = Vec::new();
-                    loop {
-                        match events.next().await {
-                            Ok(VmmEvent::Synced) => return (events, present),
-                            Ok(event) => present.push(event),
-                            Err(_) => break,
-                        }
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(PATIENCE, patient).await.expect("the supervisor answers")
-    }
-
-    fn restart(&mut self) {
-        self.supervisor.kill().expect("kill -9");
-        self.supervisor.wait().expect("wait");
-        self.supervisor = spawn(self.folder.path());
-    }
-
-    fn folder_of(&self, vm: &VmId) -> std::path::PathBuf {
-        self.folder.path().join("data/vms").join(vm.as_str())
-    }
-}
-
-impl Drop for House {
-    fn drop(&mut self) {
-        for error in [self.supervisor.kill().err(), self.supervisor.wait().err()].into_iter().flatten() {
-            eprintln!("the supervisor cannot be ended: {error}");
-        }
-    }
-}
-
-fn spawn(folder: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_vmm"))
-        .args(["supervise", "--config"])
-        .arg(folder.join("vmm.toml"))
-        .process_group(0)
-        .spawn()
-        .expect("supervisor")
-}
+use vmm::client::{Events, ExitReason, MachineSpec, Refusal, VmmError, VmmEvent};
 
 fn spec(number: u8, image: &str) -> MachineSpec {
     MachineSpec {
@@ -109,19 +24,15 @@ fn spec(number: u8, image: &str) -> MachineSpec {
     }
 }
 
+fn tiny_image(house: &House, name: &str, code: Code) {
+    let image = house.image(name);
+    std::fs::write(image.join("kernel"), code.elf()).expect("kernel");
+    std::fs::write(image.join("initramfs"), b"").expect("initramfs");
+    std::fs::write(image.join("rootfs.img"), [0; 4096]).expect("rootfs");
+}
+
 async fn next_exit(events: &mut Events, of: &MachineSpec) -> ExitReason {
-    let wait = async {
-        loop {
-            match events.next().await.expect("event") {
-                VmmEvent::Exited { vm, instance, reason } if vm == of.vm => {
-                    assert_eq!(instance, of.instance);
-                    return reason;
-                }
-                _ => {}
-            }
-        }
-    };
-    timeout(PATIENCE, wait).await.expect("it ends")
+    house::next_exit(events, of, PATIENCE).await
 }
 
 fn refused(result: Result<i32, VmmError>) -> Refusal {
@@ -134,9 +45,9 @@ fn refused(result: Result<i32, VmmError>) -> Refusal {
 #[tokio::test]
 async fn a_machine_runs_and_each_end_is_told_apart() {
     let house = House::open().await;
-    house.image("off", Code::new().print("bye\n").power_off());
-    house.image("fault", Code::new().triple_fault());
-    house.image("panic", Code::new().print("Kernel panic - not syncing: tiny\n").reset());
+    tiny_image(&house, "off", Code::new().print("bye\n").power_off());
+    tiny_image(&house, "fault", Code::new().triple_fault());
+    tiny_image(&house, "panic", Code::new().print("Kernel panic - not syncing: tiny\n").reset());
     let (mut events, present) = house.subscribe().await;
     assert_eq!(present, []);
     let off = spec(1, "off");
@@ -159,7 +70,7 @@ async fn a_machine_runs_and_each_end_is_told_apart() {
 #[tokio::test]
 async fn a_guest_restarts_in_its_process_until_it_is_killed() {
     let house = House::open().await;
-    house.image("loop", Code::new().print("again\n").reset());
+    tiny_image(&house, "loop", Code::new().print("again\n").reset());
     let (mut events, _) = house.subscribe().await;
     let machine = spec(1, "loop");
     let pid = house.client.launch(machine.clone()).await.expect("launch");
@@ -179,8 +90,8 @@ async fn a_guest_restarts_in_its_process_until_it_is_killed() {
 #[tokio::test]
 async fn stop_presses_the_button_and_then_kills() {
     let house = House::open().await;
-    house.image("polite", Code::new().await_event().power_off());
-    house.image("deaf", Code::new().spin());
+    tiny_image(&house, "polite", Code::new().await_event().power_off());
+    tiny_image(&house, "deaf", Code::new().spin());
     let (mut events, _) = house.subscribe().await;
     let (polite, deaf) = (spec(1, "polite"), spec(2, "deaf"));
     for machine in [&polite, &deaf] {
@@ -196,7 +107,7 @@ async fn stop_presses_the_button_and_then_kills() {
 #[tokio::test]
 async fn a_process_that_dies_is_told_and_a_supervisor_that_dies_is_survived() {
     let mut house = House::open().await;
-    house.image("spin", Code::new().print("up\n").spin());
+    tiny_image(&house, "spin", Code::new().print("up\n").spin());
     let (mut events, _) = house.subscribe().await;
     let (first, second) = (spec(1, "spin"), spec(2, "spin"));
     let pid = house.client.launch(first.clone()).await.expect("launch");
@@ -223,8 +134,8 @@ async fn a_process_that_dies_is_told_and_a_supervisor_that_dies_is_survived() {
 #[tokio::test]
 async fn bad_requests_are_refused_by_kind() {
     let house = House::open().await;
-    house.image("good", Code::new().spin());
-    house.image("broken", Code::new().spin());
+    tiny_image(&house, "good", Code::new().spin());
+    tiny_image(&house, "broken", Code::new().spin());
     std::fs::write(house.folder.path().join("data/images/broken/kernel"), b"no kernel").expect("write");
     let good = spec(1, "good");
     let too_many = MachineSpec { vcpus: 9, ..good.clone() };

@@ -1,0 +1,241 @@
+//! Stock Linux kernels, from start to each kind of end, through the supervisor. Needs hardware virtualisation:
+//!
+//! ```text
+//! cargo test -p vmm --features guest-tests --test guest --no-run
+//! tests/bed -a -t 1200 -- target/debug/deps/guest-… --test-threads=1 --nocapture
+//! ```
+//!
+//! Images are taken from the folders below `GATEHOUSE_IMAGES` (default: `target/image`): each kernel there is
+//! booted, and the whole system of the one named `default`.
+
+mod house;
+
+use house::{House, next_exit};
+use model::agent::{AGENT_PORT, AgentReply, AgentRequest, BootConfig, FrameKind, HEADER_BYTES};
+use model::id::{VmId, VmInstanceId};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+use vmm::client::{Events, ExitReason, MachineSpec, VmmEvent};
+
+/// Longest that a kernel takes to its end in the emulated test machine, with others at work beside it.
+const BOOT: Duration = Duration::from_secs(300);
+/// Longest for a whole system.
+const SYSTEM: Duration = Duration::from_secs(900);
+
+fn images() -> Vec<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/image");
+    let folder = std::env::var("GATEHOUSE_IMAGES").unwrap_or_else(|_| default.to_owned());
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| {
+        panic!("no images in {folder} ({error}): run `cargo xtask image`, or set GATEHOUSE_IMAGES")
+    });
+    let mut found: Vec<_> = entries.map(|entry| entry.expect("entry").path()).collect();
+    found.retain(|path| path.join("kernel").exists());
+    found.sort();
+    assert!(!found.is_empty(), "no kernel in {folder}");
+    found
+}
+
+/// Fails where a stock guest cannot run, instead of waiting for one that never comes.
+fn need_virtualisation() {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").expect("cpuinfo");
+    let has = flags.split_whitespace().any(|word| word == "svm" || word == "vmx");
+    assert!(has, "this host's CPU shows neither VT-x nor SVM: run this test by tests/bed");
+}
+
+/// An image of a kernel, optionally the initramfs of an image, and an init of our own in shell.
+fn script_image(house: &House, name: &str, image: &Path, with_modules: bool, script: &str) {
+    let target = house.image(name);
+    std::os::unix::fs::symlink(image.join("kernel").canonicalize().expect("kernel"), target.join("kernel"))
+        .expect("link");
+    let mut archive = Vec::new();
+    if with_modules {
+        archive = std::fs::read(image.join("initramfs")).expect("initramfs");
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    }
+    let busybox = std::fs::read("/bin/busybox").expect("busybox-static is installed");
+    let script = format!(
+        "#!/bin/busybox sh\nb=/bin/busybox\n$b mkdir -p /proc /sys /dev\n$b mount -t proc proc /proc\n{script}\n"
+    );
+    for (path, mode, device, content) in [
+        ("bin", 0o040_755, 0, b"".as_slice()),
+        ("bin/busybox", 0o100_755, 0, &busybox),
+        ("dev", 0o040_755, 0, b""),
+        ("dev/console", 0o020_600, 1, b""),
+        ("init", 0o100_755, 0, script.as_bytes()),
+        ("TRAILER!!!", 0, 0, b""),
+    ] {
+        cpio_entry(&mut archive, path, mode, device, content);
+    }
+    std::fs::write(target.join("initramfs"), archive).expect("initramfs");
+    std::fs::write(target.join("rootfs.img"), [0; 4096]).expect("rootfs");
+}
+
+/// One entry of the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst); a device is 5:n.
+fn cpio_entry(archive: &mut Vec<u8>, path: &str, mode: u32, device: u32, content: &[u8]) {
+    let major = if device == 0 { 0 } else { 5 };
+    let name = path.len() as u32 + 1;
+    let fields = [1, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, major, device, name, 0];
+    archive.extend_from_slice(b"070701");
+    for field in fields {
+        archive.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    archive.extend_from_slice(path.as_bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend_from_slice(content);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+fn spec(number: u8, image: &str, vcpus: u8) -> MachineSpec {
+    MachineSpec {
+        vm: VmId::from_random([number; 20]),
+        instance: VmInstanceId::from_random([number; 20]),
+        image: image.into(),
+        vcpus,
+        memory_mib: 512,
+        disk_mib: 2048,
+        nic: None,
+        boot: BootConfig { hostname: "stock".into(), network: None, unix_nanoseconds: 0 },
+    }
+}
+
+async fn console(house: &House, vm: &VmId) -> String {
+    house.client.console(vm, 4000).await.expect("console")
+}
+
+/// Waits for a text on the console: the log is a file, and looking again is all one can do with it.
+async fn on_console(house: &House, vm: &VmId, text: &str) {
+    let begin = Instant::now();
+    while !console(house, vm).await.contains(text) {
+        assert!(begin.elapsed() < BOOT, "no {text:?} on the console:\n{}", console(house, vm).await);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn await_agent(events: &mut Events, of: &MachineSpec) {
+    let wait = async {
+        loop {
+            match events.next().await.expect("event") {
+                VmmEvent::AgentReady { vm, .. } if vm == of.vm => return,
+                VmmEvent::Exited { reason, .. } => panic!("it ended: {reason:?}"),
+                VmmEvent::Machine { .. }
+                | VmmEvent::Synced
+                | VmmEvent::AgentReady { .. }
+                | VmmEvent::Rebooting { .. } => {}
+            }
+        }
+    };
+    timeout(SYSTEM, wait).await.expect("the agent reports");
+}
+
+#[tokio::test]
+async fn stock_kernels_boot_with_one_to_eight_vcpus_and_power_off() {
+    need_virtualisation();
+    let house = House::open().await;
+    let (mut events, _) = house.subscribe().await;
+    for (index, image) in images().iter().enumerate() {
+        let name = format!("off{index}");
+        script_image(
+            &house,
+            &name,
+            image,
+            false,
+            "echo cpus $($b nproc) kernel $($b uname -r)\n$b poweroff -f",
+        );
+        for vcpus in [1, 2, 4, 8] {
+            let machine = spec(vcpus, &name, vcpus);
+            let begin = Instant::now();
+            house.client.launch(machine.clone()).await.expect("launch");
+            let reason = next_exit(&mut events, &machine, BOOT).await;
+            let log = console(&house, &machine.vm).await;
+            assert_eq!(reason, ExitReason::PoweredOff, "{log}");
+            assert!(log.contains(&format!("cpus {vcpus} ")), "{log}");
+            println!("{}: {vcpus} vCPUs, start to power-off {:?}", image.display(), begin.elapsed());
+            house.client.remove(&machine.vm).await.expect("remove");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_restart_and_a_panic_are_told_apart() {
+    need_virtualisation();
+    let house = House::open().await;
+    let (mut events, _) = house.subscribe().await;
+    for (index, image) in images().iter().enumerate() {
+        let (again, panic) = (format!("again{index}"), format!("panic{index}"));
+        script_image(&house, &again, image, false, "$b reboot -f");
+        script_image(&house, &panic, image, false, "echo c > /proc/sysrq-trigger");
+        let machine = spec(1, &again, 2);
+        house.client.launch(machine.clone()).await.expect("launch");
+        let mut restarts = 0;
+        while restarts < 2 {
+            match timeout(BOOT, events.next()).await.expect("in time").expect("event") {
+                VmmEvent::Rebooting { .. } => restarts += 1,
+                VmmEvent::Machine { .. } | VmmEvent::Synced => {}
+                other => panic!("unexpected {other:?}: {}", console(&house, &machine.vm).await),
+            }
+        }
+        house.client.kill(&machine.vm).await.expect("kill");
+        assert_eq!(next_exit(&mut events, &machine, BOOT).await, ExitReason::Killed);
+        let machine = spec(2, &panic, 2);
+        house.client.launch(machine.clone()).await.expect("launch");
+        let reason = next_exit(&mut events, &machine, BOOT).await;
+        assert!(
+            matches!(&reason, ExitReason::Panicked { message } if message.contains("sysrq")),
+            "{reason:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_power_button_reaches_a_stock_kernel() {
+    need_virtualisation();
+    let house = House::open().await;
+    let (mut events, _) = house.subscribe().await;
+    let image = images().into_iter().find(|path| path.ends_with("default")).expect("an image named default");
+    let script = "$b mount -t sysfs sys /sys; $b mount -t devtmpfs dev /dev\n\
+        for m in evdev button; do $b insmod $($b find / -xdev -name $m.ko | $b head -n 1); done\n\
+        echo armed\n$b head -c 24 /dev/input/event0 >/dev/null\n\
+        echo pressed\n$b poweroff -f";
+    script_image(&house, "button", &image, true, script);
+    let machine = spec(1, "button", 1);
+    house.client.launch(machine.clone()).await.expect("launch");
+    on_console(&house, &machine.vm, "armed").await;
+    house.client.stop(&machine.vm, Duration::from_secs(120)).await.expect("stop");
+    let reason = next_exit(&mut events, &machine, BOOT).await;
+    assert_eq!(reason, ExitReason::Stopped, "{}", console(&house, &machine.vm).await);
+    assert!(console(&house, &machine.vm).await.contains("pressed"));
+}
+
+#[tokio::test]
+async fn a_whole_system_reports_answers_and_stops_by_its_agent() {
+    need_virtualisation();
+    let house = House::open().await;
+    let (mut events, _) = house.subscribe().await;
+    let image = images().into_iter().find(|path| path.ends_with("default")).expect("an image named default");
+    let target = house.image("default");
+    for name in ["kernel", "initramfs", "rootfs.img"] {
+        let source = image.join(name).canonicalize().expect("file of the image");
+        std::os::unix::fs::symlink(source, target.join(name)).expect("link");
+    }
+    let machine = spec(1, "default", 2);
+    let begin = Instant::now();
+    house.client.launch(machine.clone()).await.expect("launch");
+    await_agent(&mut events, &machine).await;
+    println!("start to agent ready {:?}", begin.elapsed());
+    let mut stream = house.client.connect(&machine.vm, AGENT_PORT).await.expect("connect");
+    let payload = serde_json::to_vec(&AgentRequest::Health).expect("json");
+    let header = FrameKind::Message.header(payload.len()).expect("short");
+    stream.write_all(&[header.as_slice(), &payload].concat()).await.expect("write");
+    let mut header = [0; HEADER_BYTES];
+    timeout(BOOT, stream.read_exact(&mut header)).await.expect("in time").expect("header");
+    let (_, length) = FrameKind::parse(header).expect("frame");
+    let mut payload = vec![0; length];
+    timeout(BOOT, stream.read_exact(&mut payload)).await.expect("in time").expect("payload");
+    let reply: AgentReply = serde_json::from_slice(&payload).expect("reply");
+    assert!(matches!(reply, AgentReply::Health { .. }), "{reply:?}");
+    house.client.stop(&machine.vm, Duration::from_secs(240)).await.expect("stop");
+    assert_eq!(next_exit(&mut events, &machine, BOOT).await, ExitReason::Stopped);
+}

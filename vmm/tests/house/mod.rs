@@ -1,0 +1,109 @@
+//! A supervisor as a program in a folder of its own, and its client.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use model::config::{Places, VmmConfig};
+use model::id::VmId;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+use tokio::time::timeout;
+use vmm::client::{Events, ExitReason, MachineSpec, VmmClient, VmmEvent};
+
+/// Interpreted guests are slow, and the test machine is shared.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub struct House {
+    pub folder: tempfile::TempDir,
+    supervisor: Child,
+    pub client: VmmClient,
+}
+
+impl House {
+    pub async fn open() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let config = VmmConfig {
+            places: Places { data: folder.path().join("data"), run: folder.path().join("run") },
+            allowed_uids: vec![],
+            console_bytes: 1 << 16,
+        };
+        std::fs::create_dir_all(&config.places.run).expect("run");
+        std::fs::write(folder.path().join("vmm.toml"), toml::to_string(&config).expect("toml"))
+            .expect("config");
+        let supervisor = spawn(folder.path());
+        let client = VmmClient::new(config.places.vmm_socket());
+        let house = Self { folder, supervisor, client };
+        house.subscribe().await;
+        house
+    }
+
+    /// The folder of an image, made.
+    pub fn image(&self, name: &str) -> PathBuf {
+        let image = self.folder.path().join("data/images").join(name);
+        std::fs::create_dir_all(&image).expect("image");
+        image
+    }
+
+    /// Waits for the supervisor to answer, past its restart.
+    pub async fn subscribe(&self) -> (Events, Vec<VmmEvent>) {
+        let patient = async {
+            loop {
+                if let Ok(mut events) = self.client.subscribe().await {
+                    let mut present = Vec::new();
+                    loop {
+                        match events.next().await {
+                            Ok(VmmEvent::Synced) => return (events, present),
+                            Ok(event) => present.push(event),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, patient).await.expect("the supervisor answers")
+    }
+
+    pub fn restart(&mut self) {
+        self.supervisor.kill().expect("kill -9");
+        self.supervisor.wait().expect("wait");
+        self.supervisor = spawn(self.folder.path());
+    }
+
+    pub fn folder_of(&self, vm: &VmId) -> PathBuf {
+        self.folder.path().join("data/vms").join(vm.as_str())
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        for error in [self.supervisor.kill().err(), self.supervisor.wait().err()].into_iter().flatten() {
+            eprintln!("the supervisor cannot be ended: {error}");
+        }
+    }
+}
+
+fn spawn(folder: &Path) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_vmm"))
+        .args(["supervise", "--config"])
+        .arg(folder.join("vmm.toml"))
+        .process_group(0)
+        .spawn()
+        .expect("supervisor")
+}
+
+pub async fn next_exit(events: &mut Events, of: &MachineSpec, patience: Duration) -> ExitReason {
+    let wait = async {
+        loop {
+            match events.next().await.expect("event") {
+                VmmEvent::Exited { vm, instance, reason } if vm == of.vm => {
+                    assert_eq!(instance, of.instance);
+                    return reason;
+                }
+                _ => {}
+            }
+        }
+    };
+    timeout(patience, wait).await.expect("it ends")
+}
