@@ -1,1 +1,101 @@
 //! The decider: API, state, plans, and the views that it publishes.
+//!
+//! ```text
+//! request ─► api ─► vms ─► store (the intent) ─► publish (views for edge-proxy and vpc)
+//!                    │                        └► the supervisor of the VMs, the agent inside a VM
+//!                    └◄─ vms::follow ◄─ what the supervisor tells
+//! ```
+//! What is decided without effects is in [`pure`]. No byte to or from a VM's ports passes here: while control is
+//! away, everything that was mapped goes on to be served.
+
+pub mod agent;
+pub mod api;
+pub mod certs;
+pub mod fault;
+pub mod keys;
+pub mod publish;
+pub mod pure;
+mod random;
+pub mod serve;
+pub mod store;
+pub mod vms;
+
+use api::Api;
+use model::config::ControlConfig;
+use publish::{PlanError, Planner};
+use serve::{Listeners, ServeError};
+use std::io;
+use std::path::PathBuf;
+use store::{Store, StoreError};
+use thiserror::Error;
+use tokio::sync::watch;
+use tracing::info;
+use vms::{FailPoints, Machines};
+
+/// The database, below the data directory.
+const DATABASE: &str = "control.db";
+
+/// Why control cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A directory cannot be made.
+    #[error("the directory {path} cannot be made: {source}")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store cannot be had.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nothing can be published.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A listener cannot be had.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Control, ready to serve.
+#[derive(Debug)]
+pub struct Control {
+    listeners: Listeners,
+    api: Api,
+}
+
+impl Control {
+    /// Opens the store, publishes what it holds, follows the supervisor and binds the listeners.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(config: ControlConfig, failpoints: FailPoints) -> Result<Self, StartError> {
+        for path in [&config.places.data, &config.places.run] {
+            std::fs::create_dir_all(path)
+                .map_err(|source| StartError::Directory { path: path.clone(), source })?;
+        }
+        let store = Store::open(&config.places.data.join(DATABASE)).await?;
+        let default_account = store.default_account().await?.id;
+        let planner = Planner::start(&config, store.clone()).await?;
+        let generation = planner.publish().await?;
+        let machines = Machines::new(&config, store.clone(), planner.clone(), failpoints);
+        tokio::spawn(vms::follow(machines.clone()));
+        let listeners = Listeners::bind(&config).await?;
+        info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
+        Ok(Self { listeners, api: Api::new(config, store, planner, machines, default_account) })
+    }
+
+    /// Where plain HTTP is served.
+    #[must_use]
+    pub fn tcp_address(&self) -> Option<std::net::SocketAddr> {
+        self.listeners.tcp_address()
+    }
+
+    /// Serves until `stop` is true.
+    pub async fn serve(self, stop: watch::Receiver<bool>) {
+        self.listeners.serve(&self.api, stop).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

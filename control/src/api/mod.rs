@@ -1,0 +1,89 @@
+//! The HTTP API. One table of routes makes both the router and the OpenAPI document.
+
+mod admin;
+mod answer;
+mod auth;
+mod background;
+mod body;
+mod domains;
+mod guest;
+mod openapi;
+mod routes;
+mod unoffered;
+mod vms;
+
+pub use auth::Door;
+
+use crate::publish::Planner;
+use crate::store::Store;
+use crate::vms::Machines;
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::any;
+use background::Background;
+use model::config::ControlConfig;
+use model::id::AccountId;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Commands that run at once, in all VMs. Each holds a stream and up to 16 MiB of output.
+const MAX_COMMANDS: usize = 256;
+/// Files that are read or written at once. Each holds up to 64 MiB, and as much again as JSON.
+const MAX_FILES: usize = 16;
+
+/// What the handlers share. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Api(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    config: ControlConfig,
+    store: Store,
+    planner: Planner,
+    machines: Machines,
+    default_account: AccountId,
+    background: Background,
+    commands: Semaphore,
+    files: Semaphore,
+}
+
+impl Api {
+    /// The API over a store and its VMs.
+    #[must_use]
+    pub fn new(
+        config: ControlConfig,
+        store: Store,
+        planner: Planner,
+        machines: Machines,
+        default_account: AccountId,
+    ) -> Self {
+        Self(Arc::new(Shared {
+            config,
+            store,
+            planner,
+            machines,
+            default_account,
+            background: Background::default(),
+            commands: Semaphore::new(MAX_COMMANDS),
+            files: Semaphore::new(MAX_FILES),
+        }))
+    }
+
+    /// All routes, with authentication, trace ids and cross-origin headers around them. Each request must carry a
+    /// [`Door`] among its extensions.
+    pub fn router(&self) -> Router {
+        let mut router = Router::new();
+        for route in routes::all() {
+            router = router.route(route.path, route.handler);
+        }
+        for path in unoffered::BEHIND_IDS {
+            router = router.route(path, any(unoffered::fallback));
+        }
+        router
+            .fallback(unoffered::fallback)
+            .method_not_allowed_fallback(unoffered::wrong_method)
+            .layer(from_fn_with_state(self.clone(), auth::authenticate))
+            .layer(from_fn(answer::envelope))
+            .with_state(self.clone())
+    }
+}

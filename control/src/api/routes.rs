@@ -1,0 +1,239 @@
+//! The table of routes.
+
+use super::openapi::Shape;
+use super::{Api, admin, auth, background, domains, guest, openapi, vms};
+use axum::routing::{self, MethodRouter};
+use model::api::Empty;
+use model::api::admin::{
+    AccountList, AccountRow, ApiKeyCreated, ApiKeyList, ControlStatus, CreateAccount, CreateApiKey,
+};
+use model::api::auth::{Logs, WhoAmI};
+use model::api::domain::{CreateMapping, Mapping, MappingQuery};
+use model::api::exec::{Exec, ExecResult};
+use model::api::file::{FileAnswer, FileContent};
+use model::api::vm::{
+    CreateVm, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList, VmQuery, VmStarted,
+    VmStopped,
+};
+
+/// One route.
+pub struct Route {
+    /// Lower case, as OpenAPI writes it.
+    pub method: &'static str,
+    /// As the router reads it.
+    pub path: &'static str,
+    /// For people.
+    pub summary: &'static str,
+    /// The body, if it takes one.
+    pub request: Option<Shape>,
+    /// What stands behind `?`, if anything may.
+    pub query: Option<Shape>,
+    /// The body of a success.
+    pub answer: Shape,
+    /// What does it.
+    pub handler: MethodRouter<Api>,
+}
+
+impl Route {
+    fn new(
+        method: &'static str,
+        path: &'static str,
+        summary: &'static str,
+        answer: Shape,
+        handler: MethodRouter<Api>,
+    ) -> Self {
+        Self { method, path, summary, request: None, query: None, answer, handler }
+    }
+
+    fn taking(mut self, request: Shape) -> Self {
+        self.request = Some(request);
+        self
+    }
+
+    fn asking(mut self, query: Shape) -> Self {
+        self.query = Some(query);
+        self
+    }
+}
+
+/// All routes.
+pub fn all() -> Vec<Route> {
+    let mut all = of_vms();
+    all.extend(of_guests());
+    all.extend(of_domains());
+    all.extend(of_admin());
+    all.extend(of_callers());
+    all
+}
+
+fn of_callers() -> Vec<Route> {
+    let whoami = Shape::of::<WhoAmI>();
+    let anything = Shape::of::<serde_json::Value>();
+    vec![
+        Route::new("get", "/auth/v1/whoami", "Whose key is this?", whoami, routing::get(auth::whoami)),
+        Route::new(
+            "get",
+            "/auth/v1/background-requests/{request_id}",
+            "The result of a request that went on after a 202; 202 while it does",
+            anything,
+            routing::get(background::result),
+        ),
+        Route::new(
+            "get",
+            "/observability/v1/logs",
+            "What a request that goes on has done so far (requestId)",
+            Shape::of::<Logs>(),
+            routing::get(background::logs),
+        ),
+        Route::new("get", "/openapi.json", "This document", anything, routing::get(openapi::serve)),
+    ]
+}
+
+fn of_vms() -> Vec<Route> {
+    let one = "/v1/vms/{vm_id}";
+    vec![
+        Route::new("get", "/v1/vms", "The account's VMs", Shape::of::<VmList>(), routing::get(vms::list))
+            .asking(Shape::of::<VmQuery>()),
+        Route::new(
+            "post",
+            "/v1/vms",
+            "Makes a VM; answers when it is ready",
+            Shape::of::<VmCreated>(),
+            routing::post(vms::create),
+        )
+        .taking(Shape::of::<CreateVm>()),
+        Route::new("get", one, "A VM", Shape::of::<VmInfo>(), routing::get(vms::get)),
+        Route::new(
+            "delete",
+            one,
+            "Deletes a VM; answers when nothing is left of it",
+            Shape::of::<VmDeleted>(),
+            routing::delete(vms::delete),
+        ),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/start",
+            "Boots a VM; answers when it is ready",
+            Shape::of::<VmStarted>(),
+            routing::post(vms::start),
+        )
+        .taking(Shape::of::<StartVm>()),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/stop",
+            "Shuts a VM down",
+            Shape::of::<VmStopped>(),
+            routing::post(vms::stop),
+        ),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/kill",
+            "Ends a VM at once",
+            Shape::of::<VmKilled>(),
+            routing::post(vms::kill),
+        ),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/await",
+            "Answers when the VM is down",
+            Shape::of::<VmExited>(),
+            routing::post(vms::await_exit),
+        ),
+    ]
+}
+
+fn of_guests() -> Vec<Route> {
+    let files = "/v1/vms/{vm_id}/files/{*filepath}";
+    vec![
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/exec-await",
+            "Runs a command in a VM, which is started when it is down",
+            Shape::of::<ExecResult>(),
+            routing::post(guest::exec),
+        )
+        .taking(Shape::of::<Exec>()),
+        Route::new(
+            "get",
+            files,
+            "A file's content, or a directory's entries",
+            Shape::of::<FileAnswer>(),
+            routing::get(guest::read),
+        ),
+        Route::new("put", files, "Writes a file", Shape::of::<Empty>(), routing::put(guest::write))
+            .taking(Shape::of::<FileContent>()),
+    ]
+}
+
+fn of_domains() -> Vec<Route> {
+    let one = "/domains/v1/mappings/{domain}";
+    vec![
+        Route::new(
+            "get",
+            "/domains/v1/mappings",
+            "Names that lead to VMs",
+            Shape::of::<Vec<Mapping>>(),
+            routing::get(domains::list),
+        )
+        .asking(Shape::of::<MappingQuery>()),
+        Route::new(
+            "post",
+            one,
+            "Maps a name to a VM",
+            Shape::of::<Mapping>(),
+            routing::post(domains::create),
+        )
+        .taking(Shape::of::<CreateMapping>()),
+        Route::new("delete", one, "Ends a mapping", Shape::of::<Empty>(), routing::delete(domains::delete)),
+    ]
+}
+
+fn of_admin() -> Vec<Route> {
+    let (keys, accounts) = ("/admin/v1/api-keys", "/admin/v1/accounts");
+    vec![
+        Route::new(
+            "post",
+            keys,
+            "Operator: makes an API key; its secret is shown here alone",
+            Shape::of::<ApiKeyCreated>(),
+            routing::post(admin::create_key),
+        )
+        .taking(Shape::of::<CreateApiKey>()),
+        Route::new(
+            "get",
+            keys,
+            "Operator: all API keys",
+            Shape::of::<ApiKeyList>(),
+            routing::get(admin::list_keys),
+        ),
+        Route::new(
+            "delete",
+            "/admin/v1/api-keys/{key_id}",
+            "Operator: makes an API key worthless",
+            Shape::of::<Empty>(),
+            routing::delete(admin::revoke_key),
+        ),
+        Route::new(
+            "post",
+            accounts,
+            "Operator: makes an account",
+            Shape::of::<AccountRow>(),
+            routing::post(admin::create_account),
+        )
+        .taking(Shape::of::<CreateAccount>()),
+        Route::new(
+            "get",
+            accounts,
+            "Operator: all accounts",
+            Shape::of::<AccountList>(),
+            routing::get(admin::list_accounts),
+        ),
+        Route::new(
+            "get",
+            "/admin/v1/status",
+            "Operator: what control knows and has published",
+            Shape::of::<ControlStatus>(),
+            routing::get(admin::status),
+        ),
+    ]
+}

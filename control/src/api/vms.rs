@@ -1,0 +1,226 @@
+//! VMs: make, list, look, start, stop, delete.
+
+use super::Api;
+use super::answer::{Answer, slow};
+use super::auth::Caller;
+use super::background::accepted;
+use super::body::{Asked, SMALL_BODY, VmPath, json};
+use crate::fault::Fault;
+use crate::pure::phase::Ask;
+use crate::pure::request;
+use crate::store::{StoreError, VmRecord, rfc3339};
+use crate::vms::{Manner, Notes};
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use model::api::BACKGROUND_AFTER_HEADER;
+use model::api::vm::{
+    CreateVm, Sizing, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList, VmQuery, VmRow,
+    VmStarted, VmState, VmStopped,
+};
+use model::host::HostName;
+use model::id::VmId;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Largest body of a creation: a few files may be in it.
+const CREATE_BODY: usize = 96 << 20;
+/// Node's client gives up on a server that is silent for 300 s. An error keeps its status until shortly before.
+const PAD_LIFECYCLE_AFTER: Duration = Duration::from_secs(270);
+/// A long poll has no error to tell, so it begins early.
+const PAD_AWAIT_AFTER: Duration = Duration::from_secs(20);
+/// Longest that a client may have us wait before a creation goes on behind its back.
+const MAX_BACKGROUND_AFTER: u64 = 240;
+
+/// `POST /v1/vms`.
+pub async fn create(State(api): State<Api>, caller: Caller, headers: HeaderMap, body: Body) -> Response {
+    let config = &api.0.config;
+    // The code of each refusal must be one that the client knows: it repeats the request for ever otherwise.
+    let request = json::<CreateVm>(body, CREATE_BODY, "CREATE_VM_BAD_REQUEST")
+        .await
+        .and_then(|request| request::read(&request, config.default_size, &config.limits, &config.domain));
+    let wanted = match request {
+        Ok(wanted) => wanted,
+        Err(fault) => return fault.into_response(),
+    };
+    let (notes, account) = (Notes::default(), caller.account.clone());
+    let work = {
+        let (api, notes) = (api.clone(), notes.clone());
+        let domains = wanted.mappings.iter().map(|mapping| mapping.host.clone()).collect();
+        async move {
+            let record =
+                api.0.machines.create(account, wanted, notes).await.map_err(|error| error.fault(None))?;
+            Ok(VmCreated { id: record.id, domains, snapshot_id: None })
+        }
+    };
+    match background_after(&headers) {
+        None => slow(PAD_LIFECYCLE_AFTER, work).await,
+        Some(patience) => behind(&api, &caller, notes, patience, work).await,
+    }
+}
+
+/// `GET /v1/vms`.
+pub async fn list(State(api): State<Api>, caller: Caller, Asked(query): Asked<VmQuery>) -> Answer<VmList> {
+    let all = api.0.store.vms_of(&caller.account).await.map_err(|error| stored(&error))?;
+    let mut list = counted(&all);
+    let search = query.search.as_deref().unwrap_or_default();
+    let wanted = |vm: &&VmRecord| {
+        query.vm_state.is_none_or(|state| vm.phase.shown() == state)
+            && (vm.id.as_str().contains(search) || vm.name.as_ref().is_some_and(|name| name.contains(search)))
+    };
+    let (skip, take) = (query.offset.unwrap_or(0), query.limit.unwrap_or(u32::MAX));
+    list.vms = all.iter().filter(wanted).skip(skip as usize).take(take as usize).map(row).collect();
+    Ok(Json(list))
+}
+
+/// `GET /v1/vms/{vm_id}`.
+pub async fn get(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Answer<VmInfo> {
+    let record = api.0.machines.get(&caller.account, &vm).await.map_err(|error| error.fault(Some(&vm)))?;
+    let domains = domains_of(&api, &vm).await?;
+    let row = row(&record);
+    Ok(Json(VmInfo {
+        id: vm,
+        name: record.name,
+        recreate: false,
+        vm_instance_id: Some(record.instance),
+        state: row.state,
+        created_at: row.created_at,
+        idle_timeout_seconds: record.idle_timeout_seconds,
+        persistence: row.persistence,
+        sizing: Some(row.sizing),
+        domains,
+        exit_status: record.exit_status,
+    }))
+}
+
+/// `DELETE /v1/vms/{vm_id}`.
+pub async fn delete(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Answer<VmDeleted> {
+    ask(&api, &caller, &vm, Ask::Delete, Manner::default()).await?;
+    Ok(Json(VmDeleted { id: vm, recreate: false }))
+}
+
+/// `POST /v1/vms/{vm_id}/start`.
+pub async fn start(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath, body: Body) -> Response {
+    let work = async move {
+        let request: StartVm = json(body, SMALL_BODY, "INVALID_REQUEST").await?;
+        let manner = Manner {
+            ready_wait: request::ready_wait(request.ready_signal_timeout_seconds),
+            idle_timeout_seconds: request.idle_timeout_seconds,
+            activity_threshold_bytes: request.activity_threshold_bytes,
+        };
+        ask(&api, &caller, &vm, Ask::Start, manner).await?;
+        let domains = domains_of(&api, &vm).await?;
+        Ok(VmStarted { id: vm, domains, console_url: None })
+    };
+    slow(PAD_LIFECYCLE_AFTER, work).await
+}
+
+/// `POST /v1/vms/{vm_id}/stop`. One that is down already is answered as stopped.
+pub async fn stop(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Response {
+    let work = async move {
+        let record = ask(&api, &caller, &vm, Ask::Stop, Manner::default()).await?;
+        Ok(VmStopped { vm_id: vm, vm_instance_id: record.instance })
+    };
+    slow(PAD_LIFECYCLE_AFTER, work).await
+}
+
+/// `POST /v1/vms/{vm_id}/kill`. One that is down already is answered as killed.
+pub async fn kill(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Response {
+    let work = async move {
+        ask(&api, &caller, &vm, Ask::Kill, Manner::default()).await?;
+        Ok(VmKilled { id: vm })
+    };
+    slow(PAD_LIFECYCLE_AFTER, work).await
+}
+
+/// `POST /v1/vms/{vm_id}/await`.
+pub async fn await_exit(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Response {
+    let work = async move {
+        let exited = api.0.machines.exited(&caller.account, &vm).await;
+        let exit_status = exited.map_err(|error| error.fault(Some(&vm)))?;
+        Ok(VmExited { id: vm, exit_status })
+    };
+    slow(PAD_AWAIT_AFTER, work).await
+}
+
+/// What went wrong in the store is not the caller's doing.
+pub fn stored(error: &StoreError) -> Fault {
+    tracing::error!(%error, "store");
+    Fault::internal(error.to_string())
+}
+
+async fn ask(api: &Api, caller: &Caller, vm: &VmId, ask: Ask, manner: Manner) -> Result<VmRecord, Fault> {
+    let done = api.0.machines.ask(&caller.account, vm, ask, manner).await;
+    done.map_err(|error| error.fault(Some(vm)))
+}
+
+async fn domains_of(api: &Api, vm: &VmId) -> Result<Vec<HostName>, Fault> {
+    let mappings = api.0.store.mappings().await.map_err(|error| stored(&error))?;
+    Ok(mappings.into_iter().filter(|mapping| mapping.vm == *vm).map(|mapping| mapping.host).collect())
+}
+
+/// How long the client waits before the creation goes on behind its back, if it wants that at all.
+fn background_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: u64 = headers.get(BACKGROUND_AFTER_HEADER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds.min(MAX_BACKGROUND_AFTER)))
+}
+
+async fn behind(
+    api: &Api,
+    caller: &Caller,
+    notes: Notes,
+    patience: Duration,
+    work: impl Future<Output = Result<VmCreated, Fault>> + Send + 'static,
+) -> Response {
+    let mut work = Box::pin(work);
+    if let Ok(done) = timeout(patience, &mut work).await {
+        return done.map(Json).into_response();
+    }
+    let Some(id) = api.0.background.begin(&caller.account, notes) else {
+        return slow(PAD_LIFECYCLE_AFTER, work).await;
+    };
+    let (api, going) = (api.clone(), id.clone());
+    tokio::spawn(async move {
+        let result = work.await.and_then(|created| {
+            serde_json::to_value(created).map_err(|error| Fault::internal(error.to_string()))
+        });
+        api.0.background.end(&going, result);
+    });
+    accepted(id)
+}
+
+fn counted(all: &[VmRecord]) -> VmList {
+    let mut list = VmList::default();
+    for vm in all {
+        list.total_count += 1;
+        *match vm.phase.shown() {
+            VmState::Building => &mut list.building_count,
+            VmState::Starting => &mut list.starting_count,
+            VmState::Running => &mut list.running_count,
+            VmState::Suspending => &mut list.suspending_count,
+            VmState::Suspended => &mut list.suspended_count,
+            VmState::Stopped => &mut list.stopped_count,
+            VmState::Lost => &mut list.lost_count,
+        } += 1;
+    }
+    list
+}
+
+fn row(vm: &VmRecord) -> VmRow {
+    VmRow {
+        id: vm.id.clone(),
+        name: vm.name.clone(),
+        state: vm.phase.shown(),
+        created_at: Some(rfc3339(vm.created_ms)),
+        persistence: Some(vm.persistence.clone()),
+        snapshot_id: None,
+        deleted: false,
+        sizing: Sizing {
+            vcpu_count: u32::from(vm.size.vcpus),
+            mem_size_mib: vm.size.memory_mib,
+            rootfs_size_mb: vm.size.disk_mib,
+        },
+    }
+}

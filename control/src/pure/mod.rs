@@ -1,0 +1,10 @@
+//! Decisions without effects: no clock, file, socket or task below this folder.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod address;
+pub mod host;
+pub mod layers;
+pub mod phase;
+pub mod plan;
+pub mod request;

@@ -1,0 +1,186 @@
+//! What must survive: accounts, keys, VMs, mappings and counters, in SQLite.
+//!
+//! One connection writes and several read, so that a transaction that reads before it writes cannot be overtaken.
+//! The statements keep to what PostgreSQL understands too.
+
+mod accounts;
+mod mappings;
+mod vms;
+
+pub use accounts::{Account, KeyRecord};
+pub use mappings::{MappingRecord, NewMapping, PutMapping};
+pub use vms::{Admission, NewVm, VmRecord};
+
+use model::id::Generation;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Row, SqlSafeStr, Sqlite, Transaction};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use thiserror::Error;
+
+/// Longest wait for another process that has the database locked (a backup, for example).
+const BUSY_WAIT: Duration = Duration::from_secs(5);
+/// Connections that read at once; a read takes well under a millisecond.
+const READERS: u32 = 4;
+/// The migrations, in order. One that has been released is never changed.
+const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "first", include_str!("../../migrations/0001_first.sql"))];
+
+/// Why the store could not do it. Nothing was changed.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The database file cannot be opened or made.
+    #[error("the database {path} cannot be opened: {source}")]
+    Open {
+        /// Of the file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The schema cannot be brought up to date.
+    #[error("the database cannot be brought up to date: {0}")]
+    Migrate(#[source] sqlx::migrate::MigrateError),
+    /// A statement failed.
+    #[error("the database refused: {0}")]
+    Query(#[from] sqlx::Error),
+    /// A stored value cannot be understood.
+    #[error("the database holds a {column} that cannot be understood: {value:?}")]
+    Corrupt {
+        /// Where.
+        column: &'static str,
+        /// What stands there.
+        value: String,
+    },
+    /// All addresses of the default network are taken.
+    #[error("the default network has no free address")]
+    NoAddress,
+}
+
+/// The store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Store {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database, makes it when it is missing, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] and [`StoreError::Migrate`].
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Open { path: path.to_owned(), source };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_WAIT);
+        let pool = |size| SqlitePoolOptions::new().max_connections(size);
+        let writer = pool(1).connect_with(options.clone()).await.map_err(failed)?;
+        migrator().run(&writer).await.map_err(StoreError::Migrate)?;
+        let readers = pool(READERS).connect_with(options.read_only(true)).await.map_err(failed)?;
+        Ok(Self { writer, readers })
+    }
+
+    /// The newest decision.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn generation(&self) -> Result<Generation, StoreError> {
+        let row = sqlx::query("SELECT value FROM counters WHERE name = 'generation'")
+            .fetch_one(&self.readers)
+            .await?;
+        Ok(Generation(number(&row, "value")?))
+    }
+
+    /// Makes the next decision newer than `seen`: readers that have one refuse all that are older, also after
+    /// the database was lost or restored from a copy.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn raise_generation(&self, seen: Generation) -> Result<(), StoreError> {
+        sqlx::query("UPDATE counters SET value = $1 WHERE name = 'generation' AND value < $1")
+            .bind(signed(seen.0))
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Counts a new decision and reads, at the same moment, all that it is made of.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`], [`StoreError::Corrupt`].
+    pub async fn decide(&self) -> Result<(Generation, Vec<VmRecord>, Vec<MappingRecord>), StoreError> {
+        let mut transaction = self.writer.begin().await?;
+        let row = sqlx::query(
+            "UPDATE counters SET value = value + 1 WHERE name = 'generation' RETURNING value AS value",
+        )
+        .fetch_one(&mut *transaction)
+        .await?;
+        let vms = vms::all(&mut transaction).await?;
+        let mappings = mappings::all(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok((Generation(number(&row, "value")?), vms, mappings))
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        Ok(self.writer.begin().await?)
+    }
+}
+
+/// Now, in the store's unit: milliseconds since the Unix epoch.
+#[must_use]
+pub fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A stored time as RFC 3339 text.
+#[must_use]
+pub fn rfc3339(milliseconds: i64) -> String {
+    let nanoseconds = i128::from(milliseconds) * 1_000_000;
+    time::OffsetDateTime::from_unix_timestamp_nanos(nanoseconds)
+        .ok()
+        .and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok())
+        .unwrap_or_else(|| "1970-01-01T00:00:00Z".to_owned())
+}
+
+fn migrator() -> Migrator {
+    let steps = MIGRATIONS.iter().map(|(version, name, sql)| {
+        Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+    });
+    Migrator::with_migrations(steps.collect())
+}
+
+/// A column that holds the text of a `T`.
+fn parsed<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
+    let value: String = row.try_get(column)?;
+    value.parse().map_err(|_| StoreError::Corrupt { column, value })
+}
+
+/// A column that holds a number within the bounds of a `T`.
+fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
+    let value: i64 = row.try_get(column)?;
+    T::try_from(value).map_err(|_| StoreError::Corrupt { column, value: value.to_string() })
+}
+
+/// The same, where it may be missing.
+fn maybe_number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<Option<T>, StoreError> {
+    let value: Option<i64> = row.try_get(column)?;
+    value
+        .map(|value| T::try_from(value).map_err(|_| StoreError::Corrupt { column, value: value.to_string() }))
+        .transpose()
+}
+
+/// SQL knows signed numbers alone; what does not fit is beyond any use.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! The store against a real database file.
+
+use super::*;
+use crate::keys;
+use crate::pure::phase::{Ask, Event, Phase, step};
+use model::api::vm::Persistence;
+use model::config::{VmLimits, VmSize};
+use model::id::{AccountId, ApiKeyId};
+use model::net::Ipv4Cidr;
+
+const LIMITS: VmLimits = VmLimits {
+    largest: VmSize { vcpus: 4, memory_mib: 4096, disk_mib: 8192 },
+    vms_per_account: 3,
+    memory_mib: 1024,
+};
+
+fn network() -> Ipv4Cidr {
+    "10.201.0.0/29".parse().expect("network")
+}
+
+fn new_vm(account: &AccountId, memory_mib: u32, hosts: &[&str]) -> NewVm {
+    NewVm {
+        account: account.clone(),
+        name: Some("name".to_owned()),
+        image: "debian".to_owned(),
+        size: VmSize { vcpus: 2, memory_mib, disk_mib: 4096 },
+        idle_timeout_seconds: None,
+        activity_threshold_bytes: Some(u64::MAX),
+        persistence: Persistence::Sticky { priority: Some(3) },
+        mappings: hosts
+            .iter()
+            .map(|host| NewMapping { host: host.parse().expect("host"), port: 3000 })
+            .collect(),
+    }
+}
+
+async fn insert(store: &Store, new: &NewVm) -> VmRecord {
+    match store.insert_vm(new, &LIMITS, network()).await.expect("store") {
+        Admission::Done(record) => record,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn drive(store: &Store, vm: &VmRecord, event: Event) -> Admission<VmRecord> {
+    let step = step(vm.phase, event, false).expect("fits");
+    store.apply(vm, &step, None, &LIMITS).await.expect("store")
+}
+
+async fn opened() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().expect("folder");
+    let store = Store::open(&folder.path().join("control.db")).await.expect("open");
+    (folder, store)
+}
+
+#[tokio::test]
+async fn what_was_stored_is_there_after_opening_again() {
+    let (folder, store) = opened().await;
+    let account = store.default_account().await.expect("account");
+    let vm = insert(&store, &new_vm(&account.id, 256, &["a.style.dev"])).await;
+    drop(store);
+    let store = Store::open(&folder.path().join("control.db")).await.expect("open again");
+    assert_eq!(store.default_account().await.expect("account"), account);
+    let mut expected = vm.clone();
+    expected.activity_threshold_bytes = Some(i64::MAX as u64);
+    assert_eq!(store.vm(&vm.id).await.expect("store"), Some(expected));
+    assert_eq!(store.mappings().await.expect("store").len(), 1);
+    let (first, ..) = store.decide().await.expect("decide");
+    store.raise_generation(Generation(70)).await.expect("raise");
+    store.raise_generation(Generation(7)).await.expect("never lowered");
+    let (second, vms, mappings) = store.decide().await.expect("decide");
+    assert_eq!((first.0 + 1 < 70, second, vms.len(), mappings.len()), (true, Generation(71), 1, 1));
+}
+
+#[tokio::test]
+async fn keys_are_known_by_their_hash_alone_until_they_are_revoked() {
+    let (folder, store) = opened().await;
+    let account = store.default_account().await.expect("account").id;
+    let secret = keys::generate();
+    let id = store.create_key(&account, Some("laptop"), &keys::hash(&secret)).await.expect("key");
+    assert_eq!(store.keys().await.expect("keys")[0].last_used_ms, None);
+    let found = store.account_of_key(&keys::hash(&secret)).await.expect("store");
+    assert_eq!(found, Some(account.clone()));
+    let used = store.keys().await.expect("keys")[0].last_used_ms;
+    assert!(used.is_some());
+    store.account_of_key(&keys::hash(&secret)).await.expect("store");
+    assert_eq!(store.keys().await.expect("keys")[0].last_used_ms, used, "not written each time");
+    assert_eq!(store.account_of_key(&keys::hash("other")).await.expect("store"), None);
+    for entry in std::fs::read_dir(folder.path()).expect("folder") {
+        let bytes = std::fs::read(entry.expect("entry").path()).expect("file");
+        assert!(
+            !bytes.windows(secret.len()).any(|window| window == secret.as_bytes()),
+            "the secret is on disk"
+        );
+    }
+    assert!(store.revoke_key(&id).await.expect("store"));
+    assert_eq!(store.account_of_key(&keys::hash(&secret)).await.expect("store"), None);
+    assert!(!store.revoke_key(&ApiKeyId::from_random([0; 20])).await.expect("store"));
+}
+
+#[tokio::test]
+async fn there_is_room_for_so_many_and_no_more() {
+    let (_folder, store) = opened().await;
+    let account = store.default_account().await.expect("account").id;
+    let big = insert(&store, &new_vm(&account, 768, &[])).await;
+    let admission = store.insert_vm(&new_vm(&account, 512, &[]), &LIMITS, network()).await.expect("store");
+    assert_eq!(admission, Admission::NoMemory { limit_mib: 1024 });
+    insert(&store, &new_vm(&account, 128, &[])).await;
+    insert(&store, &new_vm(&account, 128, &[])).await;
+    let admission = store.insert_vm(&new_vm(&account, 128, &[]), &LIMITS, network()).await.expect("store");
+    assert_eq!(admission, Admission::TooMany { limit: 3, current: 3 });
+    assert_eq!(store.promised_memory_mib().await.expect("store"), 1024);
+
+    // A VM that is down holds no memory, and cannot come up while others hold it.
+    let Admission::Done(big) = drive(&store, &big, Event::Ready).await else { panic!("running") };
+    let Admission::Done(big) = drive(&store, &big, Event::Down).await else { panic!("stopped") };
+    let other = store.create_account("other").await.expect("store").expect("free").id;
+    insert(&store, &new_vm(&other, 512, &[])).await;
+    assert_eq!(drive(&store, &big, Event::Asked(Ask::Start)).await, Admission::NoMemory { limit_mib: 1024 });
+    let stored = store.vm(&big.id).await.expect("store").expect("there");
+    assert_eq!((stored.phase, stored.run, &stored.instance), (Phase::Stopped, 1, &big.instance));
+    assert_eq!(store.create_account("other").await.expect("store"), None);
+}
+
+#[tokio::test]
+async fn addresses_are_given_once_and_run_out() {
+    let (_folder, store) = opened().await;
+    let mut addresses = std::collections::BTreeSet::new();
+    for number in 0..6 {
+        let account = store.create_account(&number.to_string()).await.expect("store").expect("new").id;
+        addresses.insert(insert(&store, &new_vm(&account, 128, &[])).await.ipv4);
+    }
+    assert_eq!(addresses.len(), 6);
+    let account = store.create_account("late").await.expect("store").expect("new").id;
+    let full = store.insert_vm(&new_vm(&account, 128, &[]), &LIMITS, network()).await;
+    assert!(matches!(full, Err(StoreError::NoAddress)), "{full:?}");
+}
+
+#[tokio::test]
+async fn a_name_belongs_to_whom_it_was_mapped_first_and_goes_with_the_vm() {
+    let (_folder, store) = opened().await;
+    let mine = store.default_account().await.expect("account").id;
+    let other = store.create_account("other").await.expect("store").expect("new").id;
+    let one = insert(&store, &new_vm(&mine, 128, &["a.style.dev"])).await;
+    let two = insert(&store, &new_vm(&mine, 128, &[])).await;
+    let theirs = insert(&store, &new_vm(&other, 128, &[])).await;
+    let new = NewMapping { host: "a.style.dev".parse().expect("host"), port: 80 };
+    assert_eq!(store.put_mapping(&other, &theirs.id, &new).await.expect("store"), PutMapping::Taken);
+    assert_eq!(store.put_mapping(&other, &one.id, &new).await.expect("store"), PutMapping::NoVm);
+    assert_eq!(store.owner_of_host(&new.host).await.expect("store"), Some(mine.clone()));
+    let taken = store.insert_vm(&new_vm(&other, 128, &["a.style.dev"]), &LIMITS, network()).await;
+    assert_eq!(taken.expect("store"), Admission::Taken(new.host.clone()));
+    assert_eq!(store.vms_of(&other).await.expect("store").len(), 1, "nothing of the refused one");
+
+    let moved = store.put_mapping(&mine, &two.id, &new).await.expect("store");
+    assert!(matches!(&moved, PutMapping::Done(record) if record.vm == two.id && record.port == 80));
+    assert_eq!(store.mappings().await.expect("store").len(), 1);
+    let Admission::Done(two) = drive(&store, &two, Event::Asked(Ask::Delete)).await else {
+        panic!("deleting")
+    };
+    assert!(store.mappings().await.expect("store").is_empty());
+    assert_eq!(store.put_mapping(&mine, &two.id, &new).await.expect("store"), PutMapping::NoVm);
+    drive(&store, &two, Event::Removed).await;
+    assert_eq!(store.vm(&two.id).await.expect("store"), None);
+    assert!(!store.remove_mapping(&mine, &new.host).await.expect("store"));
+}
+
+#[test]
+fn times_are_written_as_the_contract_says() {
+    assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+    assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+}

@@ -1,0 +1,382 @@
+//! VMs, their addresses, and how many there may be.
+
+use super::mappings::{self, NewMapping};
+use super::{Store, StoreError, maybe_number, now_ms, number, parsed, signed};
+use crate::pure::address;
+use crate::pure::phase::{Next, Phase, Step};
+use crate::random;
+use model::api::vm::Persistence;
+use model::config::{VmLimits, VmSize};
+use model::host::HostName;
+use model::id::{AccountId, VmId, VmInstanceId};
+use model::net::Ipv4Cidr;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+/// A VM as control knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmRecord {
+    /// Its id.
+    pub id: VmId,
+    /// Whose it is.
+    pub account: AccountId,
+    /// A label.
+    pub name: Option<String>,
+    /// The folder below `images` from which it boots.
+    pub image: String,
+    /// How large it is.
+    pub size: VmSize,
+    /// Its address in the default network, for as long as it exists.
+    pub ipv4: Ipv4Addr,
+    /// What control means to do with it.
+    pub phase: Phase,
+    /// Its newest run.
+    pub instance: VmInstanceId,
+    /// Grows with each start and each reboot.
+    pub run: u64,
+    /// Suspend after so long without traffic; never when absent.
+    pub idle_timeout_seconds: Option<u64>,
+    /// Bytes within that time which count as traffic.
+    pub activity_threshold_bytes: Option<u64>,
+    /// What becomes of it when nobody uses it.
+    pub persistence: Persistence,
+    /// Why it went down last.
+    pub exit_status: Option<String>,
+    /// Since the Unix epoch.
+    pub created_ms: i64,
+}
+
+/// A VM to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewVm {
+    /// Whose it is.
+    pub account: AccountId,
+    /// A label.
+    pub name: Option<String>,
+    /// The folder below `images` from which it boots.
+    pub image: String,
+    /// How large it is.
+    pub size: VmSize,
+    /// See [`VmRecord`].
+    pub idle_timeout_seconds: Option<u64>,
+    /// See [`VmRecord`].
+    pub activity_threshold_bytes: Option<u64>,
+    /// See [`VmRecord`].
+    pub persistence: Persistence,
+    /// Names to map to it.
+    pub mappings: Vec<NewMapping>,
+}
+
+/// What came of asking for room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Admission<T> {
+    /// There was room.
+    Done(T),
+    /// The account has as many VMs as it may have.
+    TooMany {
+        /// So many.
+        limit: u64,
+        /// It has so many.
+        current: u64,
+    },
+    /// The host's memory is promised to others.
+    NoMemory {
+        /// What may be promised, in MiB.
+        limit_mib: u64,
+    },
+    /// A name that was to be mapped is another account's.
+    Taken(HostName),
+}
+
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, account_id, name, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id, run,
+             idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms FROM vms ",
+            $rest
+        )
+    };
+}
+
+/// VMs in these phases hold memory of the host.
+macro_rules! promised {
+    () => {
+        "(SELECT COALESCE(SUM(memory_mib), 0) FROM vms
+          WHERE phase IN ('building', 'starting', 'running', 'stopping', 'killing'))"
+    };
+}
+
+impl Store {
+    /// Makes a VM, if there is room, in phase [`Phase::Building`], with an address and its mappings.
+    ///
+    /// # Errors
+    /// [`StoreError`]; [`StoreError::NoAddress`] when the network is full.
+    pub async fn insert_vm(
+        &self,
+        new: &NewVm,
+        limits: &VmLimits,
+        network: Ipv4Cidr,
+    ) -> Result<Admission<VmRecord>, StoreError> {
+        let mut transaction = self.begin().await?;
+        if let Some(refused) = no_room(&mut transaction, new, limits).await? {
+            return Ok(refused);
+        }
+        let record = VmRecord {
+            id: VmId::from_random(random::bytes()),
+            account: new.account.clone(),
+            name: new.name.clone(),
+            image: new.image.clone(),
+            size: new.size,
+            ipv4: take_address(&mut transaction, network).await?,
+            phase: Phase::Building,
+            instance: VmInstanceId::from_random(random::bytes()),
+            run: 1,
+            idle_timeout_seconds: new.idle_timeout_seconds,
+            activity_threshold_bytes: new.activity_threshold_bytes,
+            persistence: new.persistence.clone(),
+            exit_status: None,
+            created_ms: now_ms(),
+        };
+        insert(&mut transaction, &record).await?;
+        for mapping in &new.mappings {
+            if mappings::put(&mut transaction, &new.account, &record.id, mapping).await?.is_none() {
+                return Ok(Admission::Taken(mapping.host.clone()));
+            }
+        }
+        transaction.commit().await?;
+        Ok(Admission::Done(record))
+    }
+
+    /// The VM of that id, whoever owns it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn vm(&self, id: &VmId) -> Result<Option<VmRecord>, StoreError> {
+        let row =
+            sqlx::query(select!("WHERE id = $1")).bind(id.as_str()).fetch_optional(&self.readers).await?;
+        row.as_ref().map(record).transpose()
+    }
+
+    /// The account's VMs, the newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn vms_of(&self, account: &AccountId) -> Result<Vec<VmRecord>, StoreError> {
+        let rows = sqlx::query(select!("WHERE account_id = $1 ORDER BY created_ms DESC, id"))
+            .bind(account.as_str())
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(record).collect()
+    }
+
+    /// All VMs of all accounts.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn vms(&self) -> Result<Vec<VmRecord>, StoreError> {
+        let rows = sqlx::query(select!("ORDER BY created_ms, id")).fetch_all(&self.readers).await?;
+        rows.iter().map(record).collect()
+    }
+
+    /// Writes down what is meant next for a VM, before it is done. A VM that is to be deleted loses its mappings in
+    /// the same moment; one that is gone loses its record. A new run needs memory.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn apply(
+        &self,
+        vm: &VmRecord,
+        step: &Step,
+        exit: Option<&str>,
+        limits: &VmLimits,
+    ) -> Result<Admission<VmRecord>, StoreError> {
+        let mut next = vm.clone();
+        next.exit_status = exit.map(str::to_owned).or(next.exit_status);
+        let Next::Phase(phase) = step.next else {
+            sqlx::query("DELETE FROM vms WHERE id = $1").bind(vm.id.as_str()).execute(&self.writer).await?;
+            return Ok(Admission::Done(next));
+        };
+        next.phase = phase;
+        if step.new_run {
+            next.instance = VmInstanceId::from_random(random::bytes());
+            next.run += 1;
+        }
+        let limit_mib = if step.new_run { i64::from(limits.memory_mib) } else { i64::MAX };
+        let mut transaction = self.begin().await?;
+        if phase == Phase::Deleting {
+            sqlx::query("DELETE FROM mappings WHERE vm_id = $1")
+                .bind(vm.id.as_str())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        let done = sqlx::query(concat!(
+            "UPDATE vms SET phase = $1, instance_id = $2, run = $3, exit_status = $4 WHERE id = $5 AND ($6 - memory_mib) >= ",
+            promised!()
+        ))
+        .bind(phase.as_str())
+        .bind(next.instance.as_str())
+        .bind(signed(next.run))
+        .bind(next.exit_status.as_deref())
+        .bind(vm.id.as_str())
+        .bind(limit_mib)
+        .execute(&mut *transaction)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Ok(Admission::NoMemory { limit_mib: u64::from(limits.memory_mib) });
+        }
+        transaction.commit().await?;
+        Ok(Admission::Done(next))
+    }
+
+    /// Counts a reboot: connections from before it are worth nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn bump_run(&self, id: &VmId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE vms SET run = run + 1 WHERE id = $1")
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Changes how long a VM may be idle; what is `None` stays.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn set_idle(
+        &self,
+        id: &VmId,
+        timeout: Option<Option<u64>>,
+        threshold: Option<u64>,
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        if let Some(seconds) = timeout {
+            sqlx::query("UPDATE vms SET idle_timeout_seconds = $1 WHERE id = $2")
+                .bind(seconds.map(signed))
+                .bind(id.as_str())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        if let Some(bytes) = threshold {
+            sqlx::query("UPDATE vms SET activity_threshold_bytes = $1 WHERE id = $2")
+                .bind(signed(bytes))
+                .bind(id.as_str())
+                .execute(&mut *transaction)
+                .await?;
+        }
+        Ok(transaction.commit().await?)
+    }
+
+    /// Memory that is promised to VMs, in MiB.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn promised_memory_mib(&self) -> Result<u64, StoreError> {
+        let row =
+            sqlx::query(concat!("SELECT ", promised!(), " AS promised")).fetch_one(&self.readers).await?;
+        number(&row, "promised")
+    }
+}
+
+pub(super) async fn all(transaction: &mut Transaction<'static, Sqlite>) -> Result<Vec<VmRecord>, StoreError> {
+    let rows = sqlx::query(select!("ORDER BY created_ms, id")).fetch_all(&mut **transaction).await?;
+    rows.iter().map(record).collect()
+}
+
+async fn no_room(
+    transaction: &mut Transaction<'static, Sqlite>,
+    new: &NewVm,
+    limits: &VmLimits,
+) -> Result<Option<Admission<VmRecord>>, StoreError> {
+    let row = sqlx::query(concat!(
+        "SELECT (SELECT COUNT(*) FROM vms WHERE account_id = $1) AS mine, ",
+        promised!(),
+        " AS promised"
+    ))
+    .bind(new.account.as_str())
+    .fetch_one(&mut **transaction)
+    .await?;
+    let (current, promised): (u64, u64) = (number(&row, "mine")?, number(&row, "promised")?);
+    let limit = u64::from(limits.vms_per_account);
+    if current >= limit {
+        return Ok(Some(Admission::TooMany { limit, current }));
+    }
+    let limit_mib = u64::from(limits.memory_mib);
+    let over = promised + u64::from(new.size.memory_mib) > limit_mib;
+    Ok(over.then_some(Admission::NoMemory { limit_mib }))
+}
+
+/// The next address that nobody has. One that was given back is used again as late as possible, since others may
+/// still hold connections to its last owner.
+async fn take_address(
+    transaction: &mut Transaction<'static, Sqlite>,
+    network: Ipv4Cidr,
+) -> Result<Ipv4Addr, StoreError> {
+    let rows = sqlx::query("SELECT ipv4 FROM vms").fetch_all(&mut **transaction).await?;
+    let used = rows.iter().map(|row| parsed(row, "ipv4")).collect::<Result<BTreeSet<_>, _>>()?;
+    let row = sqlx::query("SELECT value FROM counters WHERE name = 'address'")
+        .fetch_one(&mut **transaction)
+        .await?;
+    let last = Ipv4Addr::from_bits(number(&row, "value")?);
+    let address = address::next(network, last, &used).ok_or(StoreError::NoAddress)?;
+    sqlx::query("UPDATE counters SET value = $1 WHERE name = 'address'")
+        .bind(i64::from(address.to_bits()))
+        .execute(&mut **transaction)
+        .await?;
+    Ok(address)
+}
+
+async fn insert(transaction: &mut Transaction<'static, Sqlite>, vm: &VmRecord) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO vms (id, account_id, name, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id,
+             run, idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+    )
+    .bind(vm.id.as_str())
+    .bind(vm.account.as_str())
+    .bind(vm.name.as_deref())
+    .bind(vm.image.as_str())
+    .bind(i64::from(vm.size.vcpus))
+    .bind(i64::from(vm.size.memory_mib))
+    .bind(i64::from(vm.size.disk_mib))
+    .bind(vm.ipv4.to_string())
+    .bind(vm.phase.as_str())
+    .bind(vm.instance.as_str())
+    .bind(signed(vm.run))
+    .bind(vm.idle_timeout_seconds.map(signed))
+    .bind(vm.activity_threshold_bytes.map(signed))
+    .bind(serde_json::to_string(&vm.persistence).unwrap_or_default())
+    .bind(vm.exit_status.as_deref())
+    .bind(vm.created_ms)
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+fn record(row: &SqliteRow) -> Result<VmRecord, StoreError> {
+    let persistence: String = row.try_get("persistence")?;
+    Ok(VmRecord {
+        id: parsed(row, "id")?,
+        account: parsed(row, "account_id")?,
+        name: row.try_get("name")?,
+        image: row.try_get("image")?,
+        size: VmSize {
+            vcpus: number(row, "vcpus")?,
+            memory_mib: number(row, "memory_mib")?,
+            disk_mib: number(row, "disk_mib")?,
+        },
+        ipv4: parsed(row, "ipv4")?,
+        phase: parsed(row, "phase")?,
+        instance: parsed(row, "instance_id")?,
+        run: number(row, "run")?,
+        idle_timeout_seconds: maybe_number(row, "idle_timeout_seconds")?,
+        activity_threshold_bytes: maybe_number(row, "activity_threshold_bytes")?,
+        persistence: serde_json::from_str(&persistence)
+            .map_err(|_| StoreError::Corrupt { column: "persistence", value: persistence })?,
+        exit_status: row.try_get("exit_status")?,
+        created_ms: number(row, "created_ms")?,
+    })
+}

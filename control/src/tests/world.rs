@@ -1,0 +1,266 @@
+//! The supervisor of the VMs and the agents in them, as far as their protocols show them: machines are entries in a
+//! table, disks are names, an agent runs commands with this machine's `sh` and keeps files in a map.
+
+use feed::wire::{Wire, WireListener};
+use model::agent::{
+    AgentErrorKind, AgentReply, AgentRequest, DirectoryEntry, FileKind, FrameKind, HEADER_BYTES,
+};
+use model::id::{VmId, VmInstanceId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::broadcast;
+use tokio::time::timeout;
+use vmm::client::{ExitReason, MachineSpec, Refusal, VmmEvent, VmmReply, VmmRequest};
+
+/// How machines behave that are launched from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Manner {
+    Ready,
+    NeverReady,
+    DieAtOnce,
+    Refuse(Refusal),
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub up: HashMap<VmId, (VmInstanceId, bool)>,
+    pub disks: BTreeSet<VmId>,
+    pub launched: Vec<MachineSpec>,
+    pub manner: Manner,
+    files: BTreeMap<(VmId, String), (Vec<u8>, Option<u32>)>,
+}
+
+#[derive(Clone, Debug)]
+pub struct World {
+    state: Arc<Mutex<State>>,
+    events: broadcast::Sender<VmmEvent>,
+}
+
+impl World {
+    /// Serves the supervisor's socket for as long as the runtime lives.
+    pub fn start(socket: &Path) -> Self {
+        let state = State {
+            up: HashMap::new(),
+            disks: BTreeSet::new(),
+            launched: Vec::new(),
+            manner: Manner::Ready,
+            files: BTreeMap::new(),
+        };
+        let world = Self { state: Arc::new(Mutex::new(state)), events: broadcast::Sender::new(256) };
+        let listener = WireListener::bind(socket, 0o600).expect("bind");
+        let serving = world.clone();
+        tokio::spawn(async move {
+            while let Ok(wire) = listener.accept().await {
+                tokio::spawn(serving.clone().serve(wire));
+            }
+        });
+        world
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics with it")
+    }
+
+    /// A machine goes down by itself.
+    pub fn exit(&self, vm: &VmId, reason: ExitReason) {
+        let gone = self.state().up.remove(vm);
+        if let Some((instance, _)) = gone {
+            self.tell(VmmEvent::Exited { vm: vm.clone(), instance, reason });
+        }
+    }
+
+    /// A guest restarts, and is ready again.
+    pub fn reboot(&self, vm: &VmId) {
+        let instance = self.state().up.get(vm).expect("up").0.clone();
+        self.tell(VmmEvent::Rebooting { vm: vm.clone(), instance: instance.clone() });
+        self.tell(VmmEvent::AgentReady { vm: vm.clone(), instance });
+    }
+
+    fn tell(&self, event: VmmEvent) {
+        // Nobody listens while control is away.
+        drop(self.events.send(event));
+    }
+
+    async fn serve(self, wire: Wire) {
+        while let Ok((request, _)) = wire.receive::<VmmRequest>().await {
+            let sent = match request {
+                VmmRequest::Subscribe => return self.subscription(&wire).await,
+                VmmRequest::Connect { vm, .. } => self.connect(&wire, vm).await,
+                VmmRequest::Launch(spec) => wire.send(&self.launch(*spec), &[]).await,
+                VmmRequest::Stop { vm, .. } => {
+                    self.exit(&vm, ExitReason::Stopped);
+                    wire.send(&VmmReply::Done, &[]).await
+                }
+                VmmRequest::Kill { vm } => {
+                    self.exit(&vm, ExitReason::Killed);
+                    wire.send(&VmmReply::Done, &[]).await
+                }
+                VmmRequest::Remove { vm } => {
+                    self.exit(&vm, ExitReason::Killed);
+                    self.state().disks.remove(&vm);
+                    wire.send(&VmmReply::Done, &[]).await
+                }
+                VmmRequest::Console { .. } => {
+                    wire.send(&VmmReply::Console { text: String::new() }, &[]).await
+                }
+            };
+            if sent.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn subscription(&self, wire: &Wire) {
+        let mut events = self.events.subscribe();
+        let up = self.state().up.clone();
+        for (vm, (instance, agent_ready)) in up {
+            let machine = VmmEvent::Machine { vm, instance, pid: 1, agent_ready };
+            if wire.send(&machine, &[]).await.is_err() {
+                return;
+            }
+        }
+        if wire.send(&VmmEvent::Synced, &[]).await.is_err() {
+            return;
+        }
+        while let Ok(event) = events.recv().await {
+            if wire.send(&event, &[]).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn launch(&self, spec: MachineSpec) -> VmmReply {
+        let mut state = self.state();
+        state.launched.push(spec.clone());
+        if state.up.contains_key(&spec.vm) {
+            return VmmReply::Launched { pid: 1 };
+        }
+        let manner = state.manner.clone();
+        let (vm, instance) = (spec.vm.clone(), spec.instance.clone());
+        if let Manner::Refuse(reason) = manner {
+            return VmmReply::Refused { reason, message: format!("refused: {reason:?}") };
+        }
+        state.disks.insert(vm.clone());
+        state.up.insert(vm.clone(), (instance.clone(), manner == Manner::Ready));
+        drop(state);
+        match manner {
+            Manner::Ready => self.tell(VmmEvent::AgentReady { vm, instance }),
+            Manner::DieAtOnce => self.exit(&vm, ExitReason::Panicked { message: "no root".to_owned() }),
+            Manner::NeverReady | Manner::Refuse(_) => {}
+        }
+        VmmReply::Launched { pid: 1 }
+    }
+
+    async fn connect(&self, wire: &Wire, vm: VmId) -> Result<(), feed::wire::WireError> {
+        if !self.state().up.contains_key(&vm) {
+            let refused = VmmReply::Refused { reason: Refusal::NotRunning, message: "down".to_owned() };
+            return wire.send(&refused, &[]).await;
+        }
+        let (near, far) = UnixStream::pair().expect("pair");
+        let world = self.clone();
+        tokio::spawn(async move { world.agent(vm, far).await });
+        wire.send(&VmmReply::Connected, &[near.as_fd()]).await
+    }
+
+    async fn agent(&self, vm: VmId, mut stream: UnixStream) {
+        let (_, payload) = receive(&mut stream).await;
+        match serde_json::from_slice(&payload).expect("a request") {
+            AgentRequest::Exec { command, timeout_milliseconds, user, .. } => {
+                run(&mut stream, &command, user.as_deref(), timeout_milliseconds).await;
+            }
+            AgentRequest::Read { path, .. } => self.read(&vm, &path, &mut stream).await,
+            AgentRequest::Write { path, mode, .. } => {
+                let mut content = Vec::new();
+                while let (FrameKind::Data, piece) = receive(&mut stream).await {
+                    content.extend_from_slice(&piece);
+                }
+                self.state().files.insert((vm, path), (content, mode));
+                say(&mut stream, &AgentReply::Done).await;
+            }
+            other => panic!("control does not ask this: {other:?}"),
+        }
+    }
+
+    async fn read(&self, vm: &VmId, path: &str, stream: &mut UnixStream) {
+        let (file, names) = {
+            let state = self.state();
+            let below = format!("{}/", path.trim_end_matches('/'));
+            let names: Vec<String> = state
+                .files
+                .keys()
+                .filter(|(of, name)| of == vm && name.starts_with(&below))
+                .map(|(_, name)| name[below.len()..].to_owned())
+                .collect();
+            (state.files.get(&(vm.clone(), path.to_owned())).cloned(), names)
+        };
+        if let Some((content, _)) = file {
+            say(stream, &AgentReply::File { size: content.len() as u64 }).await;
+            for piece in content.chunks(1000) {
+                send(stream, FrameKind::Data, piece).await;
+            }
+            send(stream, FrameKind::End, &[]).await;
+        } else if names.is_empty() {
+            let message = format!("{path}: no such file");
+            say(stream, &AgentReply::Error { kind: AgentErrorKind::NotFound, message }).await;
+        } else {
+            let entry = |name| DirectoryEntry { name, kind: FileKind::File };
+            say(stream, &AgentReply::Directory { entries: names.into_iter().map(entry).collect() }).await;
+        }
+    }
+
+    /// Permission bits with which a file was written.
+    pub fn mode(&self, vm: &VmId, path: &str) -> Option<u32> {
+        self.state().files.get(&(vm.clone(), path.to_owned())).and_then(|(_, mode)| *mode)
+    }
+}
+
+async fn run(stream: &mut UnixStream, command: &str, user: Option<&str>, limit: Option<u64>) {
+    if user == Some("nobody-here") {
+        let message = "no such user".to_owned();
+        return say(stream, &AgentReply::Error { kind: AgentErrorKind::UserNotFound, message }).await;
+    }
+    let child = tokio::process::Command::new("sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let limit = Duration::from_millis(limit.unwrap_or(60_000));
+    let Ok(done) = timeout(limit, child).await else {
+        send(stream, FrameKind::Stdout, b"partial").await;
+        return say(stream, &AgentReply::ExecDone { status: None, timed_out: true, truncated: false }).await;
+    };
+    let done = done.expect("sh runs");
+    send(stream, FrameKind::Stdout, &done.stdout).await;
+    send(stream, FrameKind::Stderr, &done.stderr).await;
+    let status = done.status.code();
+    say(stream, &AgentReply::ExecDone { status, timed_out: false, truncated: false }).await;
+}
+
+async fn say(stream: &mut UnixStream, reply: &AgentReply) {
+    send(stream, FrameKind::Message, &serde_json::to_vec(reply).expect("json")).await;
+}
+
+async fn send(stream: &mut UnixStream, kind: FrameKind, payload: &[u8]) {
+    let header = kind.header(payload.len()).expect("fits");
+    // Control may be gone by now: that is what some tests are about.
+    if stream.write_all(&header).await.is_ok() {
+        drop(stream.write_all(payload).await);
+    }
+}
+
+async fn receive(stream: &mut UnixStream) -> (FrameKind, Vec<u8>) {
+    let mut header = [0; HEADER_BYTES];
+    if stream.read_exact(&mut header).await.is_err() {
+        return (FrameKind::End, Vec::new());
+    }
+    let (kind, length) = FrameKind::parse(header).expect("a frame");
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).await.expect("a payload");
+    (kind, payload)
+}

@@ -1,0 +1,159 @@
+//! Why an operation on a VM came to nothing, and what the caller is told.
+
+use super::observed::describe;
+use crate::agent::AgentError;
+use crate::fault::Fault;
+use crate::publish::PlanError;
+use crate::pure::phase::Misfit;
+use crate::store::StoreError;
+use model::agent::AgentErrorKind;
+use model::host::HostName;
+use model::id::VmId;
+use std::time::Duration;
+use thiserror::Error;
+use vmm::client::{ExitReason, Refusal, VmmError};
+
+/// Why an operation on a VM came to nothing.
+#[derive(Debug, Error)]
+pub enum OpError {
+    /// No such VM, or another account's.
+    #[error("there is no VM {0:?}")]
+    NoVm(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The decision could not be published.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The supervisor failed or refused.
+    #[error(transparent)]
+    Vmm(#[from] VmmError),
+    /// The supervisor is away.
+    #[error("the supervisor of the VMs is not there; it is waited for, try again")]
+    NoSupervisor,
+    /// The event does not fit the VM's phase.
+    #[error(transparent)]
+    Misfit(#[from] Misfit),
+    /// Too many operations wait for this VM.
+    #[error("too many operations wait for this VM")]
+    Crowded,
+    /// The account has as many VMs as it may have.
+    #[error("the account has {current} VMs, and may have {limit}")]
+    TooMany {
+        /// So many.
+        limit: u64,
+        /// It has so many.
+        current: u64,
+    },
+    /// The host's memory is promised to others.
+    #[error(
+        "the host has no memory left for this VM: {limit_mib} MiB may be promised; stop or delete another one"
+    )]
+    NoMemory {
+        /// What may be promised.
+        limit_mib: u64,
+    },
+    /// A name is another account's.
+    #[error("{0} is mapped by another account")]
+    Taken(HostName),
+    /// The agent did not report in time.
+    #[error("the VM was not ready within {0:?}")]
+    NotReady(Duration),
+    /// Somebody wanted the VM gone in the meantime.
+    #[error("the VM was stopped or deleted while it started")]
+    Interrupted,
+    /// The machine went down in the meantime.
+    #[error("the VM went down while it started: {}", describe(reason))]
+    WentDown {
+        /// Why.
+        reason: ExitReason,
+    },
+    /// The VM is not up, and does not come up.
+    #[error("the VM is not running")]
+    NotRunning,
+    /// The agent failed or refused.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The agent did not answer in time.
+    #[error("the VM's agent did not answer within {0:?}")]
+    AgentSilent(Duration),
+    /// A file could not be put into a new VM.
+    #[error("the new VM could not be set up: {0}")]
+    Setup(#[source] Box<OpError>),
+    /// The task that did it ended early.
+    #[error("the operation was cut short: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl OpError {
+    /// What the caller is told.
+    #[must_use]
+    pub fn fault(&self, vm: Option<&VmId>) -> Fault {
+        let (status, code) = self.word();
+        let fault = Fault::new(status, code, self.to_string());
+        let fault = match self {
+            Self::TooMany { limit, current } => fault.with("limit", *limit).with("current", *current),
+            Self::Taken(host) => fault.with("domain", host.as_str()),
+            Self::Setup(inner) => fault.with("failedReason", inner.to_string()),
+            _ => fault,
+        };
+        match (vm, self) {
+            (_, Self::NoVm(id)) => fault.with("vmId", id.as_str()),
+            (Some(vm), _) => fault.with("vmId", vm.as_str()),
+            (None, _) => fault,
+        }
+    }
+
+    fn word(&self) -> (u16, &'static str) {
+        match self {
+            Self::NoVm(_) => (404, "VM_NOT_FOUND"),
+            Self::Vmm(error) => vmm_word(error),
+            Self::Agent(error) => agent_word(error),
+            Self::NoSupervisor | Self::Crowded => (503, "INTERNAL_ERROR"),
+            Self::Store(StoreError::NoAddress) => (503, "NO_LOCAL_STORAGE_CAPACITY"),
+            Self::Store(_) | Self::Plan(_) | Self::Task(_) => (500, "INTERNAL_ERROR"),
+            Self::Misfit(_) => (409, "STILL_CREATING"),
+            Self::TooMany { .. } => (403, "TOTAL_VM_LIMIT_EXCEEDED"),
+            Self::NoMemory { .. } => (503, "NO_LOCAL_STORAGE_CAPACITY"),
+            Self::Taken(_) => (401, "DOMAIN_OWNERSHIP_NOT_VERIFIED"),
+            Self::NotReady(_) => (504, "VM_START_TIMEOUT"),
+            Self::Interrupted => (500, "VM_EXIT_DURING_START"),
+            Self::WentDown { reason: ExitReason::Panicked { .. } } => (500, "KERNEL_PANIC"),
+            Self::WentDown { .. } => (500, "VM_EXIT_DURING_START"),
+            Self::NotRunning => (400, "VM_NOT_RUNNING"),
+            Self::AgentSilent(_) => (504, "VM_START_TIMEOUT"),
+            Self::Setup(_) => (500, "VM_SETUP_FAILED"),
+        }
+    }
+}
+
+fn vmm_word(error: &VmmError) -> (u16, &'static str) {
+    match error {
+        VmmError::Refused { reason, .. } => match reason {
+            Refusal::NotRunning => (400, "VM_NOT_RUNNING"),
+            Refusal::BadSpec => (400, "CREATE_VM_BAD_REQUEST"),
+            Refusal::Disk => (406, "VM_NOT_FOUND_IN_FS"),
+            Refusal::NoListener => (504, "VM_START_TIMEOUT"),
+            Refusal::Busy => (503, "NO_LOCAL_STORAGE_CAPACITY"),
+            Refusal::Image | Refusal::Network | Refusal::Kvm => (500, "VM_SPAWN_PROCESS"),
+            Refusal::NotAllowed | Refusal::Internal => (500, "INTERNAL_ERROR"),
+        },
+        VmmError::Unreachable(_) | VmmError::NoAnswer(_) => (503, "INTERNAL_ERROR"),
+        VmmError::Unexpected | VmmError::Stream(_) => (500, "INTERNAL_ERROR"),
+    }
+}
+
+fn agent_word(error: &AgentError) -> (u16, &'static str) {
+    match error {
+        AgentError::Refused { kind, .. } => match kind {
+            AgentErrorKind::NotFound => (404, "FILE_NOT_FOUND"),
+            AgentErrorKind::PermissionDenied => (403, "ACCESS_DENIED"),
+            AgentErrorKind::Invalid | AgentErrorKind::TooLarge => (400, "FILES_BAD_REQUEST"),
+            AgentErrorKind::UserNotFound => (404, "USER_NOT_FOUND"),
+            AgentErrorKind::Busy => (503, "INTERNAL_ERROR"),
+            AgentErrorKind::Internal => (500, "INTERNAL_ERROR"),
+        },
+        AgentError::Stream(_) => (400, "VM_NOT_RUNNING"),
+        AgentError::Frame(_) | AgentError::Malformed(_) | AgentError::Unexpected => (500, "INTERNAL_ERROR"),
+    }
+}

@@ -1,0 +1,35 @@
+//! Named places at which a test lets control die. In the program itself they are nothing.
+
+/// The places of one control.
+#[derive(Clone, Debug, Default)]
+pub struct FailPoints {
+    /// Passes until the place at which everything stops.
+    #[cfg(test)]
+    pub stop_at: Option<std::sync::Arc<Countdown>>,
+}
+
+/// Counts passes down; at zero nobody passes any more.
+#[cfg(test)]
+#[derive(Debug)]
+pub struct Countdown {
+    /// Passes that are left.
+    pub left: std::sync::atomic::AtomicI64,
+    /// Told when the place is reached, with its name.
+    pub reached: tokio::sync::watch::Sender<Option<String>>,
+}
+
+impl FailPoints {
+    /// Passes, or, in a test that wants control dead here, never returns.
+    #[cfg_attr(not(test), expect(clippy::unused_async, reason = "a test waits here for ever"))]
+    pub async fn pass(&self, place: impl FnOnce() -> String) {
+        #[cfg(not(test))]
+        drop(place);
+        #[cfg(test)]
+        if let Some(countdown) = &self.stop_at
+            && countdown.left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) <= 0
+        {
+            countdown.reached.send_replace(Some(place()));
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The VMs: what people ask of them, one operation at a time on each, and what becomes of it when control dies.
+//!
+//! Each operation runs in a task of its own, so that a caller who goes away does not leave it half done.
+
+mod drive;
+mod error;
+mod failpoint;
+mod follow;
+mod guest;
+mod notes;
+pub mod observed;
+mod slots;
+
+pub use error::OpError;
+#[cfg(test)]
+pub use failpoint::Countdown;
+pub use failpoint::FailPoints;
+pub use follow::follow;
+pub use guest::Place;
+pub use notes::Notes;
+
+use crate::publish::Planner;
+use crate::pure::phase::{Ask, Event, Phase, Seen};
+use crate::pure::request::{DEFAULT_READY_WAIT, Wanted};
+use crate::store::{Admission, NewVm, Store, VmRecord};
+use drive::Drive;
+use model::config::{ControlConfig, VmLimits};
+use model::id::{AccountId, VmId};
+use model::net::Ipv4Cidr;
+use observed::Observed;
+use slots::{Slots, Turn};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use vmm::client::VmmClient;
+
+/// For the guest to shut down by itself before it is ended: systemd's own limit for one service is 90 s, but nobody
+/// waits so long for an answer.
+const STOP_GRACE: Duration = Duration::from_secs(30);
+/// Longest wait for the supervisor to come back: it restarts in less than a second.
+const SUPERVISOR_WAIT: Duration = Duration::from_secs(10);
+
+/// The VMs. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Machines(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    planner: Planner,
+    vmm: VmmClient,
+    observed: Observed,
+    slots: Slots,
+    limits: VmLimits,
+    network: Ipv4Cidr,
+    image: String,
+    /// Changes with each intent that is written down.
+    stored: watch::Sender<u64>,
+    failpoints: FailPoints,
+}
+
+/// How an operation is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// How long the agent may take to report after a boot.
+    pub ready_wait: Duration,
+    /// From now on; `None`: as it was.
+    pub idle_timeout_seconds: Option<Option<u64>>,
+    /// From now on; `None`: as it was.
+    pub activity_threshold_bytes: Option<u64>,
+}
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self { ready_wait: DEFAULT_READY_WAIT, idle_timeout_seconds: None, activity_threshold_bytes: None }
+    }
+}
+
+impl Machines {
+    /// The VMs of a store.
+    #[must_use]
+    pub fn new(config: &ControlConfig, store: Store, planner: Planner, failpoints: FailPoints) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            planner,
+            vmm: VmmClient::new(config.places.vmm_socket()),
+            observed: Observed::default(),
+            slots: Slots::default(),
+            limits: config.limits,
+            network: config.default_network,
+            image: config.default_image.clone(),
+            stored: watch::Sender::new(0),
+            failpoints,
+        }))
+    }
+
+    /// Whether the supervisor is there.
+    #[must_use]
+    pub fn supervisor_is_there(&self) -> bool {
+        *self.0.observed.synced().borrow()
+    }
+
+    /// Makes a VM and waits until it is ready. Goes on when the caller goes away. A VM that cannot be made leaves
+    /// nothing.
+    ///
+    /// # Errors
+    /// See [`OpError`].
+    pub async fn create(
+        &self,
+        account: AccountId,
+        wanted: Wanted,
+        notes: Notes,
+    ) -> Result<VmRecord, OpError> {
+        let machines = self.clone();
+        tokio::spawn(async move { machines.create_here(account, wanted, &notes).await }).await?
+    }
+
+    /// Asks something of a VM and waits until it is done. Goes on when the caller goes away. Returns the VM as it was
+    /// last.
+    ///
+    /// # Errors
+    /// See [`OpError`].
+    pub async fn ask(
+        &self,
+        account: &AccountId,
+        vm: &VmId,
+        ask: Ask,
+        manner: Manner,
+    ) -> Result<VmRecord, OpError> {
+        let (machines, account, vm) = (self.clone(), account.clone(), vm.clone());
+        tokio::spawn(async move { machines.ask_here(&account, &vm, ask, manner).await }).await?
+    }
+
+    /// The account's VM.
+    ///
+    /// # Errors
+    /// [`OpError::NoVm`] also when it is another account's.
+    pub async fn get(&self, account: &AccountId, vm: &VmId) -> Result<VmRecord, OpError> {
+        let record = self.0.store.vm(vm).await?.filter(|record| record.account == *account);
+        record.ok_or_else(|| OpError::NoVm(vm.to_string()))
+    }
+
+    /// Waits until the VM is down; tells why it is.
+    ///
+    /// # Errors
+    /// [`OpError::NoVm`] when there is none at the beginning.
+    pub async fn exited(&self, account: &AccountId, vm: &VmId) -> Result<String, OpError> {
+        let mut stored = self.0.stored.subscribe();
+        let mut record = Some(self.get(account, vm).await?);
+        loop {
+            match record {
+                None => return Ok("deleted".to_owned()),
+                Some(record) if matches!(record.phase, Phase::Stopped | Phase::Lost) => {
+                    return Ok(record.exit_status.unwrap_or_else(|| record.phase.as_str().to_owned()));
+                }
+                Some(_) => {}
+            }
+            // The sender lives as long as we do.
+            if stored.changed().await.is_err() {
+                return Err(OpError::NotRunning);
+            }
+            record = self.0.store.vm(vm).await?;
+        }
+    }
+
+    async fn create_here(
+        &self,
+        account: AccountId,
+        wanted: Wanted,
+        notes: &Notes,
+    ) -> Result<VmRecord, OpError> {
+        self.supervisor().await?;
+        let new = NewVm {
+            account,
+            name: wanted.name,
+            image: self.0.image.clone(),
+            size: wanted.size,
+            idle_timeout_seconds: wanted.idle_timeout_seconds,
+            activity_threshold_bytes: wanted.activity_threshold_bytes,
+            persistence: wanted.persistence,
+            mappings: wanted.mappings,
+        };
+        let made = match self.0.store.insert_vm(&new, &self.0.limits, self.0.network).await? {
+            Admission::Done(record) => record,
+            Admission::TooMany { limit, current } => return Err(OpError::TooMany { limit, current }),
+            Admission::NoMemory { limit_mib } => return Err(OpError::NoMemory { limit_mib }),
+            Admission::Taken(host) => return Err(OpError::Taken(host)),
+        };
+        self.0.failpoints.pass(|| "inserted".to_owned()).await;
+        notes.add(format!("VM {} is being made", made.id));
+        let mut turn = self.0.slots.turn(&made.id).await?;
+        // Somebody may have found it in the list and deleted it before our turn came.
+        let record = self.0.store.vm(&made.id).await?.ok_or(OpError::Interrupted)?;
+        let event = self.0.resumption(&record);
+        let mut drive = self.0.drive(record, &mut turn, wanted.ready_wait, notes);
+        let (there, record) = (drive.run(event).await?, drive.record);
+        if !there || record.phase != Phase::Running {
+            return Err(OpError::Interrupted);
+        }
+        for file in &wanted.files {
+            if let Err(error) = self.put_file(&record, file).await {
+                notes.add(format!("failed: {error}"));
+                self.0
+                    .drive(record, &mut turn, wanted.ready_wait, notes)
+                    .run(Event::Asked(Ask::Delete))
+                    .await?;
+                return Err(OpError::Setup(Box::new(error)));
+            }
+        }
+        Ok(record)
+    }
+
+    async fn ask_here(
+        &self,
+        account: &AccountId,
+        vm: &VmId,
+        ask: Ask,
+        manner: Manner,
+    ) -> Result<VmRecord, OpError> {
+        let seen = self.get(account, vm).await?;
+        self.supervisor().await?;
+        let impatient = match ask {
+            Ask::Delete => true,
+            Ask::Kill => seen.phase == Phase::Starting,
+            Ask::Start | Ask::Stop => false,
+        };
+        if impatient {
+            self.0.slots.want_down(vm);
+        }
+        let mut turn = self.0.slots.turn(vm).await?;
+        let mut record = match (self.get(account, vm).await, ask) {
+            // Whoever had the turn before us has deleted it: a creation that we interrupted, for one.
+            (Err(OpError::NoVm(_)), Ask::Delete) => return Ok(seen),
+            (found, _) => found?,
+        };
+        let notes = Notes::default();
+        let resume = match ask {
+            Ask::Delete => false,
+            Ask::Kill => matches!(record.phase, Phase::Building | Phase::Deleting),
+            // Also a VM whose machine went down a moment ago, which nobody has taken in yet.
+            Ask::Start | Ask::Stop => !record.phase.at_rest() || self.gone(&record),
+        };
+        if resume {
+            let event = self.0.resumption(&record);
+            let mut drive = self.0.drive(record, &mut turn, manner.ready_wait, &notes);
+            if !drive.run(event).await? {
+                return Err(OpError::NoVm(vm.to_string()));
+            }
+            record = drive.record;
+        }
+        self.0.store.set_idle(vm, manner.idle_timeout_seconds, manner.activity_threshold_bytes).await?;
+        let mut drive = self.0.drive(record, &mut turn, manner.ready_wait, &notes);
+        let there = drive.run(Event::Asked(ask)).await?;
+        let record = drive.record;
+        drop(turn);
+        if !there {
+            self.0.slots.sweep();
+        }
+        Ok(record)
+    }
+
+    fn gone(&self, record: &VmRecord) -> bool {
+        record.phase == Phase::Running && self.0.observed.seen(&record.id, &record.instance) != Seen::Ours
+    }
+
+    async fn supervisor(&self) -> Result<(), OpError> {
+        let mut synced = self.0.observed.synced();
+        let there = timeout(SUPERVISOR_WAIT, synced.wait_for(|synced| *synced)).await;
+        match there {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(OpError::NoSupervisor),
+        }
+    }
+}
+
+impl Inner {
+    fn drive<'a>(
+        &'a self,
+        record: VmRecord,
+        turn: &'a mut Turn,
+        ready_wait: Duration,
+        notes: &'a Notes,
+    ) -> Drive<'a> {
+        Drive { inner: self, record, turn, ready_wait, notes, trouble: None }
+    }
+}
