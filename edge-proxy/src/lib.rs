@@ -1,1 +1,207 @@
-//! The HTTPS front.
+//! The HTTPS front: it takes connections, shows the certificate of the name that is asked for, and joins each request
+//! to the VM's port that the name is mapped to.
+//!
+//! ```text
+//! client ─► listeners ─► connection ─► tls ─► pure::head (gate) ─┬─► proxy (engine: Pingora) ─► dial ─► VM or API
+//!                                              table ▲           └─► tunnel (WebSocket) ──────► dial ─┘
+//!                                                    └── feed: routes and certificates, swapped whole
+//! ```
+//!
+//! It decides nothing: what a name leads to is control's view, and it goes on with the last one while control is
+//! away. It has no privileges: its listeners are handed to it, and connections to VMs come from vpc, by permit.
+
+pub mod access;
+pub mod certificates;
+pub mod connection;
+pub mod dial;
+pub mod listeners;
+pub mod metrics;
+pub mod plain;
+pub mod proxy;
+pub mod pure;
+pub mod raw;
+pub mod settings;
+pub mod socket;
+pub mod stream;
+pub mod sys;
+pub mod table;
+pub mod tls;
+pub mod tunnel;
+
+use crate::connection::Door;
+use crate::dial::Dialer;
+use crate::listeners::Listeners;
+use crate::metrics::{Count, Metrics};
+use crate::proxy::Edge;
+use crate::settings::Settings;
+use crate::table::Tables;
+use crate::tls::{Tls, TlsError};
+use feed::subscribe::Feed;
+use model::config::Places;
+use model::view::EdgeView;
+use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::proxy::HttpProxy;
+use pingora::server::configuration::ServerConf;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{info, warn};
+use vpc::client::VpcClient;
+
+/// Tries of a request whose pooled connection turns out to be closed. Each takes another connection; there are seldom
+/// more than a few closed ones at once, and the last try is answered with an error page.
+const MAX_TRIES: usize = 4;
+/// Requests at once over one HTTP/2 connection of a client: what RFC 9113 section 6.5.2 advises, and nginx nearly has.
+const CLIENT_STREAMS: u32 = 100;
+/// What a client may send ahead in one stream. Bounds what a VM that reads slowly makes us hold.
+const CLIENT_STREAM_WINDOW: u32 = 256 << 10;
+/// The same for all streams of a connection.
+const CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
+/// What is held of an answer that a client takes slowly, per stream.
+const CLIENT_SEND_BUFFER: usize = 128 << 10;
+/// Wait after a failed `accept`: the process is out of descriptors, and no event tells when one is free.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// For tunnels to say goodbye when they are cut.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Serves until `asked_to_stop` resolves, then lets what is under way end, for [`Settings::drain`] at most.
+///
+/// # Errors
+/// When TLS cannot be set up; nothing has been accepted then.
+pub async fn run(
+    settings: Settings,
+    places: &Places,
+    listeners: Listeners,
+    feed: Feed<EdgeView>,
+    metrics: Arc<Metrics>,
+    asked_to_stop: impl Future<Output = ()>,
+) -> Result<(), TlsError> {
+    let tables = Tables::default();
+    let vpc = VpcClient::new(places.vpc_socket());
+    let dialer = Dialer::new(vpc, places.api_socket(), Arc::clone(&metrics));
+    let (stop, stopped) = watch::channel(false);
+    let (cut, to_be_cut) = watch::channel(false);
+    let tls = Tls::new(tables.clone(), Arc::clone(&metrics))?;
+    let settings = Arc::new(settings);
+    let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, metrics };
+    let engine = engine(&edge);
+    let door = Door { edge: edge.clone(), engine: Arc::clone(&engine), tls, stop: stopped, cut: to_be_cut };
+    let open = Arc::new(Semaphore::new(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)));
+
+    let mut tasks = JoinSet::new();
+    tasks.spawn(feed.clone().follow(places.feed_socket()));
+    tasks.spawn(tables.follow(feed, dialer, Arc::clone(&edge.metrics)));
+    tasks.spawn(report(Arc::clone(&edge.metrics), edge.settings.report_every));
+    accept_all(&mut tasks, listeners, Arc::new(door), &open);
+
+    asked_to_stop.await;
+    info!("stopping");
+    stop.send_replace(true);
+    // The listeners close with their tasks.
+    tasks.shutdown().await;
+    engine.cleanup().await;
+    drain(&open, &edge, &cut).await;
+    info!(counters = ?edge.metrics, "stopped");
+    Ok(())
+}
+
+fn engine(edge: &Edge) -> Arc<HttpProxy<Edge>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let conf = ServerConf {
+        threads,
+        upstream_keepalive_pool_size: edge.settings.upstream_pool.div_ceil(threads),
+        max_retries: MAX_TRIES,
+        ..ServerConf::default()
+    };
+    let mut engine = HttpProxy::new(edge.clone(), Arc::new(conf));
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(edge.settings.keepalive);
+    engine.server_options = Some(options);
+    let mut h2 = default_h2_options();
+    h2.max_header_list_size(u32::try_from(edge.settings.max_head_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(CLIENT_STREAMS)
+        .initial_window_size(CLIENT_STREAM_WINDOW)
+        .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
+        .max_send_buffer_size(CLIENT_SEND_BUFFER);
+    engine.h2_options = Some(h2);
+    engine.handle_init_modules();
+    Arc::new(engine)
+}
+
+fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, open: &Arc<Semaphore>) {
+    let settings = Arc::clone(&door.edge.settings);
+    let metrics = Arc::clone(&door.edge.metrics);
+    for listener in listeners.https {
+        let door = Arc::clone(&door);
+        tasks.spawn(accept(listener, Arc::clone(open), Arc::clone(&metrics), move |tcp, address, permit| {
+            let door = Arc::clone(&door);
+            tokio::spawn(async move {
+                connection::serve(door, tcp, address).await;
+                drop(permit);
+            });
+        }));
+    }
+    for listener in listeners.http {
+        let (settings, counted) = (Arc::clone(&settings), Arc::clone(&metrics));
+        tasks.spawn(accept(listener, Arc::clone(open), Arc::clone(&metrics), move |tcp, _, permit| {
+            let (settings, metrics) = (Arc::clone(&settings), Arc::clone(&counted));
+            tokio::spawn(async move {
+                plain::serve(settings, metrics, tcp).await;
+                drop(permit);
+            });
+        }));
+    }
+}
+
+/// Accepts for ever; a connection over the bound is closed at once.
+async fn accept(
+    listener: TcpListener,
+    open: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+    serve: impl Fn(TcpStream, SocketAddr, OwnedSemaphorePermit),
+) {
+    loop {
+        match listener.accept().await {
+            Ok((tcp, address)) => match Arc::clone(&open).try_acquire_owned() {
+                Ok(permit) => serve(tcp, address, permit),
+                Err(_) => metrics.count(Count::OverConnections),
+            },
+            Err(error) => {
+                metrics.count(Count::AcceptFailed);
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Waits until no connection is left, for so long at most; then tunnels are cut, and what is left goes with the process.
+async fn drain(open: &Semaphore, edge: &Edge, cut: &watch::Sender<bool>) {
+    let all = u32::try_from(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+    if timeout(edge.settings.drain, open.acquire_many(all)).await.is_ok() {
+        return;
+    }
+    cut.send_replace(true);
+    if timeout(LAST_WORDS, open.acquire_many(all)).await.is_err() {
+        warn!("connections are cut that did not end in time");
+    }
+}
+
+/// Writes the counters to the log, for ever, when they have changed.
+async fn report(metrics: Arc<Metrics>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    let mut last = metrics.snapshot();
+    loop {
+        ticks.tick().await;
+        let now = metrics.snapshot();
+        if now != last {
+            info!(counters = ?metrics, "so far");
+            last = now;
+        }
+    }
+}

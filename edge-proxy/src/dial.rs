@@ -1,0 +1,266 @@
+//! Connections to VMs and to the API: new ones by permit alone, pooled ones by (VM, port, run).
+//!
+//! The engine's pool tells connections apart by an address and a group number, and looks whether a pooled socket's
+//! peer is that address. Here a destination's address is not known before vpc has dialled it. So the first request to
+//! a destination dials at once and learns the address; later ones take the pool's connection or dial when there is
+//! none. Group numbers are never given twice, so two destinations never share a connection, whatever their addresses.
+
+use crate::metrics::{Count, Metrics};
+use crate::pure::page::Problem;
+use async_trait::async_trait;
+use model::id::VmId;
+use model::route::Permit;
+use model::view::EdgeView;
+use pingora::connectors::L4Connect;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::protocols::l4::stream::Stream;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use thiserror::Error;
+use tokio::net::{TcpStream, UnixStream};
+use vpc::client::{Refusal, VpcClient, VpcError};
+
+/// Where a request goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// control's API.
+    Api,
+    /// A port of a VM.
+    Vm(Permit),
+}
+
+impl Destination {
+    /// The VM, for the log.
+    #[must_use]
+    pub fn vm(&self) -> Option<&VmId> {
+        match self {
+            Self::Api => None,
+            Self::Vm(permit) => Some(permit.vm()),
+        }
+    }
+
+    /// The VM's port; 0 for the API.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Api => 0,
+            Self::Vm(permit) => permit.port(),
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// vpc gave none.
+    #[error("cannot connect to the VM: {0}")]
+    Vpc(#[from] VpcError),
+    /// The API's socket takes no connection.
+    #[error("cannot connect to the API: {0}")]
+    Api(#[source] std::io::Error),
+}
+
+impl DialError {
+    /// What the client is told.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::Api(_) => Problem::ApiAway,
+            Self::Vpc(VpcError::Refused { reason, .. }) => match reason {
+                Refusal::ConnectionRefused => Problem::NothingListens,
+                Refusal::UnknownVm | Refusal::PortNotDialable => Problem::VmGone,
+                Refusal::TimedOut => Problem::VmSilent,
+                Refusal::ViewTooOld | Refusal::NotAllowed | Refusal::Busy | Refusal::Kernel => {
+                    Problem::NetworkAway
+                }
+            },
+            Self::Vpc(
+                VpcError::Unreachable(_) | VpcError::NoAnswer | VpcError::Unexpected | VpcError::Socket(_),
+            ) => Problem::NetworkAway,
+        }
+    }
+}
+
+/// A connection that is good for one exchange with its destination.
+#[derive(Debug)]
+pub enum Dialed {
+    /// To a VM.
+    Tcp(TcpStream),
+    /// To the API.
+    Unix(UnixStream),
+}
+
+/// Makes connections. Cheap to clone.
+#[derive(Clone)]
+pub struct Dialer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    vpc: VpcClient,
+    api: PathBuf,
+    known: Mutex<Known>,
+    metrics: Arc<Metrics>,
+}
+
+/// Destinations that have been dialled.
+#[derive(Default)]
+struct Known {
+    vms: HashMap<(VmId, u16, u64), Place>,
+    api: Option<Place>,
+    last_group: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    group: u64,
+    address: SocketAddr,
+}
+
+impl Dialer {
+    /// Dials VMs through `vpc`, the API at its socket.
+    #[must_use]
+    pub fn new(vpc: VpcClient, api: PathBuf, metrics: Arc<Metrics>) -> Self {
+        Self { shared: Arc::new(Shared { vpc, api, known: Mutex::default(), metrics }) }
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// Says who refused.
+    pub async fn dial(&self, to: &Destination) -> Result<Dialed, DialError> {
+        self.shared.metrics.count(Count::Dials);
+        match to {
+            Destination::Vm(permit) => Ok(Dialed::Tcp(self.shared.vpc.dial(permit).await?)),
+            Destination::Api => {
+                UnixStream::connect(&self.shared.api).await.map(Dialed::Unix).map_err(DialError::Api)
+            }
+        }
+    }
+
+    /// What the engine must know to take a pooled connection to a destination, or to have a new one made.
+    ///
+    /// # Errors
+    /// When the destination was never reached, and cannot be reached now.
+    pub async fn peer(&self, to: &Destination) -> Result<Box<HttpPeer>, DialError> {
+        let known = self.shared.known(to);
+        let (place, ready) = match known {
+            Some(place) => (place, None),
+            None => {
+                let ready = self.dial(to).await?;
+                let address = ready.address();
+                (self.shared.learn(to, address), Some(ready))
+            }
+        };
+        let mut peer = HttpPeer {
+            _address: place.address,
+            scheme: pingora::upstreams::peer::Scheme::HTTP,
+            sni: String::new(),
+            proxy: None,
+            client_cert_key: None,
+            group_key: place.group,
+            options: pingora::upstreams::peer::PeerOptions::new(),
+        };
+        let connect = Connect { dialer: self.clone(), to: to.clone(), ready: Mutex::new(ready) };
+        peer.options.custom_l4 = Some(Arc::new(connect));
+        Ok(Box::new(peer))
+    }
+
+    /// Forgets destinations that a new view no longer has.
+    pub fn retain(&self, view: &EdgeView) {
+        let there: HashSet<(&VmId, u16, u64)> =
+            view.routes.iter().map(|route| (&route.vm, route.port, route.run)).collect();
+        let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.vms.retain(|(vm, port, run), _| there.contains(&(vm, *port, *run)));
+    }
+}
+
+impl Shared {
+    fn known(&self, to: &Destination) -> Option<Place> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match to {
+            Destination::Api => known.api.clone(),
+            Destination::Vm(permit) => known.vms.get(&key(permit)).cloned(),
+        }
+    }
+
+    /// Keeps the group number of a destination whose address has changed.
+    fn learn(&self, to: &Destination, address: SocketAddr) -> Place {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.last_group += 1;
+        let fresh = Place { group: known.last_group, address: address.clone() };
+        let place = match to {
+            Destination::Api => known.api.get_or_insert(fresh),
+            Destination::Vm(permit) => known.vms.entry(key(permit)).or_insert(fresh),
+        };
+        place.address = address;
+        place.clone()
+    }
+}
+
+fn key(permit: &Permit) -> (VmId, u16, u64) {
+    (permit.vm().clone(), permit.port(), permit.run())
+}
+
+impl Dialed {
+    /// The peer's address; a made-up one where the peer has none.
+    fn address(&self) -> SocketAddr {
+        let nowhere = || SocketAddr::Inet(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().map_or_else(|_| nowhere(), SocketAddr::Inet),
+            Self::Unix(stream) => {
+                let path =
+                    stream.peer_addr().ok().and_then(|address| Some(address.as_pathname()?.to_owned()));
+                let address = path.and_then(|path| std::os::unix::net::SocketAddr::from_pathname(path).ok());
+                address.map_or_else(nowhere, SocketAddr::Unix)
+            }
+        }
+    }
+}
+
+/// Makes the engine's connections to one destination.
+struct Connect {
+    dialer: Dialer,
+    to: Destination,
+    ready: Mutex<Option<Dialed>>,
+}
+
+#[async_trait]
+impl L4Connect for Connect {
+    async fn connect(&self, _address: &SocketAddr) -> Result<Stream, Box<Error>> {
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let dialed = match ready {
+            Some(ready) => ready,
+            None => {
+                let dialed = self.dialer.dial(&self.to).await.map_err(refused)?;
+                self.dialer.shared.learn(&self.to, dialed.address());
+                dialed
+            }
+        };
+        Ok(match dialed {
+            Dialed::Tcp(stream) => Stream::from(stream),
+            Dialed::Unix(stream) => Stream::from(stream),
+        })
+    }
+}
+
+/// The error as the engine carries it; [`crate::proxy`] takes the cause out again.
+pub fn refused(error: DialError) -> Box<Error> {
+    Error::because(ErrorType::ConnectError, "dialling", error)
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect").field("to", &self.to).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dialer").field("api", &self.shared.api).finish_non_exhaustive()
+    }
+}

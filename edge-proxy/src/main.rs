@@ -1,0 +1,83 @@
+//! `edge-proxy --config FILE`: listeners come as descriptors (`LISTEN_FDS`), everything else from one TOML file.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use edge_proxy::listeners::{self, Announced};
+use edge_proxy::metrics::Metrics;
+use edge_proxy::settings::Settings;
+use feed::subscribe::Feed;
+use model::config::EdgeConfig;
+use rustix::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::info;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
+
+/// Log lines that wait for whoever reads them. When he does not, lines are dropped and not requests.
+const WAITING_LOG_LINES: usize = 16_384;
+/// What is logged unless `RUST_LOG` says otherwise. The engine's own lines tell of clients' faults one by one; the
+/// access log and the counters have them already.
+const DEFAULT_LOG: &str = "info,pingora_core=off,pingora_proxy=off,rustls=warn";
+
+/// The HTTPS front of Gatehouse.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Settings, TOML.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+fn main() -> Result<()> {
+    // Before anything else is opened: the descriptors are known by their numbers alone.
+    let announced = announced();
+    let names = announced.names(std::process::id()).context("edge-proxy needs listeners")?;
+    let descriptors = listeners::inherited(names.len());
+    let arguments = Arguments::parse();
+    let _writes_the_rest_when_dropped = start_log();
+    let text = std::fs::read_to_string(&arguments.config)
+        .with_context(|| format!("cannot read {}", arguments.config.display()))?;
+    let config: EdgeConfig =
+        toml::from_str(&text).with_context(|| format!("{} is wrong", arguments.config.display()))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(config, &names, descriptors))
+}
+
+async fn serve(config: EdgeConfig, names: &[String], descriptors: Vec<OwnedFd>) -> Result<()> {
+    let listeners = listeners::adopt(names, descriptors).context("edge-proxy needs listeners")?;
+    let settings = Settings::new(config.public_https_port, config.max_connections);
+    let own_user = rustix::process::geteuid().as_raw();
+    let feed = Feed::open(&config.places.feed(), &[own_user]);
+    let metrics = Arc::new(Metrics::default());
+    let terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let interrupted = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    info!(https = listeners.https.len(), http = listeners.http.len(), "listening");
+    let stop = first_of(terminated, interrupted);
+    edge_proxy::run(settings, &config.places, listeners, feed, metrics, stop).await?;
+    Ok(())
+}
+
+async fn first_of(mut terminated: Signal, mut interrupted: Signal) {
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+}
+
+fn announced() -> Announced {
+    let get = |name| std::env::var(name).ok();
+    Announced { pid: get("LISTEN_PID"), count: get("LISTEN_FDS"), names: get("LISTEN_FDNAMES") }
+}
+
+fn start_log() -> WorkerGuard {
+    let builder = NonBlockingBuilder::default().buffered_lines_limit(WAITING_LOG_LINES).lossy(true);
+    let (writer, guard) = builder.finish(std::io::stderr());
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_writer(writer).init();
+    guard
+}

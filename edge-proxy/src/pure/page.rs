@@ -1,0 +1,308 @@
+//! The answers that the gateway itself gives, instead of a VM: why, and what the reader can do about it.
+//!
+//! People get a small page, programs get JSON; neither tells anything of the host's inside. The reasons are a closed
+//! list, so that each has its text here and its counter in the metrics.
+
+use crate::pure::authority::AuthorityFault;
+use crate::pure::head::HeadFault;
+use bytes::Bytes;
+use model::id::TraceId;
+
+/// Why the gateway answers by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The head is ambiguous or too large.
+    Head(HeadFault),
+    /// The request names no host, or several, or something that is none.
+    Authority(AuthorityFault),
+    /// The connection was made for another name, whose certificate does not cover this one (RFC 9110 15.5.20).
+    Misdirected,
+    /// The name leads nowhere.
+    UnknownHost,
+    /// Nothing listens on the VM's port.
+    NothingListens,
+    /// The VM is not there, or the port may not be reached.
+    VmGone,
+    /// The VM accepts no connection in time.
+    VmSilent,
+    /// The VM took the request and did not answer in time.
+    AnswerLate,
+    /// The VM closed the connection, or answered something that is no HTTP.
+    AnswerBroken,
+    /// The gateway's own network process is away, or at its bound.
+    NetworkAway,
+    /// The API's process is away.
+    ApiAway,
+    /// The client sent its body too slowly.
+    BodyLate,
+    /// The client's body is not framed as it said.
+    BodyBroken,
+    /// A fault in the gateway itself.
+    Internal,
+}
+
+impl Problem {
+    /// The status of the answer.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Head(fault) => fault.status(),
+            Self::Authority(_) | Self::BodyBroken => 400,
+            Self::Misdirected => 421,
+            Self::UnknownHost => 404,
+            Self::NothingListens | Self::VmGone | Self::AnswerBroken => 502,
+            Self::VmSilent | Self::AnswerLate => 504,
+            Self::NetworkAway | Self::ApiAway => 503,
+            Self::BodyLate => 408,
+            Self::Internal => 500,
+        }
+    }
+
+    /// A short name for programs and counters.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Head(HeadFault::TooLarge) => "HEADER_TOO_LARGE",
+            Self::Head(HeadFault::Method) => "METHOD_NOT_ALLOWED",
+            Self::Head(_) => "BAD_REQUEST",
+            Self::Authority(_) => "BAD_HOST",
+            Self::Misdirected => "MISDIRECTED_REQUEST",
+            Self::UnknownHost => "HOST_NOT_FOUND",
+            Self::NothingListens => "VM_NOT_LISTENING",
+            Self::VmGone => "VM_NOT_RUNNING",
+            Self::VmSilent => "VM_NOT_REACHABLE",
+            Self::AnswerLate => "VM_DID_NOT_ANSWER",
+            Self::AnswerBroken => "VM_ANSWER_BROKEN",
+            Self::NetworkAway => "GATEWAY_BUSY",
+            Self::ApiAway => "API_UNAVAILABLE",
+            Self::BodyLate => "BODY_TIMEOUT",
+            Self::BodyBroken => "BAD_BODY",
+            Self::Internal => "INTERNAL_ERROR",
+        }
+    }
+
+    /// The code that clients of the API know (they retry for ever on one that they do not know).
+    #[must_use]
+    fn api_code(self) -> &'static str {
+        if self.status() < 500 { "INVALID_REQUEST" } else { "INTERNAL_ERROR" }
+    }
+
+    fn texts(self, about: &About<'_>) -> Texts {
+        let host = about.host;
+        let port = about.port;
+        let texts = |title, what: String, advice| Texts { title, what, advice };
+        match self {
+            Self::Head(fault) => texts(
+                "Bad request",
+                format!("The request was refused: {fault}."),
+                "Send the request again with a standard HTTP client.",
+            ),
+            Self::Authority(fault) => texts(
+                "Bad request",
+                format!("The request was refused: {fault}."),
+                "Send exactly one Host with the name of the site.",
+            ),
+            Self::Misdirected => texts(
+                "Wrong connection",
+                format!("This connection was made for another name than {host}."),
+                "Open a new connection for this name; browsers do so by themselves.",
+            ),
+            Self::UnknownHost => texts(
+                "Nothing here yet",
+                format!("No VM is mapped to {host}."),
+                "If this is your domain, map it to a VM and a port. If you have just done so, check the spelling of the name.",
+            ),
+            Self::NothingListens => texts(
+                "The VM is up, but nothing answers",
+                format!("The VM behind {host} runs, but nothing in it listens on port {port}."),
+                "Start your server in the VM, let it listen on 0.0.0.0 and not on 127.0.0.1 only, and check that the mapping names its port.",
+            ),
+            Self::VmGone => texts(
+                "The VM is not running",
+                format!("The VM behind {host} is stopped, or port {port} may not be reached."),
+                "Start the VM, or map the name to another one.",
+            ),
+            Self::VmSilent => texts(
+                "The VM does not answer",
+                format!("The VM behind {host} did not accept a connection on port {port} in time."),
+                "It may still be starting: try again in a moment. If this stays, look at the VM's firewall and console.",
+            ),
+            Self::AnswerLate => texts(
+                "The VM took too long",
+                format!("The VM behind {host} took the request, but did not answer in time."),
+                "Look at the server in the VM: it may be overloaded or waiting for something itself.",
+            ),
+            Self::AnswerBroken => texts(
+                "The VM broke off",
+                format!(
+                    "The server in the VM behind {host} closed the connection, or did not answer with HTTP."
+                ),
+                "Look at the server's log in the VM, and check that this port speaks plain HTTP and not HTTPS.",
+            ),
+            Self::NetworkAway => texts(
+                "Please try again",
+                "The gateway is busy or starting.".to_owned(),
+                "Try again in a few seconds.",
+            ),
+            Self::ApiAway => texts(
+                "Please try again",
+                "The API is starting or being updated. Running VMs are not affected.".to_owned(),
+                "Try again in a few seconds.",
+            ),
+            Self::BodyLate => texts(
+                "The request took too long",
+                "The rest of the request did not arrive in time.".to_owned(),
+                "Check the connection and send the request again.",
+            ),
+            Self::BodyBroken => texts(
+                "Bad request",
+                "The request's body does not end as its header says.".to_owned(),
+                "Send the request again with a standard HTTP client.",
+            ),
+            Self::Internal => texts(
+                "Something went wrong",
+                "The gateway could not handle the request.".to_owned(),
+                "Try again. If this stays, tell the operator the trace id below.",
+            ),
+        }
+    }
+}
+
+/// What an answer is about.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// The host that was asked for, as a valid name, or "this site".
+    pub host: &'a str,
+    /// The VM's port, 0 when there is none.
+    pub port: u16,
+    /// Whether the host is the API's.
+    pub api: bool,
+    /// `Accept` of the request, empty when there is none.
+    pub accept: &'a [u8],
+    /// By which the operator finds the request in the log.
+    pub trace: &'a TraceId,
+}
+
+/// An answer without its connection: what both HTTP versions send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The status.
+    pub status: u16,
+    /// Fields besides `Content-Length`.
+    pub fields: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+struct Texts {
+    title: &'static str,
+    what: String,
+    advice: &'static str,
+}
+
+/// Makes the answer to a problem.
+#[must_use]
+pub fn render(problem: Problem, about: &About<'_>) -> Page {
+    let status = problem.status();
+    let texts = problem.texts(about);
+    let wants_html = !about.api && contains(about.accept, b"text/html");
+    let (kind, body) = if wants_html {
+        ("text/html; charset=utf-8", html(status, &texts, about.trace))
+    } else {
+        ("application/json", json(problem, &texts, about))
+    };
+    let mut fields = vec![
+        ("content-type", kind.to_owned()),
+        ("cache-control", "no-store".to_owned()),
+        ("x-content-type-options", "nosniff".to_owned()),
+        ("x-freestyle-trace-id", about.trace.to_string()),
+    ];
+    if wants_html {
+        fields.push(("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'".to_owned()));
+    }
+    match status {
+        503 => fields.push(("retry-after", "2".to_owned())),
+        405 => fields.push(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned())),
+        _ => {}
+    }
+    Page { status, fields, body: body.into() }
+}
+
+fn json(problem: Problem, texts: &Texts, about: &About<'_>) -> String {
+    let code = if about.api { problem.api_code() } else { problem.code() };
+    let message = format!("{} {}", texts.what, texts.advice);
+    serde_json::json!({ "code": code, "error": code, "message": message, "traceId": about.trace.as_str() })
+        .to_string()
+}
+
+fn html(status: u16, texts: &Texts, trace: &TraceId) -> String {
+    let Texts { title, what, advice } = texts;
+    let (what, advice) = (escape(what), escape(advice));
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{title}</title><style>\
+         body{{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:16vh auto 0;padding:0 1rem;color:#222;\
+         background:#fff}}h1{{font-size:1.5rem}}small{{color:#777}}\
+         @media(prefers-color-scheme:dark){{body{{color:#ddd;background:#161616}}}}</style></head>\n\
+         <body><h1>{title}</h1><p>{what}</p><p>{advice}</p><small>{status} · {trace}</small></body></html>\n"
+    )
+}
+
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about<'a>(accept: &'a str, api: bool, trace: &'a TraceId) -> About<'a> {
+        About { host: "a.style.dev", port: 3000, api, accept: accept.as_bytes(), trace }
+    }
+
+    #[test]
+    fn people_get_a_page_and_programs_get_json() {
+        let trace = TraceId::from_random([9; 20]);
+        let page = render(Problem::NothingListens, &about("text/html,*/*", false, &trace));
+        let text = String::from_utf8(page.body.to_vec()).expect("text");
+        assert_eq!(page.status, 502);
+        assert!(text.contains("port 3000") && text.contains("0.0.0.0") && text.contains(trace.as_str()));
+        assert!(!text.contains("http://") && !text.contains("src="));
+        let page = render(Problem::UnknownHost, &about("*/*", false, &trace));
+        let value: serde_json::Value = serde_json::from_slice(&page.body).expect("json");
+        assert_eq!(
+            (page.status, &value["error"], &value["code"]),
+            (404, &"HOST_NOT_FOUND".into(), &"HOST_NOT_FOUND".into())
+        );
+        assert!(value["message"].as_str().expect("text").contains("a.style.dev"));
+    }
+
+    #[test]
+    fn the_apis_clients_get_codes_that_they_know() {
+        let trace = TraceId::from_random([9; 20]);
+        let page = render(Problem::ApiAway, &about("text/html", true, &trace));
+        let value: serde_json::Value = serde_json::from_slice(&page.body).expect("json");
+        assert_eq!((page.status, &value["code"]), (503, &"INTERNAL_ERROR".into()));
+        assert!(page.fields.iter().any(|(name, _)| *name == "retry-after"));
+    }
+
+    #[test]
+    fn text_is_escaped() {
+        assert_eq!(escape("<a href='x'>&\"</a>"), "&lt;a href=&#39;x&#39;&gt;&amp;&quot;&lt;/a&gt;");
+    }
+}

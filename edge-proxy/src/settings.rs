@@ -1,0 +1,59 @@
+//! Bounds in time and space, one place for all of them.
+
+use std::time::Duration;
+
+/// The bounds of a running edge-proxy. [`Settings::new`] gives what a real one uses.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Port that redirects name.
+    pub public_https_port: u16,
+    /// Open client connections at once.
+    pub max_connections: usize,
+    /// TLS handshake and first head together, and each later head from its first byte. Slow clients are cut here:
+    /// a phone on a bad line sends 2 KiB in a second or two, and 15 s is ten times that.
+    pub head_wait: Duration,
+    /// Largest head. Cookies of 8 KiB and long tokens fit several times.
+    pub max_head_bytes: usize,
+    /// A connection without a request in progress: as long as browsers keep theirs.
+    pub keepalive: Duration,
+    /// Between two pieces of a request's body. Bodies have no limit of size, since they stream with back-pressure and
+    /// are never held; what a VM does not want, it does not read.
+    pub body_wait: Duration,
+    /// A client that takes nothing of its answer.
+    pub write_stall: Duration,
+    /// From the request to the head of the VM's answer, and between two pieces of the answer: Envoy's idle time.
+    pub answer_wait: Duration,
+    /// The same for server-sent events and gRPC, whose pauses are their nature.
+    pub stream_wait: Duration,
+    /// A pooled connection to a VM. Under the 5 s after which Node and uvicorn close theirs, so that a request seldom
+    /// meets a closing one.
+    pub upstream_idle: Duration,
+    /// Pooled connections to all VMs together.
+    pub upstream_pool: usize,
+    /// From the request to stop until what is still open is cut.
+    pub drain: Duration,
+    /// Between two reports of the counters.
+    pub report_every: Duration,
+}
+
+impl Settings {
+    /// The bounds of a real edge-proxy.
+    #[must_use]
+    pub fn new(public_https_port: u16, max_connections: usize) -> Self {
+        Self {
+            public_https_port,
+            max_connections,
+            head_wait: Duration::from_secs(15),
+            max_head_bytes: 64 << 10,
+            keepalive: Duration::from_secs(75),
+            body_wait: Duration::from_secs(60),
+            write_stall: Duration::from_secs(60),
+            answer_wait: Duration::from_secs(300),
+            stream_wait: Duration::from_secs(3600),
+            upstream_idle: Duration::from_secs(4),
+            upstream_pool: 8192,
+            drain: Duration::from_secs(10),
+            report_every: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What the newest view says, made ready for look-ups: one pointer that is swapped whole.
+
+use crate::certificates::Certificates;
+use crate::dial::Dialer;
+use crate::metrics::{Count, Metrics};
+use arc_swap::ArcSwap;
+use feed::subscribe::Feed;
+use model::host::HostName;
+use model::route::{Route, RouteTable};
+use model::view::EdgeView;
+use std::sync::Arc;
+use tracing::{info, warn};
+
+/// Routes and certificates of one view.
+#[derive(Debug, Default)]
+pub struct Table {
+    routes: RouteTable,
+    /// Certificates by name.
+    pub certificates: Certificates,
+}
+
+impl Table {
+    /// Where a name leads.
+    #[must_use]
+    pub fn route(&self, host: &HostName) -> Option<Route> {
+        self.routes.host(host)
+    }
+}
+
+/// The table in force. Cheap to clone; reading takes no lock.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    current: Arc<ArcSwap<Table>>,
+}
+
+impl Tables {
+    /// The table in force now.
+    #[must_use]
+    pub fn now(&self) -> arc_swap::Guard<Arc<Table>> {
+        self.current.load()
+    }
+
+    /// Makes the table of a view and puts it in force. Reading certificates costs, so this may take a while.
+    pub fn take_over(&self, view: &EdgeView, metrics: &Metrics) {
+        let earlier = self.current.load();
+        let (certificates, faults) = Certificates::of(&view.certificates, &earlier.certificates);
+        for fault in faults {
+            metrics.count(Count::BadCertificates);
+            warn!(%fault, "a certificate is left out");
+        }
+        let table = Table { routes: RouteTable::of(view), certificates };
+        info!(
+            generation = view.generation.0,
+            routes = table.routes.len(),
+            certificates = table.certificates.len(),
+            "table in force"
+        );
+        self.current.store(Arc::new(table));
+    }
+
+    /// Takes over the view at hand, then each newer one, for ever.
+    pub async fn follow(self, feed: Feed<EdgeView>, dialer: Dialer, metrics: Arc<Metrics>) {
+        let mut changes = feed.changes();
+        loop {
+            changes.mark_unchanged();
+            if let Some(view) = feed.current() {
+                let (tables, dialer, metrics) = (self.clone(), dialer.clone(), Arc::clone(&metrics));
+                let made = tokio::task::spawn_blocking(move || {
+                    tables.take_over(&view, &metrics);
+                    dialer.retain(&view);
+                })
+                .await;
+                if let Err(error) = made {
+                    warn!(%error, "a view could not be taken over; the last one stays");
+                }
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The binary itself, as a service manager starts it.
+
+use crate::world::PATIENCE;
+use model::config::{EdgeConfig, Places};
+use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Listeners as descriptors 3 and 4; a shell moves them there (dash cannot: it knows descriptors of one digit only).
+const START: &str = r#"exec 3<&"$HTTPS_FD" 4<&"$HTTP_FD"; LISTEN_PID=$$ exec "$EDGE" --config "$CONFIG""#;
+
+#[tokio::test]
+async fn it_takes_its_listeners_over_logs_json_and_stops_when_told() {
+    let folder = tempfile::tempdir().expect("folder");
+    let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
+    let config = EdgeConfig { places, public_https_port: 8443, max_connections: 100 };
+    let path = folder.path().join("edge.toml");
+    std::fs::write(&path, toml::to_string(&config).expect("toml")).expect("write");
+    let listeners = ["https", "http"].map(|_| TcpListener::bind("127.0.0.1:0").expect("bind"));
+    for listener in &listeners {
+        rustix::io::fcntl_setfd(listener, rustix::io::FdFlags::empty()).expect("inheritable");
+    }
+    let mut child = Command::new("bash")
+        .args(["-c", START])
+        .env("EDGE", env!("CARGO_BIN_EXE_edge-proxy"))
+        .env("CONFIG", &path)
+        .env("HTTPS_FD", listeners[0].as_raw_fd().to_string())
+        .env("HTTP_FD", listeners[1].as_raw_fd().to_string())
+        .env("LISTEN_FDS", "2")
+        .env("LISTEN_FDNAMES", "https:http")
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("start");
+    // The kernel queues the connection until the process accepts it.
+    let asked = Command::new("curl")
+        .args([
+            "-sSi",
+            "-H",
+            "Host: a.style.dev",
+            &format!("http://{}/x", listeners[1].local_addr().expect("address")),
+        ])
+        .output();
+    let asked = timeout(PATIENCE, asked).await.expect("in time").expect("curl");
+    let told = String::from_utf8_lossy(&asked.stdout).into_owned();
+    assert!(told.contains("location: https://a.style.dev:8443/x"), "{told}");
+    let pid = rustix::process::Pid::from_raw(child.id().expect("it runs").cast_signed()).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("kill");
+    let mut log = String::new();
+    let mut stderr = child.stderr.take().expect("piped");
+    timeout(PATIENCE, stderr.read_to_string(&mut log)).await.expect("in time").expect("log");
+    assert!(child.wait().await.expect("wait").success(), "{log}");
+    for line in log.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).expect("every line is JSON");
+        assert!(value["message"].is_string() || value["target"] == "access", "{line}");
+    }
+    assert!(log.contains("\\\"plain_requests\\\": 1"), "{log}");
+}
+
+#[tokio::test]
+async fn without_listeners_it_says_so() {
+    let run = Command::new(env!("CARGO_BIN_EXE_edge-proxy"))
+        .args(["--config", "/nonexistent"])
+        .env_remove("LISTEN_FDS")
+        .output();
+    let run = timeout(PATIENCE, run).await.expect("in time").expect("run");
+    assert!(!run.status.success());
+    assert!(String::from_utf8_lossy(&run.stderr).contains("LISTEN_FDS"));
+}
