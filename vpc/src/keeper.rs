@@ -29,8 +29,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-/// Longest that the keeper may take for an answer; it only moves descriptors.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest that the keeper may take for an answer. It only moves descriptors, but a new one must start first, which
+/// took 6 s in an emulated machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What can go wrong with the keeper.
 #[derive(Debug, Error)]
@@ -69,6 +70,8 @@ enum Request {
     Forget { device: String },
     /// Say all that is held.
     List,
+    /// Is it there?
+    Hello,
     /// Let go of all and end.
     End,
 }
@@ -128,6 +131,17 @@ impl Keeper {
         let Some(wire) = &self.wire else { return };
         if let Err(error) = ask(wire, &Request::Forget { device: device.to_string() }).await {
             warn!(%error, "the keeper is gone");
+            self.start_again(all).await;
+        }
+    }
+
+    /// Sees to it that there is a keeper when there is something to keep.
+    pub async fn tend(&mut self, all: &HashMap<DeviceName, Queues>) {
+        let there = match &self.wire {
+            Some(wire) => ask(wire, &Request::Hello).await.is_ok(),
+            None => all.is_empty(),
+        };
+        if !there {
             self.start_again(all).await;
         }
     }
@@ -263,6 +277,7 @@ fn serve(wire: &BlockingWire, held: &mut BTreeMap<String, Vec<OwnedFd>>) -> Resu
                     wire.send(&Reply::Held { device: device.clone() }, &queues)?;
                 }
             }
+            Request::Hello => {}
             Request::End => {
                 held.clear();
                 wire.send(&Reply::Done, &[])?;

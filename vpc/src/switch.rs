@@ -178,7 +178,7 @@ impl Keel {
                 // The feed lives as long as we do.
                 changed = changes.changed() => if changed.is_err() { return },
                 () = self.nudge.notified() => {}
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(pause) => self.memory.chains = None,
             }
         }
     }
@@ -198,8 +198,10 @@ impl Keel {
                 network
             }
         };
+        self.keeper.tend(&self.memory.queues).await;
         let outcome = self.reconcile(&network, &wanted).await;
         if outcome.is_err() {
+            self.memory.chains = None;
             // Perhaps the frame itself is broken: the next turn looks at it too.
             self.network = None;
         }
@@ -218,7 +220,7 @@ impl Keel {
     ) -> Result<Option<NetworkError>, NetworkError> {
         let mut failed = None;
         for _ in 0..MAX_PASSES {
-            let seen = observe(network, &self.memory).await?;
+            let seen = observe(network, &mut self.memory).await?;
             self.let_go_of_the_gone(&seen).await;
             let steps = plan(wanted, &seen);
             if steps.is_empty() {
@@ -228,13 +230,13 @@ impl Keel {
             failed = None;
             self.broken.clear();
             for step in &steps {
-                if device(step).is_some_and(|device| self.broken.contains_key(device)) {
-                    continue;
-                }
-                let done = ports::execute(network, &mut self.memory, &mut self.keeper, step).await;
+                let Some(step) = self.still_possible(step) else { continue };
+                let done = ports::execute(network, &mut self.memory, &mut self.keeper, &step).await;
                 if let Err(error) = done {
                     warn!(?step, %error, "a step failed");
-                    self.broken.extend(device(step).map(|device| (device.clone(), error.to_string())));
+                    let why = error.to_string();
+                    self.broken
+                        .extend(devices(&step).into_iter().map(|device| (device.clone(), why.clone())));
                     failed = Some(error);
                 }
             }
@@ -249,6 +251,17 @@ impl Keel {
             }
         }
         Ok(failed)
+    }
+
+    /// The step without the ports of which an earlier step failed; none when nothing is left of it.
+    fn still_possible(&self, step: &Step) -> Option<Step> {
+        if let Step::FilterPorts(ports) = step {
+            let good = ports.iter().filter(|port| !self.broken.contains_key(&port.device));
+            let good: Vec<_> = good.cloned().collect();
+            return (!good.is_empty()).then_some(Step::FilterPorts(good));
+        }
+        let broken = devices(step).iter().any(|device| self.broken.contains_key(*device));
+        (!broken).then(|| step.clone())
     }
 
     /// Queues of devices that somebody removed are good for nothing.
@@ -294,15 +307,16 @@ impl Keel {
 }
 
 /// Whose step it is.
-fn device(step: &Step) -> Option<&DeviceName> {
+fn devices(step: &Step) -> Vec<&DeviceName> {
     match step {
         Step::CreateTap(port)
         | Step::AttachTap(port)
         | Step::DressTap(port)
-        | Step::FilterPort(port)
         | Step::AddRoute(port)
-        | Step::AddNeighbour(port) => Some(&port.device),
-        Step::RaiseTap(device) | Step::RemoveTap(device) | Step::DropFilter(device) => Some(device),
-        Step::ForgetFlows(_) => None,
+        | Step::AddNeighbour(port) => vec![&port.device],
+        Step::FilterPorts(ports) => ports.iter().map(|port| &port.device).collect(),
+        Step::RaiseTap(device) | Step::RemoveTap(device) => vec![device],
+        // Their ports are gone, and nothing of theirs comes after.
+        Step::DropFilters(_) | Step::ForgetFlows(_) => Vec::new(),
     }
 }

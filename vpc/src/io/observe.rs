@@ -4,8 +4,9 @@ use crate::io::network::{Network, NetworkError};
 use crate::io::nft::{self, Where};
 use crate::pure::names::{DeviceName, TABLE};
 use crate::pure::plan::{Seen, SeenTap};
+use crate::pure::wanted::Port;
 use model::net::MacAddress;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,16 +21,37 @@ pub struct Memory {
     pub queues: HashMap<DeviceName, Queues>,
     /// Chains that this process wrote, and what they admit.
     pub filters: BTreeMap<DeviceName, (MacAddress, Ipv4Addr)>,
+    /// Chains that are there, as far as is known; none when the kernel must be asked (again).
+    pub chains: Option<BTreeSet<DeviceName>>,
+}
+
+impl Memory {
+    /// A port's chain was written.
+    pub fn remember_filter(&mut self, port: &Port) {
+        self.filters.insert(port.device.clone(), (port.mac, port.ipv4));
+        self.chains.get_or_insert_default().insert(port.device.clone());
+    }
+
+    /// A chain was removed.
+    pub fn forget_filter(&mut self, device: &DeviceName) {
+        self.filters.remove(device);
+        self.chains.get_or_insert_default().remove(device);
+    }
 }
 
 /// Looks.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub async fn observe(network: &Network, memory: &Memory) -> Result<Seen, NetworkError> {
+pub async fn observe(network: &Network, memory: &mut Memory) -> Result<Seen, NetworkError> {
     let (links, routes) = (network.netlink.links().await?, network.netlink.routes().await?);
     let neighbours = network.netlink.neighbours().await?;
-    let chains = nft::port_chains(Where::Network(&network.inside), TABLE).await?;
+    let chains = match memory.chains.take() {
+        Some(chains) => chains,
+        // A program start: not for every change.
+        None => nft::port_chains(Where::Network(&network.inside), TABLE).await?,
+    };
+    memory.chains = Some(chains.clone());
     let taps = links.into_iter().filter_map(|link| {
         let device = DeviceName::parse(&link.name)?;
         let held = memory.queues.get(&device).map_or(0, |queues| queues.len());

@@ -32,9 +32,12 @@ pub async fn execute(
         Step::CreateTap(port) => open(network, memory, keeper, port, Opening::New).await?,
         Step::AttachTap(port) => open(network, memory, keeper, port, Opening::Existing).await?,
         Step::DressTap(port) => dress(network, port).await?,
-        Step::FilterPort(port) => {
-            nft::apply(Where::Network(inside), rules::port(port)).await?;
-            memory.filters.insert(port.device.clone(), (port.mac, port.ipv4));
+        Step::FilterPorts(ports) => {
+            let text = ports.iter().map(rules::port).collect();
+            nft::apply(Where::Network(inside), text).await?;
+            for port in ports {
+                memory.remember_filter(port);
+            }
         }
         Step::RaiseTap(device) => network.netlink.raise(index(network, device).await?).await?,
         Step::AddRoute(port) => {
@@ -50,10 +53,12 @@ pub async fn execute(
             keeper.forget(device, &memory.queues).await;
             network.netlink.remove(index(network, device).await?).await?;
         }
-        Step::DropFilter(device) => {
-            memory.filters.remove(device);
-            let text = rules::without_port(device.as_str());
+        Step::DropFilters(devices) => {
+            let text = devices.iter().map(|device| rules::without_port(device.as_str())).collect();
             nft::apply(Where::Network(inside), text).await?;
+            for device in devices {
+                memory.forget_filter(device);
+            }
         }
         Step::ForgetFlows(address) => {
             // Flows that cannot be deleted end by their own timers; the port must go all the same.

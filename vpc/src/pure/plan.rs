@@ -1,9 +1,9 @@
 //! What must be done to bring the ports from how they are to how they are wanted.
 //!
 //! ```text
-//!   (absent) ─CreateTap─► down, bare ─DressTap─► down, named ─FilterPort─► guarded ─RaiseTap─► up
+//!   (absent) ─CreateTap─► down, bare ─DressTap─► down, named ─FilterPorts─► guarded ─RaiseTap─► up
 //!                                                        ─AddRoute─► ─AddNeighbour─► in service
-//!   any of these ─RemoveTap─► ─DropFilter─► ─ForgetFlows─► (absent)
+//!   any of these ─RemoveTap─► ─DropFilters─► ─ForgetFlows─► (absent)
 //! ```
 //! A kill between any two steps leaves one of these states, from which the next plan goes on. No device is up
 //! before its filter stands.
@@ -53,8 +53,8 @@ pub enum Step {
     AttachTap(Port),
     /// Sets Ethernet address, alias and the device's own settings.
     DressTap(Port),
-    /// Writes the anti-spoofing chain.
-    FilterPort(Port),
+    /// Writes the anti-spoofing chains of all ports that lack theirs, in one transaction.
+    FilterPorts(Vec<Port>),
     /// Sets it up.
     RaiseTap(DeviceName),
     /// The guest's host route.
@@ -63,8 +63,8 @@ pub enum Step {
     AddNeighbour(Port),
     /// Removes the device with its routes and neighbours, and lets its queues go.
     RemoveTap(DeviceName),
-    /// Removes a chain.
-    DropFilter(DeviceName),
+    /// Removes chains, in one transaction.
+    DropFilters(Vec<DeviceName>),
     /// Forgets every tracked flow of an address.
     ForgetFlows(Ipv4Addr),
 }
@@ -73,24 +73,40 @@ pub enum Step {
 #[must_use]
 pub fn plan(wanted: &Wanted, seen: &Seen) -> Vec<Step> {
     let mut steps = Vec::new();
+    let mut chains: Vec<DeviceName> = Vec::new();
+    let mut addresses = Vec::new();
     for (device, tap) in &seen.taps {
         if wanted.ports.get(device).is_none_or(|port| must_go(port, tap)) {
             steps.push(Step::RemoveTap(device.clone()));
-            if seen.filters.contains_key(device) {
-                steps.push(Step::DropFilter(device.clone()));
-            }
-            steps.extend(tap.routes.iter().map(|address| Step::ForgetFlows(*address)));
+            chains.extend(seen.filters.contains_key(device).then(|| device.clone()));
+            addresses.extend(tap.routes.iter().copied());
         }
     }
-    for device in seen.filters.keys() {
-        if !seen.taps.contains_key(device) && !wanted.ports.contains_key(device) {
-            steps.push(Step::DropFilter(device.clone()));
-        }
+    let orphan =
+        |device: &&DeviceName| !seen.taps.contains_key(*device) && !wanted.ports.contains_key(*device);
+    chains.extend(seen.filters.keys().filter(orphan).cloned());
+    if !chains.is_empty() {
+        steps.push(Step::DropFilters(chains));
     }
-    for (device, port) in &wanted.ports {
-        let tap = seen.taps.get(device).filter(|tap| !must_go(port, tap));
-        let filter = seen.filters.get(device).filter(|_| tap.is_some()).copied().flatten();
-        bring_up(port, tap, filter, &mut steps);
+    steps.extend(addresses.into_iter().map(Step::ForgetFlows));
+    let ports: Vec<_> = wanted
+        .ports
+        .iter()
+        .map(|(device, port)| (port, seen.taps.get(device).filter(|tap| !must_go(port, tap))))
+        .collect();
+    for (port, tap) in &ports {
+        make(port, *tap, &mut steps);
+    }
+    let unguarded = ports.iter().filter(|(port, tap)| {
+        let filter = seen.filters.get(&port.device).filter(|_| tap.is_some()).copied().flatten();
+        filter != Some((port.mac, port.ipv4))
+    });
+    let unguarded: Vec<Port> = unguarded.map(|(port, _)| (*port).clone()).collect();
+    if !unguarded.is_empty() {
+        steps.push(Step::FilterPorts(unguarded));
+    }
+    for (port, tap) in &ports {
+        connect(port, *tap, &mut steps);
     }
     steps
 }
@@ -103,33 +119,30 @@ fn must_go(port: &Port, tap: &SeenTap) -> bool {
     another || queues || address || tap.multi_queue != (port.queues > 1)
 }
 
-fn bring_up(
-    port: &Port,
-    tap: Option<&SeenTap>,
-    filter: Option<(MacAddress, Ipv4Addr)>,
-    steps: &mut Vec<Step>,
-) {
-    let absent = SeenTap::default();
+/// Up to the filter.
+fn make(port: &Port, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
     match tap {
         None => steps.push(Step::CreateTap(port.clone())),
         // Somebody who is not us holds the queues: the VM goes on, and we wait until it lets them go.
         Some(tap) if tap.held == 0 && tap.attached == 0 => steps.push(Step::AttachTap(port.clone())),
         Some(_) => {}
     }
-    let tap = tap.unwrap_or(&absent);
-    if tap.mac != Some(GATEWAY_MAC) || tap.alias.as_deref() != Some(port.vm.as_str()) {
+    let dressed =
+        |tap: &SeenTap| tap.mac == Some(GATEWAY_MAC) && tap.alias.as_deref() == Some(port.vm.as_str());
+    if !tap.is_some_and(dressed) {
         steps.push(Step::DressTap(port.clone()));
     }
-    if filter != Some((port.mac, port.ipv4)) {
-        steps.push(Step::FilterPort(port.clone()));
-    }
-    if !tap.up {
+}
+
+/// From the filter on.
+fn connect(port: &Port, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
+    if !tap.is_some_and(|tap| tap.up) {
         steps.push(Step::RaiseTap(port.device.clone()));
     }
-    if !tap.routes.contains(&port.ipv4) {
+    if !tap.is_some_and(|tap| tap.routes.contains(&port.ipv4)) {
         steps.push(Step::AddRoute(port.clone()));
     }
-    if tap.neighbours.get(&port.ipv4) != Some(&port.mac) {
+    if tap.is_none_or(|tap| tap.neighbours.get(&port.ipv4) != Some(&port.mac)) {
         steps.push(Step::AddNeighbour(port.clone()));
     }
 }
@@ -188,9 +201,11 @@ mod tests {
                 (tap.mac, tap.alias) = (Some(GATEWAY_MAC), Some(port.vm.to_string()));
                 seen.taps.insert(port.device.clone(), tap);
             }
-            Step::FilterPort(port) => {
-                assert!(seen.taps.contains_key(&port.device), "a chain needs its device");
-                seen.filters.insert(port.device.clone(), Some((port.mac, port.ipv4)));
+            Step::FilterPorts(ports) => {
+                for port in ports {
+                    assert!(seen.taps.contains_key(&port.device), "a chain needs its device");
+                    seen.filters.insert(port.device.clone(), Some((port.mac, port.ipv4)));
+                }
             }
             Step::RaiseTap(device) => {
                 assert!(matches!(seen.filters.get(device), Some(Some(_))), "up without a filter");
@@ -212,8 +227,10 @@ mod tests {
             Step::RemoveTap(device) => {
                 assert!(seen.taps.remove(device).is_some(), "removed twice");
             }
-            Step::DropFilter(device) => {
-                assert!(seen.filters.remove(device).is_some(), "dropped twice");
+            Step::DropFilters(devices) => {
+                for device in devices {
+                    assert!(seen.filters.remove(device).is_some(), "dropped twice");
+                }
             }
             Step::ForgetFlows(_) => {}
         }
