@@ -57,13 +57,13 @@ pub enum ExecError {
 /// Runs the command and reports its output and end over the connection.
 ///
 /// # Errors
-/// See [`ExecError`]; whatever it is, no process of the command's group is left.
+/// See [`ExecError`]; the command's group is killed then, unless its shell had ended before.
 pub fn run(connection: &mut Connection, order: &Order<'_>) -> Result<(), ExecError> {
     let mut running = Running::start(order)?;
     connection.set_nonblocking(true).map_err(ExecError::Watch)?;
     let ended = running.watch(connection);
     if ended.is_err() {
-        running.end_group();
+        running.abandon();
     }
     let status = ended?;
     connection.set_nonblocking(false).map_err(ExecError::Watch)?;
@@ -275,7 +275,7 @@ impl Running {
         }
         if self.status.is_none() && !self.timed_out && now >= self.deadline {
             self.timed_out = true;
-            self.end_group();
+            self.kill_group();
         }
         if self.linger_until.is_some_and(|end| now >= end) {
             self.linger_until = None;
@@ -327,18 +327,24 @@ impl Running {
         })
     }
 
-    /// Kills the whole process group, and collects the shell if it was not.
-    fn end_group(&mut self) {
+    /// Kills the whole process group.
+    fn kill_group(&self) {
         match kill_process_group(self.group, Signal::KILL) {
             // Already gone.
             Ok(()) | Err(Errno::SRCH) => {}
             Err(errno) => eprintln!("gatehouse-agent: cannot kill process group {:?}: {errno}", self.group),
         }
-        if self.status.is_none() && !self.timed_out {
-            match self.child.wait() {
-                Ok(status) => self.status = Some(status),
-                Err(error) => eprintln!("gatehouse-agent: cannot collect {:?}: {error}", self.group),
-            }
+    }
+
+    /// When nobody waits for the command any more: kills it, and collects the shell unless that is done.
+    fn abandon(&mut self) {
+        if self.status.is_some() {
+            return;
+        }
+        self.kill_group();
+        match self.child.wait() {
+            Ok(status) => self.status = Some(status),
+            Err(error) => eprintln!("gatehouse-agent: cannot collect {:?}: {error}", self.group),
         }
     }
 }

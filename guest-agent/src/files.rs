@@ -219,17 +219,63 @@ pub fn remove(path: &Path, recursive: bool) -> Result<AgentReply, FileError> {
     Ok(AgentReply::Done)
 }
 
+/// The content of a file that follows a request on the connection.
+pub struct Content<'a> {
+    connection: &'a mut Connection,
+    promised: u64,
+    got: u64,
+    over: bool,
+}
+
+impl<'a> Content<'a> {
+    /// Of so many bytes, as the request says.
+    pub fn new(connection: &'a mut Connection, promised: u64) -> Self {
+        Self { connection, promised, got: 0, over: false }
+    }
+
+    /// The next piece; nothing at the end, which is where it was promised.
+    fn next(&mut self, piece: &mut Vec<u8>) -> Result<bool, FileError> {
+        match wire::read_frame(self.connection, piece)? {
+            Some(FrameKind::Data) => self.got += piece.len() as u64,
+            Some(FrameKind::End) => self.over = true,
+            Some(other @ (FrameKind::Message | FrameKind::Stdout | FrameKind::Stderr)) => {
+                return Err(WireError::Unexpected(other).into());
+            }
+            None => return Err(WireError::Short.into()),
+        }
+        let wrong = if self.over { self.got != self.promised } else { self.got > self.promised };
+        if wrong {
+            return Err(FileError::Length { promised: self.promised, got: self.got });
+        }
+        Ok(!self.over)
+    }
+
+    /// Reads the rest away, so that a host that still sends gets to hear why the file is refused.
+    ///
+    /// # Errors
+    /// When the connection breaks. A rest that is longer than any file may be is not read to its end.
+    pub fn discard(&mut self) -> Result<(), WireError> {
+        let mut piece = Vec::new();
+        while !self.over && self.got <= MAX_FILE_BYTES {
+            match wire::read_frame(self.connection, &mut piece)? {
+                Some(FrameKind::Data) => self.got += piece.len() as u64,
+                Some(FrameKind::End) => self.over = true,
+                Some(other @ (FrameKind::Message | FrameKind::Stdout | FrameKind::Stderr)) => {
+                    return Err(WireError::Unexpected(other));
+                }
+                None => return Err(WireError::Short),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Writes a file with the content that follows on the connection.
 ///
 /// # Errors
 /// See [`FileError`]; the file is then as it was, save where it had to be written in place.
-pub fn write(
-    connection: &mut Connection,
-    path: &Path,
-    mode: Option<u32>,
-    size: u64,
-) -> Result<AgentReply, FileError> {
-    if size > MAX_FILE_BYTES {
+pub fn write(content: &mut Content<'_>, path: &Path, mode: Option<u32>) -> Result<AgentReply, FileError> {
+    if content.promised > MAX_FILE_BYTES {
         return Err(FileError::FileTooLarge { path: path.to_owned() });
     }
     // A link is followed: what it points to is written, and the link stays.
@@ -245,35 +291,12 @@ pub fn write(
         return Err(FileError::Directory(path.to_owned()));
     }
     let mut sink = Sink::open(&target, old.as_ref(), mode)?;
-    receive_content(connection, sink.file(), path, size)?;
+    let mut piece = Vec::new();
+    while content.next(&mut piece)? {
+        sink.file().write_all(&piece).map_err(failed("write", path))?;
+    }
     sink.finish()?;
     Ok(AgentReply::Done)
-}
-
-fn receive_content(
-    connection: &mut Connection,
-    file: &mut File,
-    path: &Path,
-    size: u64,
-) -> Result<(), FileError> {
-    let (mut got, mut payload) = (0u64, Vec::new());
-    loop {
-        match wire::read_frame(connection, &mut payload)? {
-            Some(FrameKind::Data) => {
-                got += payload.len() as u64;
-                if got > size {
-                    return Err(FileError::Length { promised: size, got });
-                }
-                file.write_all(&payload).map_err(failed("write", path))?;
-            }
-            Some(FrameKind::End) if got == size => return Ok(()),
-            Some(FrameKind::End) => return Err(FileError::Length { promised: size, got }),
-            Some(other @ (FrameKind::Message | FrameKind::Stdout | FrameKind::Stderr)) => {
-                return Err(WireError::Unexpected(other).into());
-            }
-            None => return Err(WireError::Short.into()),
-        }
-    }
 }
 
 /// Where the content goes until it is complete.

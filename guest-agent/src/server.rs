@@ -1,7 +1,7 @@
 //! Takes connections, one thread each, and does what they ask.
 
 use crate::exec::{self, ExecError, Order};
-use crate::files::{self, FileError};
+use crate::files::{self, Content, FileError};
 use crate::sys::identity::take_file_rights;
 use crate::transport::{Connection, Listener};
 use crate::users::{self, UserError};
@@ -207,8 +207,7 @@ impl Server {
                 return Ok(files::read(connection, files::absolute(&path)?)?);
             }
             AgentRequest::Write { path, user, mode, size } => {
-                take_rights(user.as_deref())?;
-                files::write(connection, files::absolute(&path)?, mode, size)?
+                write_file(&mut Content::new(connection, size), &path, user.as_deref(), mode)?
             }
             AgentRequest::List { path, user } => {
                 take_rights(user.as_deref())?;
@@ -246,6 +245,21 @@ impl Server {
     fn must_be_machine(&self) -> Result<(), OperationError> {
         if self.scope == Scope::Machine { Ok(()) } else { Err(OperationError::OutOfScope) }
     }
+}
+
+fn write_file(
+    content: &mut Content<'_>,
+    path: &str,
+    user: Option<&str>,
+    mode: Option<u32>,
+) -> Result<AgentReply, OperationError> {
+    let written = take_rights(user)
+        .and_then(|()| Ok(files::absolute(path)?))
+        .and_then(|path| Ok(files::write(content, path, mode)?));
+    if written.as_ref().is_err_and(|error| !error.is_silent()) {
+        content.discard()?;
+    }
+    written
 }
 
 /// This thread acts as the user from here on; it ends with the operation.

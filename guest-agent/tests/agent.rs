@@ -299,6 +299,12 @@ fn a_write_that_breaks_off_leaves_the_old_file() {
     let mut wrong = write(10);
     send(&mut wrong, FrameKind::Data, b"123");
     send(&mut wrong, FrameKind::End, &[]);
+    let mut much = write(10);
+    send(&mut much, FrameKind::Data, &[0; 1000]);
+    send(&mut much, FrameKind::Data, &[0; 1000]);
+    send(&mut much, FrameKind::End, &[]);
+    let (_, reply) = receive(&mut much).unwrap();
+    assert_eq!(kind_of(&serde_json::from_slice(&reply).unwrap()), AgentErrorKind::Invalid);
     let (_, reply) = receive(&mut wrong).unwrap();
     assert_eq!(kind_of(&serde_json::from_slice(&reply).unwrap()), AgentErrorKind::Invalid);
     let left = || fs::read_dir(agent.place.path()).unwrap().count() == 2;
@@ -310,7 +316,10 @@ fn a_write_that_breaks_off_leaves_the_old_file() {
         mode: None,
         size: MAX_FILE_BYTES + 1,
     };
-    assert_eq!(kind_of(&agent.one(&large)), AgentErrorKind::TooLarge);
+    let mut large = agent.ask(&large);
+    send(&mut large, FrameKind::End, &[]);
+    let (_, reply) = receive(&mut large).unwrap();
+    assert_eq!(kind_of(&serde_json::from_slice(&reply).unwrap()), AgentErrorKind::TooLarge);
 }
 
 #[test]
@@ -325,6 +334,10 @@ fn users_have_their_own_rights_to_files() {
     let nobody = Some("nobody");
     assert_eq!(kind_of(&agent.read(&secret, nobody).unwrap_err()), AgentErrorKind::PermissionDenied);
     assert_eq!(kind_of(&agent.write(&secret, b"x", nobody, None)), AgentErrorKind::PermissionDenied);
+    // The refusal is heard, however much the host has still to send.
+    let much = vec![0; 5 << 20];
+    assert_eq!(kind_of(&agent.write(&secret, &much, nobody, None)), AgentErrorKind::PermissionDenied);
+    assert_eq!(kind_of(&agent.write(&secret, &much, Some("no-such"), None)), AgentErrorKind::UserNotFound);
     assert_eq!(
         kind_of(&agent.write(&agent.path("new"), b"x", nobody, None)),
         AgentErrorKind::PermissionDenied
