@@ -17,6 +17,9 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Row, SqlSafeStr, Sqlite, Transaction};
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,6 +29,8 @@ use thiserror::Error;
 const BUSY_WAIT: Duration = Duration::from_secs(5);
 /// Connections that read at once; a read takes well under a millisecond.
 const READERS: u32 = 4;
+/// Names of people's VMs and hashes of their keys are nobody else's business.
+const PRIVATE_MODE: u32 = 0o600;
 /// The migrations, in order. One that has been released is never changed.
 const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "first", include_str!("../../migrations/0001_first.sql"))];
 
@@ -73,6 +78,7 @@ impl Store {
     /// [`StoreError::Open`] and [`StoreError::Migrate`].
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Open { path: path.to_owned(), source };
+        keep_private(path).map_err(|error| failed(sqlx::Error::Io(error)))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -148,6 +154,11 @@ pub fn rfc3339(milliseconds: i64) -> String {
         .ok()
         .and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok())
         .unwrap_or_else(|| "1970-01-01T00:00:00Z".to_owned())
+}
+
+/// Makes the file before SQLite does, which would let everybody read it; its companions take over the mode.
+fn keep_private(path: &Path) -> io::Result<()> {
+    OpenOptions::new().create(true).append(true).mode(PRIVATE_MODE).open(path).map(drop)
 }
 
 fn migrator() -> Migrator {

@@ -7,6 +7,7 @@ use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
 use model::id::{AccountId, ApiKeyId};
 use model::net::Ipv4Cidr;
+use std::os::unix::fs::MetadataExt;
 
 const LIMITS: VmLimits = VmLimits {
     largest: VmSize { vcpus: 4, memory_mib: 4096, disk_mib: 8192 },
@@ -86,7 +87,9 @@ async fn keys_are_known_by_their_hash_alone_until_they_are_revoked() {
     assert_eq!(store.keys().await.expect("keys")[0].last_used_ms, used, "not written each time");
     assert_eq!(store.account_of_key(&keys::hash("other")).await.expect("store"), None);
     for entry in std::fs::read_dir(folder.path()).expect("folder") {
-        let bytes = std::fs::read(entry.expect("entry").path()).expect("file");
+        let entry = entry.expect("entry");
+        assert_eq!(entry.metadata().expect("facts").mode() & 0o077, 0, "{entry:?} can be read by others");
+        let bytes = std::fs::read(entry.path()).expect("file");
         assert!(
             !bytes.windows(secret.len()).any(|window| window == secret.as_bytes()),
             "the secret is on disk"
