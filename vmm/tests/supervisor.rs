@@ -3,13 +3,16 @@
 mod house;
 mod tiny;
 
+use feed::wire::{Wire, WireError};
 use house::{House, PATIENCE};
 use model::agent::BootConfig;
 use model::id::{VmId, VmInstanceId};
+use std::path::Path;
 use std::time::Duration;
 use tiny::Code;
 use tokio::time::timeout;
 use vmm::client::{Events, ExitReason, MachineSpec, Refusal, VmmError, VmmEvent};
+use vmm::machine::control::{MachineMessage, MachineRequest, SOCKET};
 
 fn spec(number: u8, image: &str) -> MachineSpec {
     MachineSpec {
@@ -162,4 +165,41 @@ async fn bad_requests_are_refused_by_kind() {
         Err(VmmError::Refused { reason: Refusal::NoListener, .. })
     ));
     house.client.kill(&good.vm).await.expect("kill");
+}
+
+#[tokio::test]
+async fn strangers_on_the_sockets_disturb_nobody() {
+    let house = House::open().await;
+    tiny_image(&house, "spin", Code::new().spin());
+    let (mut events, _) = house.subscribe().await;
+    let machine = spec(1, "spin");
+    house.client.launch(machine.clone()).await.expect("launch");
+    let control = house.folder_of(&machine.vm).join(SOCKET);
+    for socket in [house.folder.path().join("run/vmm.sock"), control.clone()] {
+        let garbage = Wire::connect(&socket).expect("connect");
+        garbage.send(&"no request", &[]).await.expect("send");
+        let end = timeout(PATIENCE, garbage.receive::<MachineMessage>()).await.expect("it is closed");
+        assert!(matches!(end, Err(WireError::Closed)), "{end:?}");
+    }
+    // More than the process takes: those over its bound are closed, the others wait.
+    let crowd: Vec<Wire> = (0..20).map(|_| Wire::connect(&control).expect("connect")).collect();
+    let last = crowd.last().expect("twenty");
+    timeout(PATIENCE, last.closed()).await.expect("the last is closed");
+    drop(crowd);
+    let again = timeout(PATIENCE, present(&control, &machine)).await.expect("places become free");
+    again.send(&MachineRequest::Kill, &[]).await.expect("send");
+    assert_eq!(next_exit(&mut events, &machine).await, ExitReason::Killed);
+}
+
+/// A subscribed connection; tried again until the process has seen that others are gone.
+async fn present(control: &Path, machine: &MachineSpec) -> Wire {
+    loop {
+        let wire = Wire::connect(control).expect("connect");
+        if wire.send(&MachineRequest::Subscribe, &[]).await.is_ok()
+            && let Ok((message, _)) = wire.receive::<MachineMessage>().await
+        {
+            assert!(matches!(message, MachineMessage::Running { vm, .. } if vm == machine.vm));
+            return wire;
+        }
+    }
 }

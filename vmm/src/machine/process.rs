@@ -111,7 +111,8 @@ pub fn run(control: OwnedFd) -> Result<(), ProcessError> {
         }
     };
     wire.send(&process.running(), &[]).map_err(ProcessError::Abandoned)?;
-    process.adopt_connection(wire).map_err(ProcessError::Epoll)?;
+    // Who started the machine is told events without asking.
+    process.adopt_connection(wire, true).map_err(ProcessError::Epoll)?;
     process.live(machine)
 }
 
@@ -235,20 +236,19 @@ impl Process {
     fn accept_supervisor(&mut self) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let accepted = rustix::net::accept_with(&self.listener, flags).map_err(io::Error::from);
-        if let Err(error) = accepted.and_then(|socket| self.adopt_connection(BlockingWire::of(socket))) {
+        if let Err(error) = accepted.and_then(|socket| self.adopt_connection(BlockingWire::of(socket), false))
+        {
             tracing::warn!(%error, "a control connection was not taken");
         }
     }
 
     /// Takes a connection into the loop; non-blocking, so that a peer that does not read cannot hold it up.
-    fn adopt_connection(&mut self, wire: BlockingWire) -> io::Result<()> {
+    fn adopt_connection(&mut self, wire: BlockingWire, subscribed: bool) -> io::Result<()> {
         rustix::io::ioctl_fionbio(wire.as_fd(), true)?;
         let Some(slot) = self.connections.iter().position(Option::is_none) else {
             return Err(io::Error::other("all connections are in use"));
         };
         self.watch(wire.as_fd(), Event::Connection(slot))?;
-        // The first connection is the one that started the machine: it is told events without asking.
-        let subscribed = self.connections.iter().all(Option::is_none);
         self.connections[slot] = Some(Connection { wire, subscribed });
         Ok(())
     }
