@@ -1,7 +1,7 @@
 //! What stands before the first program starts: folders, the lock, the image folder, the doors' sockets.
 
 use super::children::{Listeners, places};
-use crate::settings::Settings;
+use crate::settings::{EDGE_ID, Settings};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -24,6 +24,17 @@ pub enum HouseError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// edge-proxy, which is not root, could not get to its files.
+    #[error(
+        "edge-proxy runs as user {EDGE_ID} and cannot pass through {path} (mode {mode:o}); \
+         chmod o+x it, or choose another --data-dir and --run-dir"
+    )]
+    Closed {
+        /// The folder on the way.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
     },
     /// The lock file cannot be used.
     #[error("the lock {path} cannot be used: {source}")]
@@ -90,6 +101,9 @@ pub fn occupy(settings: &Settings) -> Result<Lock, HouseError> {
     ] {
         make_folder(path, mode).map_err(|source| HouseError::Folder { path: path.clone(), source })?;
     }
+    for folder in [&places.run, &places.feed()] {
+        passable(folder)?;
+    }
     let lock = lock(settings)?;
     link_images(settings)?;
     Ok(lock)
@@ -128,6 +142,18 @@ pub fn raise_open_files() -> io::Result<()> {
 fn make_folder(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(mode).create(path)?;
     std::fs::set_permissions(path, Permissions::from_mode(mode))
+}
+
+/// Whether everybody can pass through all folders down to this one.
+fn passable(folder: &Path) -> Result<(), HouseError> {
+    for path in folder.ancestors() {
+        let failed = |source| HouseError::Folder { path: path.to_owned(), source };
+        let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode() & 0o7777;
+        if mode & 0o001 == 0 {
+            return Err(HouseError::Closed { path: path.to_owned(), mode });
+        }
+    }
+    Ok(())
 }
 
 fn lock_path(settings: &Settings) -> PathBuf {
@@ -219,6 +245,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     fn settings(folder: &Path) -> Settings {
+        std::fs::set_permissions(folder, Permissions::from_mode(0o711)).expect("open it");
         let wishes = Wishes {
             data_dir: Some(folder.join("data")),
             run_dir: Some(folder.join("run")),
@@ -241,6 +268,15 @@ mod tests {
         drop(occupy(&settings).expect("third"));
         let mode = places(&settings).tls().metadata().expect("tls").mode();
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_folder_that_edge_proxy_cannot_pass_is_named() {
+        let folder = tempfile::tempdir().expect("folder");
+        let settings = settings(folder.path());
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("close it");
+        let error = occupy(&settings).expect_err("closed").to_string();
+        assert!(error.contains(&folder.path().display().to_string()) && error.contains("o+x"), "{error}");
     }
 
     #[test]
