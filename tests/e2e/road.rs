@@ -9,8 +9,7 @@ fn the_sdk_makes_a_machine_serves_a_page_and_leaves_nothing() -> Result<()> {
     let house = House::start()?;
     let before = Traces::take(&house.data())?;
     house.sdk("road.mjs", &[])?;
-    let after = Traces::take(&house.data())?;
-    assert_eq!(after.beyond(&before), Vec::<&str>::new(), "left behind by a deleted VM");
+    Traces::await_none_beyond(&before, &house.data())?;
     house.sdk("commands.mjs", &[])?;
     assert_eq!(
         Traces::take(&house.data())?.beyond(&before),

@@ -4,6 +4,10 @@ use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Longest until a deleted VM's devices, routes and rules are gone, under emulation.
+const TIDY_WAIT: Duration = Duration::from_secs(30);
 
 /// Names of everything on this host that a house could have made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +46,22 @@ impl Traces {
             }
         }
         Ok(Self(names))
+    }
+
+    /// Looks until nothing is here that was not in `before`: the kernel's own tidying ends a moment after the answer.
+    ///
+    /// # Errors
+    /// With what is left after [`TIDY_WAIT`], or when it cannot be looked at.
+    pub fn await_none_beyond(before: &Self, data: &Path) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let now = Self::take(data)?;
+            let left = now.beyond(before);
+            if left.is_empty() {
+                return Ok(());
+            }
+            anyhow::ensure!(begun.elapsed() < TIDY_WAIT, "left behind: {left:#?}");
+        }
     }
 
     /// What is here and was not in `before`.

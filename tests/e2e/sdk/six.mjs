@@ -11,7 +11,7 @@ const started = Date.now();
 const say = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1)} s  ${what}`);
 
 const made = await Promise.all(names.map(async (name) => {
-  const { vm, vmId } = await freestyle.vms.create({ name });
+  const { vm, vmId } = await freestyle.vms.create({ name, readySignalTimeoutSeconds: 900 });
   say(`created ${name}`);
   await vm.exec(`mkdir -p /srv/page && echo 'page ${name}' >/srv/page/index.html`);
   const unit = await vm.exec("systemd-run --unit=page --working-directory=/srv/page python3 -m http.server 8080");
