@@ -41,7 +41,8 @@ async fn exchange(settings: &Settings, metrics: &Metrics, tcp: &mut TcpStream) -
         }
         bytes.reserve(STEP);
         if tcp.read_buf(&mut bytes).await? == 0 {
-            return Ok(metrics.count(Count::HeadCut));
+            metrics.count(Count::HeadCut);
+            return Ok(());
         }
     };
     raw::write_page(tcp, &page).await?;

@@ -195,9 +195,11 @@ impl Found {
         match name.len() {
             4 if name.eq_ignore_ascii_case("host") => self.hosts += 1,
             14 if name.eq_ignore_ascii_case("content-length") => {
-                if self.length.replace(plain_number(value)?).is_some() {
+                let length = plain_number(value)?;
+                if self.length.is_some() {
                     return Err(HeadFault::ContentLength);
                 }
+                self.length = Some(length);
             }
             17 if name.eq_ignore_ascii_case("transfer-encoding") => {
                 if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
@@ -307,111 +309,67 @@ mod tests {
         assert_eq!(ask("GET", "websocket", "upgrade", "Content-Length: 5\r\n"), Err(HeadFault::Upgrade));
     }
 
-    /// Each line is a request that servers are known to read in two ways, or that no client sends.
+    /// The framing fields of a request that servers are known to read in two ways.
     #[test]
-    fn the_smuggling_table() {
-        let h = "Host: a\r\n";
-        let table: &[(&str, String, HeadFault)] = &[
-            ("bare LF", format!("GET / HTTP/1.1\n{h}\r\n"), HeadFault::BareLineEnd),
-            ("bare LF later", "GET / HTTP/1.1\r\nHost: a\n\r\n".into(), HeadFault::BareLineEnd),
-            ("bare CR", "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n".into(), HeadFault::Field),
-            ("two spaces", format!("GET  / HTTP/1.1\r\n{h}\r\n"), HeadFault::RequestLine),
-            ("space in target", format!("GET /a b HTTP/1.1\r\n{h}\r\n"), HeadFault::RequestLine),
-            ("tab", format!("GET\t/ HTTP/1.1\r\n{h}\r\n"), HeadFault::RequestLine),
-            ("no version", format!("GET /\r\n{h}\r\n"), HeadFault::RequestLine),
-            ("lower-case version", format!("GET / http/1.1\r\n{h}\r\n"), HeadFault::RequestLine),
-            ("HTTP/2.0 in text", format!("GET / HTTP/2.0\r\n{h}\r\n"), HeadFault::Version),
-            ("HTTP/1.11", format!("GET / HTTP/1.11\r\n{h}\r\n"), HeadFault::Version),
-            ("TRACE", format!("TRACE / HTTP/1.1\r\n{h}\r\n"), HeadFault::Method),
-            ("CONNECT", format!("CONNECT a:443 HTTP/1.1\r\n{h}\r\n"), HeadFault::Method),
-            ("fragment", format!("GET /#a HTTP/1.1\r\n{h}\r\n"), HeadFault::Target),
-            ("raw bytes in target", format!("GET /\u{e4} HTTP/1.1\r\n{h}\r\n"), HeadFault::Target),
-            ("authority form", format!("GET a.dev HTTP/1.1\r\n{h}\r\n"), HeadFault::Target),
-            ("no host", "GET / HTTP/1.1\r\nAccept: a\r\n\r\n".into(), HeadFault::Host),
-            ("no field at all", "GET / HTTP/1.1\r\n\r\n".into(), HeadFault::Host),
-            ("two hosts", format!("GET / HTTP/1.1\r\n{h}{h}\r\n"), HeadFault::Host),
-            ("folded", format!("GET / HTTP/1.1\r\n{h}X: a\r\n b\r\n\r\n"), HeadFault::Field),
-            ("first line folded", format!("GET / HTTP/1.1\r\n {h}\r\n"), HeadFault::Field),
-            ("space before colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n".into(), HeadFault::Field),
-            ("NUL", format!("GET / HTTP/1.1\r\n{h}X: a\0b\r\n\r\n"), HeadFault::Field),
-            ("underscore", format!("GET / HTTP/1.1\r\n{h}X_Forwarded_For: a\r\n\r\n"), HeadFault::Underscore),
-            (
-                "CL list",
-                format!("POST / HTTP/1.1\r\n{h}Content-Length: 3, 3\r\n\r\n"),
-                HeadFault::ContentLength,
-            ),
-            (
-                "CL twice",
-                format!("POST / HTTP/1.1\r\n{h}Content-Length: 3\r\nContent-Length: 3\r\n\r\n"),
-                HeadFault::ContentLength,
-            ),
-            (
-                "CL sign",
-                format!("POST / HTTP/1.1\r\n{h}Content-Length: +3\r\n\r\n"),
-                HeadFault::ContentLength,
-            ),
-            (
-                "CL hex",
-                format!("POST / HTTP/1.1\r\n{h}Content-Length: 0x3\r\n\r\n"),
-                HeadFault::ContentLength,
-            ),
-            (
-                "CL minus",
-                format!("POST / HTTP/1.1\r\n{h}Content-Length: -1\r\n\r\n"),
-                HeadFault::ContentLength,
-            ),
-            ("CL empty", format!("POST / HTTP/1.1\r\n{h}Content-Length: \r\n\r\n"), HeadFault::ContentLength),
-            (
-                "CL huge",
-                format!("POST / HTTP/1.1\r\n{h}Content-Length: 99999999999999999999\r\n\r\n"),
-                HeadFault::ContentLength,
-            ),
-            (
-                "CL and TE",
-                format!("POST / HTTP/1.1\r\n{h}Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"),
-                HeadFault::BothFramings,
-            ),
-            (
-                "TE and CL",
-                format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n"),
-                HeadFault::BothFramings,
-            ),
-            (
-                "TE list",
-                format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: identity, chunked\r\n\r\n"),
-                HeadFault::TransferEncoding,
-            ),
-            (
-                "TE other",
-                format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: gzip\r\n\r\n"),
-                HeadFault::TransferEncoding,
-            ),
-            (
-                "TE xchunked",
-                format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: xchunked\r\n\r\n"),
-                HeadFault::TransferEncoding,
-            ),
-            (
-                "TE vertical tab",
-                format!("POST / HTTP/1.1\r\n{h}Transfer-Encoding: \x0bchunked\r\n\r\n"),
-                HeadFault::Field,
-            ),
-            (
-                "TE twice",
-                format!(
-                    "POST / HTTP/1.1\r\n{h}Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
-                ),
-                HeadFault::TransferEncoding,
-            ),
-            (
-                "TE on 1.0",
-                format!("POST / HTTP/1.0\r\n{h}Transfer-Encoding: chunked\r\n\r\n"),
-                HeadFault::TransferEncoding,
-            ),
-            ("expectation", format!("POST / HTTP/1.1\r\n{h}Expect: 200-ok\r\n\r\n"), HeadFault::Expectation),
+    fn the_smuggling_table_of_framing() {
+        let table = [
+            ("Content-Length: 3, 3", HeadFault::ContentLength),
+            ("Content-Length: 3\r\nContent-Length: 3", HeadFault::ContentLength),
+            ("Content-Length: +3", HeadFault::ContentLength),
+            ("Content-Length: 0x3", HeadFault::ContentLength),
+            ("Content-Length: -1", HeadFault::ContentLength),
+            ("Content-Length: ", HeadFault::ContentLength),
+            ("Content-Length: 99999999999999999999", HeadFault::ContentLength),
+            ("Content-Length: 3\r\nTransfer-Encoding: chunked", HeadFault::BothFramings),
+            ("Transfer-Encoding: chunked\r\nContent-Length: 3", HeadFault::BothFramings),
+            ("Transfer-Encoding: identity, chunked", HeadFault::TransferEncoding),
+            ("Transfer-Encoding: gzip", HeadFault::TransferEncoding),
+            ("Transfer-Encoding: xchunked", HeadFault::TransferEncoding),
+            ("Transfer-Encoding: \x0bchunked", HeadFault::Field),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", HeadFault::TransferEncoding),
+            ("Transfer-Encoding : chunked", HeadFault::Field),
+            ("Expect: 200-ok", HeadFault::Expectation),
         ];
-        for (name, text, fault) in table {
-            assert_eq!(gate(text), Err(*fault), "{name}");
+        for (fields, fault) in table {
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
+            assert_eq!(gate(&text), Err(fault), "{fields}");
+        }
+        let old = "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(gate(old), Err(HeadFault::TransferEncoding));
+    }
+
+    /// Request lines and fields that servers are known to read in two ways, or that no client sends.
+    #[test]
+    fn the_smuggling_table_of_lines() {
+        let line = |line: &str| format!("{line}\r\nHost: a\r\n\r\n");
+        let field = |field: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n");
+        let table = [
+            ("GET / HTTP/1.1\nHost: a\r\n\r\n".to_owned(), HeadFault::BareLineEnd),
+            ("GET / HTTP/1.1\r\nHost: a\n\r\n".to_owned(), HeadFault::BareLineEnd),
+            (line("GET  / HTTP/1.1"), HeadFault::RequestLine),
+            (line("GET /a b HTTP/1.1"), HeadFault::RequestLine),
+            (line("GET\t/ HTTP/1.1"), HeadFault::RequestLine),
+            (line("GET /"), HeadFault::RequestLine),
+            (line("GET / http/1.1"), HeadFault::RequestLine),
+            (line("GET / HTTP/2.0"), HeadFault::Version),
+            (line("GET / HTTP/1.11"), HeadFault::Version),
+            (line("TRACE / HTTP/1.1"), HeadFault::Method),
+            (line("CONNECT a:443 HTTP/1.1"), HeadFault::Method),
+            (line("GET /#a HTTP/1.1"), HeadFault::Target),
+            (line("GET /\u{e4} HTTP/1.1"), HeadFault::Target),
+            (line("GET a.dev HTTP/1.1"), HeadFault::Target),
+            ("GET / HTTP/1.1\r\nAccept: a\r\n\r\n".to_owned(), HeadFault::Host),
+            ("GET / HTTP/1.1\r\n\r\n".to_owned(), HeadFault::Host),
+            ("GET / HTTP/1.1\r\n Host: a\r\n\r\n".to_owned(), HeadFault::Field),
+            ("GET / HTTP/1.1\r\nHost : a\r\n\r\n".to_owned(), HeadFault::Field),
+            (field("Host: a"), HeadFault::Host),
+            (field("X: a\rY: b"), HeadFault::Field),
+            (field("X: a\r\n b"), HeadFault::Field),
+            (field("X: a\0b"), HeadFault::Field),
+            (field("X_Forwarded_For: a"), HeadFault::Underscore),
+        ];
+        for (text, fault) in table {
+            assert_eq!(gate(&text), Err(fault), "{text:?}");
         }
     }
 

@@ -88,82 +88,71 @@ impl Problem {
     }
 
     fn texts(self, about: &About<'_>) -> Texts {
-        let host = about.host;
-        let port = about.port;
-        let texts = |title, what: String, advice| Texts { title, what, advice };
+        let About { host, port, .. } = about;
+        let what = match self {
+            Self::Head(fault) => format!("The request was refused: {fault}."),
+            Self::Authority(fault) => format!("The request was refused: {fault}."),
+            Self::Misdirected => format!("This connection was made for another name than {host}."),
+            Self::UnknownHost => format!("No VM is mapped to {host}."),
+            Self::NothingListens => {
+                format!("The VM behind {host} runs, but nothing in it listens on port {port}.")
+            }
+            Self::VmGone => format!("The VM behind {host} is stopped, or port {port} may not be reached."),
+            Self::VmSilent => {
+                format!("The VM behind {host} did not accept a connection on port {port} in time.")
+            }
+            Self::AnswerLate => format!("The VM behind {host} took the request, but did not answer in time."),
+            Self::AnswerBroken => {
+                format!("The server in the VM behind {host} broke off, or did not answer with HTTP.")
+            }
+            Self::NetworkAway => "The gateway is busy or starting.".to_owned(),
+            Self::ApiAway => "The API is starting or being updated. Running VMs are not affected.".to_owned(),
+            Self::BodyLate => "The rest of the request did not arrive in time.".to_owned(),
+            Self::BodyBroken => "The request's body does not end as its header says.".to_owned(),
+            Self::Internal => "The gateway could not handle the request.".to_owned(),
+        };
+        let (title, advice) = self.title_and_advice();
+        Texts { title, what, advice }
+    }
+
+    fn title_and_advice(self) -> (&'static str, &'static str) {
         match self {
-            Self::Head(fault) => texts(
-                "Bad request",
-                format!("The request was refused: {fault}."),
-                "Send the request again with a standard HTTP client.",
-            ),
-            Self::Authority(fault) => texts(
-                "Bad request",
-                format!("The request was refused: {fault}."),
-                "Send exactly one Host with the name of the site.",
-            ),
-            Self::Misdirected => texts(
-                "Wrong connection",
-                format!("This connection was made for another name than {host}."),
-                "Open a new connection for this name; browsers do so by themselves.",
-            ),
-            Self::UnknownHost => texts(
+            Self::Head(_) | Self::BodyBroken => {
+                ("Bad request", "Send the request again with a standard HTTP client.")
+            }
+            Self::Authority(_) => ("Bad request", "Send exactly one Host with the name of the site."),
+            Self::Misdirected => {
+                ("Wrong connection", "Open a new connection for this name; browsers do so by themselves.")
+            }
+            Self::UnknownHost => (
                 "Nothing here yet",
-                format!("No VM is mapped to {host}."),
-                "If this is your domain, map it to a VM and a port. If you have just done so, check the spelling of the name.",
+                "If this is your domain, map it to a VM and a port. If you have just done so, check the spelling.",
             ),
-            Self::NothingListens => texts(
+            Self::NothingListens => (
                 "The VM is up, but nothing answers",
-                format!("The VM behind {host} runs, but nothing in it listens on port {port}."),
-                "Start your server in the VM, let it listen on 0.0.0.0 and not on 127.0.0.1 only, and check that the mapping names its port.",
+                "Start your server in the VM, let it listen on 0.0.0.0 and not on 127.0.0.1 only, and check that the \
+                 mapping names its port.",
             ),
-            Self::VmGone => texts(
-                "The VM is not running",
-                format!("The VM behind {host} is stopped, or port {port} may not be reached."),
-                "Start the VM, or map the name to another one.",
-            ),
-            Self::VmSilent => texts(
+            Self::VmGone => ("The VM is not running", "Start the VM, or map the name to another one."),
+            Self::VmSilent => (
                 "The VM does not answer",
-                format!("The VM behind {host} did not accept a connection on port {port} in time."),
                 "It may still be starting: try again in a moment. If this stays, look at the VM's firewall and console.",
             ),
-            Self::AnswerLate => texts(
+            Self::AnswerLate => (
                 "The VM took too long",
-                format!("The VM behind {host} took the request, but did not answer in time."),
                 "Look at the server in the VM: it may be overloaded or waiting for something itself.",
             ),
-            Self::AnswerBroken => texts(
+            Self::AnswerBroken => (
                 "The VM broke off",
-                format!(
-                    "The server in the VM behind {host} closed the connection, or did not answer with HTTP."
-                ),
                 "Look at the server's log in the VM, and check that this port speaks plain HTTP and not HTTPS.",
             ),
-            Self::NetworkAway => texts(
-                "Please try again",
-                "The gateway is busy or starting.".to_owned(),
-                "Try again in a few seconds.",
-            ),
-            Self::ApiAway => texts(
-                "Please try again",
-                "The API is starting or being updated. Running VMs are not affected.".to_owned(),
-                "Try again in a few seconds.",
-            ),
-            Self::BodyLate => texts(
-                "The request took too long",
-                "The rest of the request did not arrive in time.".to_owned(),
-                "Check the connection and send the request again.",
-            ),
-            Self::BodyBroken => texts(
-                "Bad request",
-                "The request's body does not end as its header says.".to_owned(),
-                "Send the request again with a standard HTTP client.",
-            ),
-            Self::Internal => texts(
-                "Something went wrong",
-                "The gateway could not handle the request.".to_owned(),
-                "Try again. If this stays, tell the operator the trace id below.",
-            ),
+            Self::NetworkAway | Self::ApiAway => ("Please try again", "Try again in a few seconds."),
+            Self::BodyLate => {
+                ("The request took too long", "Check the connection and send the request again.")
+            }
+            Self::Internal => {
+                ("Something went wrong", "Try again. If this stays, tell the operator the trace id.")
+            }
         }
     }
 }
