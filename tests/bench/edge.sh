@@ -1,6 +1,7 @@
 #!/bin/bash
 # edge-proxy beside nginx, in one run: the same key, the same server behind, the same load, one core for the proxy.
 # Usage: tests/bench/edge.sh [SECONDS per measurement, default 5]
+# PROFILE=dev takes the build that the tests use, which is quicker to make and slower to run.
 # Needs nginx, wrk, h2load (nghttp2-client), openssl, and two cores. Prints a Markdown table.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -11,13 +12,14 @@ for tool in nginx wrk h2load openssl taskset cargo; do
 done
 PATH=$PATH:/usr/sbin
 echo "building…" >&2
-cargo build -q --release -p edge-proxy --bin edge-proxy --example bench_door
-target=${CARGO_TARGET_DIR:-target}/release
+profile=${PROFILE:-release}
+cargo build -q --profile "$profile" -p edge-proxy --bin edge-proxy --example bench_door
+target=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}
 
-folder=$(mktemp -d)
+folder=$(mktemp -d); chmod 711 "$folder" # nginx reads its pages as another user
 pids=()
 finish() {
-    for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${pids[@]}" $(cat "$folder/edge.pid" 2>/dev/null); do kill "$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
     rm -rf "$folder"
 }
@@ -25,7 +27,7 @@ trap finish EXIT
 
 openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
     -addext subjectAltName=DNS:localhost -keyout "$folder/key.pem" -out "$folder/cert.pem" 2>/dev/null
-mkdir -p "$folder/www" "$folder/behind" "$folder/front"
+mkdir -p "$folder/www" "$folder/behind" "$folder/front"; chmod 755 "$folder"/{www,behind,front}
 head -c 131 /dev/zero | tr '\0' x >"$folder/www/index.html"
 common="daemon off; worker_processes 1; events { worker_connections 4096; }"
 cat >"$folder/behind.conf" <<CONF
@@ -113,4 +115,4 @@ for what in h1 h2 fresh; do
 done
 echo
 echo "PSS after the load: nginx $(memory "$nginx_pid") KiB, edge-proxy $(memory "$edge_pid") KiB." \
-     "Access logs on in both. $(nproc) cores, $seconds s each; the proxy has core 0, load and server core 1."
+     "Access logs on in both, build: $profile. $(nproc) cores, $seconds s each; the proxy has core 0, load and server core 1."
