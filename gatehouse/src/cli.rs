@@ -144,7 +144,8 @@ impl Cli {
                 Ok(0)
             }
             Command::Man { folder } => {
-                clap_mangen::generate_to(Self::command(), &folder)
+                std::fs::create_dir_all(&folder)
+                    .and_then(|()| clap_mangen::generate_to(Self::command(), &folder))
                     .with_context(|| format!("the manual cannot be written to {}", folder.display()))?;
                 Ok(0)
             }
