@@ -93,6 +93,10 @@ pub async fn run(
     let door = Door { edge: edge.clone(), engine: Arc::clone(&engine), tls, stop: stopped, cut: to_be_cut };
     let open = Arc::new(Semaphore::new(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)));
 
+    // A restart must not meet its first clients without a table.
+    if let Some(view) = feed.current() {
+        tables.take_over(&view, &edge.metrics);
+    }
     let mut tasks = JoinSet::new();
     tasks.spawn(feed.clone().follow(places.feed_socket()));
     tasks.spawn(tables.follow(feed, dialer, Arc::clone(&edge.metrics)));

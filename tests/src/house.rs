@@ -3,7 +3,9 @@
 use crate::load;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -34,6 +36,8 @@ impl House {
         let programs = from_environment("GATEHOUSE_BIN")?;
         let images = from_environment("GATEHOUSE_IMAGES")?;
         let folder = tempfile::Builder::new().prefix("gatehouse-").tempdir_in("/var/tmp")?;
+        // edge-proxy runs as a user of its own and must pass through.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711))?;
         let notify = folder.path().join("notify.sock");
         let ready = UnixDatagram::bind(&notify).context("the readiness socket")?;
         ready.set_read_timeout(Some(READY_WAIT))?;

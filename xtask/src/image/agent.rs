@@ -24,8 +24,13 @@ pub struct Programs {
 /// Builds both. Cargo knows by itself what is up to date.
 pub fn build(places: &Places) -> Result<Programs, ImageError> {
     // A folder of its own: other flags in the same one would make cargo build everything again and again.
-    let folder = places.repository.join("target/guest");
-    let remap = format!("{TARGET_FLAGS} --remap-path-prefix={}=/gatehouse", places.repository.display());
+    let folder = places.cache.join("programs");
+    // Panics name source files; where this checkout and this build are must not show in the bytes.
+    let remap = format!(
+        "{TARGET_FLAGS} --remap-path-prefix={}=/gatehouse --remap-path-prefix={}=/build",
+        places.repository.display(),
+        folder.display()
+    );
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(&places.repository).args([
         "build",
