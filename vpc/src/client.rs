@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// Longest that vpc waits for a VM to accept a connection, or for a view that it has not seen yet.
 pub const SERVER_WAIT: Duration = Duration::from_secs(5);
-/// Longest that a caller waits for vpc: its own wait, and a restart of vpc.
-const CLIENT_WAIT: Duration = Duration::from_secs(8);
+/// Longest that a caller waits for vpc: a restart of it, and its own wait.
+const CLIENT_WAIT: Duration = Duration::from_secs(20);
+/// Between tries to reach a vpc that restarts. It needs a tenth of a second or more; no event tells when it listens.
+const ASK_AGAIN: Duration = Duration::from_millis(25);
 
 /// All that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,13 +159,26 @@ impl VpcClient {
         }
     }
 
+    /// Asks, and asks again while vpc restarts, so that its death costs its callers time and not their requests.
     async fn ask(&self, request: &VpcRequest) -> Result<(VpcReply, Vec<OwnedFd>), VpcError> {
-        let asked = async {
-            let wire = Wire::connect(&self.socket)?;
-            wire.send(request, &[]).await?;
-            wire.receive().await
-        };
-        Ok(timeout(CLIENT_WAIT, asked).await.map_err(|_| VpcError::NoAnswer)??)
+        let until = Instant::now() + CLIENT_WAIT;
+        loop {
+            match timeout_at(until, self.ask_once(request)).await {
+                Err(_) => return Err(VpcError::NoAnswer),
+                Ok(Err(WireError::Connect { .. } | WireError::Closed))
+                    if Instant::now() + ASK_AGAIN < until =>
+                {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Ok(answer) => return Ok(answer?),
+            }
+        }
+    }
+
+    async fn ask_once(&self, request: &VpcRequest) -> Result<(VpcReply, Vec<OwnedFd>), WireError> {
+        let wire = Wire::connect(&self.socket)?;
+        wire.send(request, &[]).await?;
+        wire.receive().await
     }
 }
 
