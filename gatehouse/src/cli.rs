@@ -64,6 +64,16 @@ enum Command {
         #[arg(long, env = "NOTIFY_SOCKET", hide = true)]
         notify_socket: Option<OsString>,
     },
+    /// Close the house: shut the VMs down, end all processes, remove the networks
+    #[command(
+        after_help = "Asks a running `up` and waits until it is done. After one that was killed, or that left VMs \
+        running,\nthe house is opened once more and closed in order. Data stays. Give the settings of `up`.\n\n\
+        Example:\n  gatehouse down --data-dir /srv/gatehouse"
+    )]
+    Down {
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
     /// Make folders, certificates and the settings of each process, for service units that start them one by one
     #[command(after_help = "See deploy/README.md. `gatehouse up` does this by itself.")]
     Prepare {
@@ -158,9 +168,13 @@ impl Cli {
                 let settings = settings.settle_in(self.connection.run_dir)?;
                 let waiters = Waiters { manager: notify_socket, descriptor: ready_fd };
                 block_on(async {
-                    up::run(settings, Manner { keep_vms, force, waiters }).await?;
+                    up::run(settings, Manner { keep_vms, force, close: false, waiters }).await?;
                     Ok(0)
                 })
+            }
+            Command::Down { settings } => {
+                let settings = settings.settle_in(self.connection.run_dir)?;
+                block_on(async { Ok(up::down::down(settings).await.map(|()| 0)?) })
             }
             Command::Vm(command) => {
                 let api = self.connection.api()?;

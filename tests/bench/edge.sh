@@ -2,7 +2,8 @@
 # edge-proxy beside nginx, in one run: the same key, the same server behind, the same load, one core for the proxy.
 # Usage: tests/bench/edge.sh [SECONDS per measurement, default 5]
 # PROFILE=dev takes the build that the tests use, which is quicker to make and slower to run.
-# Needs nginx, wrk, h2load (nghttp2-client), openssl, and two cores. Prints a Markdown table.
+# EDGE_BIN takes the programs (edge-proxy, examples/bench_door) of that folder and builds nothing.
+# Needs nginx, wrk, h2load (nghttp2-client) and openssl. On one core all share it. Prints a Markdown table.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:-5}
@@ -11,10 +12,15 @@ for tool in nginx wrk h2load openssl taskset cargo; do
         { echo "edge.sh: $tool is missing (apt install nginx-light wrk nghttp2-client openssl)" >&2; exit 1; }
 done
 PATH=$PATH:/usr/sbin
-echo "building…" >&2
 profile=${PROFILE:-release}
-cargo build -q --profile "$profile" -p edge-proxy --bin edge-proxy --example bench_door
-target=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}
+if [[ -n ${EDGE_BIN:-} ]]; then
+    target=$EDGE_BIN
+else
+    echo "building…" >&2
+    cargo build -q --profile "$profile" -p edge-proxy --bin edge-proxy --example bench_door
+    target=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug}
+fi
+other=$(($(nproc) > 1))
 
 folder=$(mktemp -d); chmod 711 "$folder" # nginx reads its pages as another user
 pids=()
@@ -46,10 +52,10 @@ http { access_log $folder/front/access.log; keepalive_requests 1000000; client_b
       proxy_set_header Host \$host; proxy_set_header X-Forwarded-For \$remote_addr;
       proxy_set_header X-Forwarded-Proto https; } } }
 CONF
-# The proxies have core 0, all others core 1.
-taskset -c 1 nginx -c "$folder/behind.conf" -p "$folder/behind" 2>/dev/null & pids+=($!)
+# The proxies have core 0, all others core 1 where there is one.
+taskset -c "$other" nginx -c "$folder/behind.conf" -p "$folder/behind" 2>/dev/null & pids+=($!)
 taskset -c 0 nginx -c "$folder/front.conf" -p "$folder/front" 2>/dev/null & pids+=($!); nginx_pid=$!
-taskset -c 1 "$target/examples/bench_door" --folder "$folder/edge" --edge "$target/edge-proxy" \
+taskset -c "$other" "$target/examples/bench_door" --folder "$folder/edge" --edge "$target/edge-proxy" \
     --listen 127.0.0.1:19443 --upstream 127.0.0.1:18081 --host localhost \
     --certificate "$folder/cert.pem" --key "$folder/key.pem" >"$folder/edge.pid" 2>"$folder/edge.log" & pids+=($!)
 for port in 18443 19443; do
@@ -80,14 +86,14 @@ memory() {
 
 # Each prints: requests p50_us p99_us
 h1() { # port, extra wrk arguments
-    taskset -c 1 wrk -t1 -c32 -d"${seconds}s" --latency "${@:2}" "https://localhost:$1/" | awk '
+    taskset -c "$other" wrk -t1 -c32 -d"${seconds}s" --latency "${@:2}" "https://localhost:$1/" | awk '
         function us(t) { if (t ~ /us$/) return t + 0; if (t ~ /ms$/) return t * 1000; return t * 1000000 }
         /50%/ { p50 = us($2) } /99%/ { p99 = us($2) } / requests in / { n = $1 } /Non-2xx/ { bad = $NF }
         END { if (bad) print "edge.sh: " bad " bad answers" > "/dev/stderr"; print n, p50, p99 }'
 }
 h2() {
     rm -f "$folder/h2.log"
-    taskset -c 1 h2load -c10 -m10 -t1 -D"$seconds" --connect-to="127.0.0.1:$1" \
+    taskset -c "$other" h2load -c10 -m10 -t1 -D"$seconds" --connect-to="127.0.0.1:$1" \
         --log-file="$folder/h2.log" "https://localhost:$1/" >/dev/null
     sort -n -k3,3 "$folder/h2.log" | awk '{ t[NR] = $3 } END { print NR, t[int(NR * .5)], t[int(NR * .99)] }'
 }
@@ -115,4 +121,4 @@ for what in h1 h2 fresh; do
 done
 echo
 echo "PSS after the load: nginx $(memory "$nginx_pid") KiB, edge-proxy $(memory "$edge_pid") KiB." \
-     "Access logs on in both, build: $profile. $(nproc) cores, $seconds s each; the proxy has core 0, load and server core 1."
+     "Access logs on in both, build: $profile. $(nproc) cores, $seconds s each; the proxy has core 0, load and server core $other."

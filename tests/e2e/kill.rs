@@ -12,6 +12,8 @@ use tests::traces::machine_processes;
 const THREADS: usize = 4;
 /// Good answers wanted after each kill before the next.
 const GOOD_AFTER: u64 = 40;
+/// Between looks for a new process.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest until those are there.
 const RECOVERY: Duration = Duration::from_secs(120);
 
@@ -72,13 +74,13 @@ fn kill(pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// Waits for the next process of that name; the kernel has no event for a child of another, so this asks again.
+/// Waits for the next process of that name; the kernel has no event for a child of another, so this looks again.
 fn await_successor(house: &House, name: &str, old: i32) -> Result<i32> {
     let begun = Instant::now();
     loop {
         match house.daemon(name) {
             Ok(new) if new != old => return Ok(new),
-            Ok(_) | Err(_) if begun.elapsed() < RECOVERY => std::thread::yield_now(),
+            Ok(_) | Err(_) if begun.elapsed() < RECOVERY => std::thread::sleep(LOOK_AGAIN),
             Ok(_) => anyhow::bail!("{name} is still the old process"),
             Err(error) => return Err(error.context(format!("{name} did not come back"))),
         }

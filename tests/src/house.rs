@@ -1,6 +1,7 @@
 //! A running house: `gatehouse up` with a data directory of its own.
 
 use crate::load;
+use crate::traces::Traces;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs::Permissions;
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 const READY_WAIT: Duration = Duration::from_secs(120);
 /// Longest until the house is down after it was asked.
 const STOP_WAIT: Duration = Duration::from_secs(120);
+/// A folder that is not there: looks at the host alone.
+const NO_DATA: &str = "/nonexistent";
 /// The names of the daemons, as programs.
 pub const DAEMONS: [&str; 4] = ["control", "vmm", "vpc", "edge-proxy"];
 
@@ -25,6 +28,7 @@ pub struct House {
     programs: PathBuf,
     folder: tempfile::TempDir,
     key: String,
+    before: Traces,
 }
 
 impl House {
@@ -35,6 +39,7 @@ impl House {
     pub fn start() -> Result<Self> {
         let programs = from_environment("GATEHOUSE_BIN")?;
         let images = from_environment("GATEHOUSE_IMAGES")?;
+        let before = Traces::take(Path::new(NO_DATA))?;
         let folder = tempfile::Builder::new().prefix("gatehouse-").tempdir_in("/var/tmp")?;
         // edge-proxy runs as a user of its own and must pass through.
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711))?;
@@ -52,7 +57,7 @@ impl House {
             .stdin(Stdio::null())
             .spawn()
             .context("gatehouse cannot be started")?;
-        let mut house = Self { process, programs, folder, key: String::new() };
+        let mut house = Self { process, programs, folder, key: String::new(), before };
         house.await_ready(&ready)?;
         house.key = house.make_key()?;
         Ok(house)
@@ -163,14 +168,14 @@ impl House {
         Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
     }
 
-    /// Asks the house to end and waits until it has.
+    /// Asks the house to end and waits until it has, and until the host is as it was before it.
     ///
     /// # Errors
-    /// When it does not end in time or ends with a failure.
+    /// When it does not end in time, ends with a failure, or leaves something in the kernel.
     pub fn stop(mut self) -> Result<()> {
         let status = self.end()?;
         anyhow::ensure!(status.success(), "gatehouse up ended with {status}");
-        Ok(())
+        Traces::await_none_beyond(&self.before, Path::new(NO_DATA))
     }
 
     fn end(&mut self) -> Result<std::process::ExitStatus> {

@@ -19,6 +19,8 @@ use tokio::time::{Instant, timeout_at};
 pub const SERVER_WAIT: Duration = Duration::from_secs(5);
 /// Longest that a caller waits for vpc: a restart of it, and its own wait.
 const CLIENT_WAIT: Duration = Duration::from_secs(20);
+/// Longest that a starting VM waits for its TAP; less than the supervisor waits for a machine to report its start.
+const TAP_WAIT: Duration = Duration::from_secs(25);
 /// Between tries to reach a vpc that restarts. It needs a tenth of a second or more; no event tells when it listens.
 const ASK_AGAIN: Duration = Duration::from_millis(25);
 
@@ -165,9 +167,7 @@ impl VpcClient {
         loop {
             match timeout_at(until, self.ask_once(request)).await {
                 Err(_) => return Err(VpcError::NoAnswer),
-                Ok(Err(WireError::Connect { .. } | WireError::Closed))
-                    if Instant::now() + ASK_AGAIN < until =>
-                {
+                Ok(Err(error)) if restarts(&error) && Instant::now() + ASK_AGAIN < until => {
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
                 Ok(answer) => return Ok(answer?),
@@ -182,16 +182,47 @@ impl VpcClient {
     }
 }
 
-/// Asks for the queues of a VM's TAP, from a plain thread. Blocks up to [`SERVER_WAIT`].
+/// Asks for the queues of a VM's TAP, from a plain thread. Blocks up to [`TAP_WAIT`]: it asks again while vpc
+/// restarts or has not put the decision in force yet.
 ///
 /// # Errors
 /// See [`VpcError`].
 pub fn tap(socket: &Path, vm: &VmId, generation: Generation) -> Result<Vec<OwnedFd>, VpcError> {
+    let begun = std::time::Instant::now();
+    loop {
+        match tap_once(socket, vm, generation) {
+            Err(VpcError::Unreachable(error)) if restarts(&error) && begun.elapsed() < TAP_WAIT => {
+                std::thread::sleep(ASK_AGAIN);
+            }
+            // vpc itself has waited before it said so.
+            Err(VpcError::Refused { reason: Refusal::ViewTooOld, .. }) if begun.elapsed() < TAP_WAIT => {}
+            answer => return answer,
+        }
+    }
+}
+
+fn tap_once(socket: &Path, vm: &VmId, generation: Generation) -> Result<Vec<OwnedFd>, VpcError> {
     let wire = BlockingWire::connect(socket)?;
     wire.send(&VpcRequest::Tap { vm: vm.clone(), generation }, &[])?;
     match wire.receive()? {
         (VpcReply::Tap, queues) if !queues.is_empty() => Ok(queues),
         (reply, _) => Err(refusal(reply)),
+    }
+}
+
+/// Whether that is what a vpc looks like that is between two lives; a missing right, for one, is not.
+fn restarts(error: &WireError) -> bool {
+    match error {
+        WireError::Closed => true,
+        WireError::Connect { source, .. } => {
+            matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+        }
+        WireError::Send(source) | WireError::Receive(source) => {
+            matches!(source.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+        }
+        WireError::Listen { .. } | WireError::Accept(_) | WireError::TooLarge | WireError::Malformed(_) => {
+            false
+        }
     }
 }
 

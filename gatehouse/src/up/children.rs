@@ -155,7 +155,11 @@ fn hand_over(command: &mut Command, listeners: &Listeners) -> Result<(), ChildEr
     Ok(())
 }
 
-fn folder() -> Result<PathBuf, ChildError> {
+/// Where this program and its fellows are.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub(super) fn folder() -> Result<PathBuf, ChildError> {
     let own = std::env::current_exe().map_err(ChildError::Own)?;
     Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
 }
@@ -202,13 +206,18 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
             },
         ),
     }?;
-    let path = settings.run_dir.join(format!("{}.toml", role.program()));
+    let path = settings_path(role, settings);
     std::fs::write(&path, text).map_err(|source| ChildError::Settings {
         role,
         path: path.clone(),
         source,
     })?;
     Ok(path)
+}
+
+/// Where the program's settings stand.
+pub(super) fn settings_path(role: Role, settings: &Settings) -> PathBuf {
+    settings.run_dir.join(format!("{}.toml", role.program()))
 }
 
 fn encode<T: Serialize>(role: Role, config: &T) -> Result<String, ChildError> {

@@ -116,6 +116,28 @@ pub fn is_open(settings: &Settings) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
+/// The process that keeps the house, if there is one.
+///
+/// # Errors
+/// When the lock cannot be looked at.
+pub fn keeper(settings: &Settings) -> Result<Option<i32>, HouseError> {
+    let path = lock_path(settings);
+    let failed = |source| HouseError::Lock { path: path.clone(), source };
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    match file.try_lock_shared() {
+        // Given back as the file is closed.
+        Ok(()) => return Ok(None),
+        Err(TryLockError::WouldBlock) => {}
+        Err(TryLockError::Error(source)) => return Err(failed(source)),
+    }
+    let pid = holder(file).map_err(failed)?;
+    pid.parse().map(Some).map_err(|error| failed(io::Error::new(ErrorKind::InvalidData, error)))
+}
+
 /// Binds the doors' ports.
 ///
 /// # Errors
@@ -168,9 +190,8 @@ fn lock(settings: &Settings) -> Result<Lock, HouseError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            file.take(32).read_to_string(&mut pid).map_err(failed)?;
-            return Err(HouseError::Taken { path: settings.data_dir.clone(), pid: pid.trim().to_owned() });
+            let pid = holder(file).map_err(failed)?;
+            return Err(HouseError::Taken { path: settings.data_dir.clone(), pid });
         }
         Err(TryLockError::Error(source)) => return Err(failed(source)),
     }
@@ -178,6 +199,13 @@ fn lock(settings: &Settings) -> Result<Lock, HouseError> {
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(failed)?;
     Ok(Lock { file })
+}
+
+/// What the holder of the lock wrote into it: its number.
+fn holder(file: File) -> io::Result<String> {
+    let mut pid = String::new();
+    file.take(32).read_to_string(&mut pid)?;
+    Ok(pid.trim().to_owned())
 }
 
 impl Drop for Lock {

@@ -3,6 +3,7 @@
 
 pub mod announce;
 pub mod children;
+pub mod down;
 pub mod house;
 pub mod launch;
 pub mod ready;
@@ -37,6 +38,8 @@ pub struct Manner {
     pub keep_vms: bool,
     /// Findings that forbid it are only said.
     pub force: bool,
+    /// It closes as soon as it is open: to end in order what a killed one left.
+    pub close: bool,
     /// Who waits for it.
     pub waiters: Waiters,
 }
@@ -61,6 +64,9 @@ pub enum UpError {
     /// What a process is told cannot be written.
     #[error(transparent)]
     Child(#[from] children::ChildError),
+    /// Something of it stays.
+    #[error(transparent)]
+    Down(#[from] down::DownError),
     /// A process could not be kept.
     #[error("{0} does not start; its own lines above say why")]
     GaveUp(Role),
@@ -103,9 +109,13 @@ pub async fn run(settings: Settings, manner: Manner) -> Result<(), UpError> {
         asking: BTreeMap::new(),
         begun,
         over: false,
+        machines_down: false,
         gave_up: None,
     };
     keeper.keep(receiver).await;
+    if keeper.machines_down {
+        down::teardown(&keeper.settings).await?;
+    }
     drop(lock);
     keeper.gave_up.map_or(Ok(()), |role| Err(UpError::GaveUp(role)))
 }
@@ -181,6 +191,8 @@ struct Keeper {
     asking: BTreeMap<Role, JoinHandle<()>>,
     begun: Instant,
     over: bool,
+    /// No VM runs any more, so that nothing needs the networks.
+    machines_down: bool,
     gave_up: Option<Role>,
 }
 
@@ -234,6 +246,7 @@ impl Keeper {
                 self.send(role, Signal::KILL);
             }
             Happening::MachinesAsked(outcome) => {
+                self.machines_down = outcome.is_ok();
                 match outcome {
                     Ok(0) => {}
                     Ok(stopped) => println!("  {stopped} VMs are down"),
@@ -266,7 +279,11 @@ impl Keeper {
             Effect::StopMachines => self.stop_machines(),
             Effect::Serving => {
                 report(self.manner.waiters.ready(&self.settings), "nobody could be told that all is ready");
-                println!("{}", announce::welcome(&self.settings, self.begun.elapsed()));
+                if self.manner.close {
+                    self.post(Happening::Roster(Event::Stop));
+                } else {
+                    println!("{}", announce::welcome(&self.settings, self.begun.elapsed()));
+                }
             }
             Effect::Over => self.over = true,
         }
