@@ -112,7 +112,7 @@ gatehouse vm exec "$vm" -- sh -c "cat >/srv/server.py <<'PY'
 $(cat tests/e2e/guest/server.py)
 PY
 systemd-run --quiet --unit=page python3 /srv/server.py 8080 page
-curl -sf --retry 60 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/"
+curl -sf --retry 600 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/"
 gatehouse domains map something.style.dev --vm "$vm" --port 8080 >/dev/null
 address=$(gatehouse vm get "$vm" --json | jq -re '[.. | .ipv4? // empty][0]')
 echo "127.0.0.1 something.style.dev" >>/etc/hosts

@@ -1,4 +1,5 @@
-//! Each daemon is killed in turn under a running load: only the requests in its hands fail, and it comes back.
+//! Each daemon is killed in turn under a running load: only the requests in its hands fail, and it comes back. And
+//! when all of them end at once with their keeper, `gatehouse down` clears away what is left.
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -51,6 +52,14 @@ fn a_killed_daemon_loses_only_what_it_held() -> Result<()> {
     house.stop()
 }
 
+#[test]
+fn a_house_whose_keeper_was_killed_is_closed_by_down() -> Result<()> {
+    let house = House::start()?;
+    house.json(&["vm", "create"])?;
+    assert_eq!(machine_processes()?.len(), 1);
+    house.kill_and_clear()
+}
+
 /// Makes a VM that serves `page` at `host`; returns its id.
 fn serve(house: &House, host: &str, page: &str) -> Result<String> {
     let made = house.json(&["vm", "create"])?;
@@ -58,7 +67,7 @@ fn serve(house: &House, host: &str, page: &str) -> Result<String> {
     let script = format!(
         "mkdir -p /srv/page && printf %s '{page}' >/srv/page/index.html && \
          systemd-run --unit=page --working-directory=/srv/page python3 -m http.server 8080 && \
-         curl -sf --retry 60 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/"
+         curl -sf --retry 600 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/"
     );
     house.gatehouse(&["vm", "exec", &vm, "--", "sh", "-c", &script])?;
     house.gatehouse(&["domains", "map", host, "--vm", &vm, "--port", "8080"])?;

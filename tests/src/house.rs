@@ -38,7 +38,6 @@ impl House {
     /// When the programs or images are missing, or the house does not come up in time.
     pub fn start() -> Result<Self> {
         let programs = from_environment("GATEHOUSE_BIN")?;
-        let images = from_environment("GATEHOUSE_IMAGES")?;
         let before = Traces::take(Path::new(NO_DATA))?;
         let folder = tempfile::Builder::new().prefix("gatehouse-").tempdir_in("/var/tmp")?;
         // edge-proxy runs as a user of its own and must pass through.
@@ -46,13 +45,7 @@ impl House {
         let notify = folder.path().join("notify.sock");
         let ready = UnixDatagram::bind(&notify).context("the readiness socket")?;
         ready.set_read_timeout(Some(READY_WAIT))?;
-        let process = Command::new(programs.join("gatehouse"))
-            .arg("up")
-            .args(["--data-dir".as_ref(), folder.path().join("data").as_os_str()])
-            .args(["--run-dir".as_ref(), folder.path().join("run").as_os_str()])
-            .args(["--image-dir".as_ref(), images.as_os_str()])
-            .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
-            .args(["--default-vcpus", "1", "--default-memory-mib", "512", "--default-disk-mib", "4096"])
+        let process = with_settings("up", &programs, folder.path())?
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
             .spawn()
@@ -178,6 +171,20 @@ impl House {
         Traces::await_none_beyond(&self.before, Path::new(NO_DATA))
     }
 
+    /// Kills `gatehouse up` itself, has `gatehouse down` clear away what it left, and waits until the host is as it was
+    /// before the house.
+    ///
+    /// # Errors
+    /// When `down` fails or something is left.
+    pub fn kill_and_clear(mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        let status =
+            with_settings("down", &self.programs, self.folder.path())?.stdin(Stdio::null()).status()?;
+        anyhow::ensure!(status.success(), "gatehouse down ended with {status}");
+        Traces::await_none_beyond(&self.before, Path::new(NO_DATA))
+    }
+
     fn end(&mut self) -> Result<std::process::ExitStatus> {
         let pid = rustix::process::Pid::from_child(&self.process);
         let watch = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
@@ -223,6 +230,19 @@ impl Drop for House {
 #[must_use]
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+/// `gatehouse` with a word and the settings of the house in this folder.
+fn with_settings(word: &str, programs: &Path, folder: &Path) -> Result<Command> {
+    let mut command = Command::new(programs.join("gatehouse"));
+    command
+        .arg(word)
+        .args(["--data-dir".as_ref(), folder.join("data").as_os_str()])
+        .args(["--run-dir".as_ref(), folder.join("run").as_os_str()])
+        .args(["--image-dir".as_ref(), from_environment("GATEHOUSE_IMAGES")?.as_os_str()])
+        .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
+        .args(["--default-vcpus", "1", "--default-memory-mib", "512", "--default-disk-mib", "4096"]);
+    Ok(command)
 }
 
 fn from_environment(name: &str) -> Result<PathBuf> {

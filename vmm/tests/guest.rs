@@ -13,6 +13,7 @@ mod house;
 use house::{House, next_exit};
 use model::agent::{AGENT_PORT, AgentReply, AgentRequest, BootConfig, FrameKind, HEADER_BYTES};
 use model::id::{VmId, VmInstanceId};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -114,6 +115,32 @@ async fn on_console(house: &House, vm: &VmId, text: &str) {
     }
 }
 
+/// Waits for the machine's end; what it said until then is told when it does not come.
+async fn ended(house: &House, events: &mut Events, machine: &MachineSpec) -> ExitReason {
+    let Ok(reason) = timeout(BOOT, next_exit(events, machine)).await else {
+        panic!("no end within {BOOT:?}; {}\nthe console:\n{}", threads(), console(house, &machine.vm).await);
+    };
+    reason
+}
+
+/// What each thread of each machine's process does: where in the kernel it waits, and how long it ran.
+fn threads() -> String {
+    let mut told = String::from("threads (name, state, ticks in user and system mode, waits in):");
+    for process in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let command = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+        let Ok(tasks) = std::fs::read_dir(process.path().join("task")) else { continue };
+        for task in tasks.flatten().filter(|_| command.contains("vmm\0run")) {
+            let read = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let stat = read("stat");
+            let words: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            let word = |index: usize| words.get(index).copied().unwrap_or("?");
+            let (state, user, system) = (word(0), word(11), word(12));
+            let _ = write!(told, "\n{} {state} {user} {system} {}", read("comm").trim(), read("wchan"));
+        }
+    }
+    told
+}
+
 async fn await_agent(events: &mut Events, of: &MachineSpec) {
     let wait = async {
         loop {
@@ -148,7 +175,7 @@ async fn stock_kernels_boot_with_one_to_eight_vcpus_and_power_off() {
             let machine = spec(vcpus, &name, vcpus);
             let begin = Instant::now();
             house.client.launch(machine.clone()).await.expect("launch");
-            let reason = next_exit(&mut events, &machine, BOOT).await;
+            let reason = ended(&house, &mut events, &machine).await;
             let log = console(&house, &machine.vm).await;
             assert_eq!(reason, ExitReason::PoweredOff, "{log}");
             assert!(log.contains(&format!("cpus {vcpus} ")), "{log}");
@@ -178,10 +205,10 @@ async fn a_restart_and_a_panic_are_told_apart() {
             }
         }
         house.client.kill(&machine.vm).await.expect("kill");
-        assert_eq!(next_exit(&mut events, &machine, BOOT).await, ExitReason::Killed);
+        assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Killed);
         let machine = spec(2, &panic, 2);
         house.client.launch(machine.clone()).await.expect("launch");
-        let reason = next_exit(&mut events, &machine, BOOT).await;
+        let reason = ended(&house, &mut events, &machine).await;
         assert!(
             matches!(&reason, ExitReason::Panicked { message } if message.contains("sysrq")),
             "{reason:?}"
@@ -204,7 +231,7 @@ async fn the_power_button_reaches_a_stock_kernel() {
     house.client.launch(machine.clone()).await.expect("launch");
     on_console(&house, &machine.vm, "armed").await;
     house.client.stop(&machine.vm, Duration::from_secs(120)).await.expect("stop");
-    let reason = next_exit(&mut events, &machine, BOOT).await;
+    let reason = ended(&house, &mut events, &machine).await;
     assert_eq!(reason, ExitReason::Stopped, "{}", console(&house, &machine.vm).await);
     assert!(console(&house, &machine.vm).await.contains("pressed"));
 }
@@ -237,5 +264,5 @@ async fn a_whole_system_reports_answers_and_stops_by_its_agent() {
     let reply: AgentReply = serde_json::from_slice(&payload).expect("reply");
     assert!(matches!(reply, AgentReply::Health { .. }), "{reply:?}");
     house.client.stop(&machine.vm, Duration::from_secs(240)).await.expect("stop");
-    assert_eq!(next_exit(&mut events, &machine, BOOT).await, ExitReason::Stopped);
+    assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Stopped);
 }

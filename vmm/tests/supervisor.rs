@@ -35,7 +35,7 @@ fn tiny_image(house: &House, name: &str, code: Code) {
 }
 
 async fn next_exit(events: &mut Events, of: &MachineSpec) -> ExitReason {
-    house::next_exit(events, of, PATIENCE).await
+    timeout(PATIENCE, house::next_exit(events, of)).await.expect("it ends")
 }
 
 fn refused(result: Result<i32, VmmError>) -> Refusal {

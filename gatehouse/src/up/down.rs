@@ -10,12 +10,16 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::process::Command;
 
 /// Longest that another gatehouse may take to close: the sum of its own bounds, with some air.
 const CLOSE_WAIT: Duration = Duration::from_secs(240);
+/// Longest that control may go on after its `up` was killed: its own bound for requests in its hands, with some air.
+const CONTROL_WAIT: Duration = Duration::from_secs(20);
+/// Between looks for it; it is no child of ours, and its socket tells no end.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Longest that the removal of namespaces, devices and rules may take.
 const TEARDOWN_WAIT: Duration = Duration::from_secs(60);
 
@@ -67,12 +71,22 @@ pub async fn down(settings: Settings) -> Result<(), UpError> {
         println!("nothing is left");
         return Ok(());
     }
-    let socket = places(&settings).admin_socket();
-    if UnixStream::connect(&socket).is_ok() {
-        return Err(DownError::Units { socket }.into());
-    }
+    without_control(&settings).await?;
     println!("VMs or networks are left: the house is opened once more, to close it in order");
     run(settings, Manner { force: true, close: true, ..Manner::default() }).await
+}
+
+/// Waits until control is gone: that of a killed `up` ends by itself, that of a service manager does not.
+async fn without_control(settings: &Settings) -> Result<(), DownError> {
+    let socket = places(settings).admin_socket();
+    let until = Instant::now() + CONTROL_WAIT;
+    while UnixStream::connect(&socket).is_ok() {
+        if Instant::now() >= until {
+            return Err(DownError::Units { socket });
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
 }
 
 /// Asks the process to close, and waits until it has.

@@ -16,7 +16,7 @@ const made = await Promise.all(names.map(async (name) => {
   await vm.exec(`mkdir -p /srv/page && echo 'page ${name}' >/srv/page/index.html`);
   const unit = await vm.exec("systemd-run --unit=page --working-directory=/srv/page python3 -m http.server 8080");
   assert.equal(unit.statusCode, 0, unit.stderr);
-  const up = await vm.exec("curl -sf --retry 60 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/");
+  const up = await vm.exec("curl -sf --retry 600 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/");
   assert.equal(up.statusCode, 0);
   await freestyle.domains.mappings.create({ domain: `${name}.style.dev`, vmId, vmPort: 8080 });
   return { name, vmId };

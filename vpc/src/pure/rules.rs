@@ -50,10 +50,11 @@ pub const NETWORK_COUNTERS: [&str; 9] = [
 /// Counters in the host's namespace (family inet).
 pub const HOST_COUNTERS: [&str; 5] = ["to_host", "to_private_range", "unasked", "wrong_source", "ipv6"];
 
-/// The namespace's rules that do not depend on its ports.
+/// The namespace's rules that do not depend on its ports, and the empty table for those that do.
 #[must_use]
 pub fn network(network: Ipv4Cidr) -> String {
-    let mut text = table_with_counters("inet", TABLE, &NETWORK_COUNTERS);
+    let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
+    text.push_str(&table_with_counters("inet", TABLE, &NETWORK_COUNTERS));
     let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
     let lines = [
         "add set inet T private_ranges { type ipv4_addr; flags interval; }".to_owned(),
