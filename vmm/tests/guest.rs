@@ -135,7 +135,8 @@ fn threads() -> String {
             let words: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
             let word = |index: usize| words.get(index).copied().unwrap_or("?");
             let (state, user, system) = (word(0), word(11), word(12));
-            let _ = write!(told, "\n{} {state} {user} {system} {}", read("comm").trim(), read("wchan"));
+            write!(told, "\n{} {state} {user} {system} {}", read("comm").trim(), read("wchan"))
+                .expect("memory");
         }
     }
     told
