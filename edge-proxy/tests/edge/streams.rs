@@ -290,7 +290,7 @@ async fn a_download_waits_for_a_client_that_does_not_read_and_cuts_it_in_the_end
             timeout(PATIENCE, writing).await.expect("it is cut").expect("writer");
         }
     }
-    assert!(world.count(Count::WriteStalled) >= 1);
+    world.counted(Count::WriteStalled, 1).await;
 }
 
 /// A count that has stopped to grow.

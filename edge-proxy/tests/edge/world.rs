@@ -249,6 +249,11 @@ impl World {
         tokio::time::timeout(PATIENCE, waiting).await.expect("it comes to be so");
     }
 
+    /// Waits until at least so many were counted: a client may see the end of a thing before it is counted.
+    pub async fn counted(&self, what: Count, least: u64) {
+        self.until(|| async { self.count(what) >= least }).await;
+    }
+
     /// A counter.
     pub fn count(&self, what: Count) -> u64 {
         self.metrics.get(what)
