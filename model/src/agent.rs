@@ -314,6 +314,39 @@ pub struct BootConfig {
     pub network: Option<GuestNetwork>,
     /// Wall clock, since the Unix epoch; 0: leave it alone.
     pub unix_nanoseconds: u64,
+    /// The system did not boot but goes on from a saved state; absent after a boot.
+    #[serde(default)]
+    pub restored: Option<Restored>,
+}
+
+/// Octets of entropy that a restored guest is given: the size of the kernel's pool (drivers/char/random.c).
+pub const ENTROPY_BYTES: usize = 32;
+
+/// What a guest must mend before it may talk to anybody, since others may go on from the same state.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Fresh random octets, [`ENTROPY_BYTES`] of them. The agent gives them to the kernel and has them credited; if it
+    /// cannot, it answers an error, and the VM is not let on the network.
+    pub entropy: Vec<u8>,
+    /// Whether it is still the VM that was saved.
+    pub identity: Identity,
+}
+
+impl std::fmt::Debug for Restored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Restored").field("entropy", &"***").field("identity", &self.identity).finish()
+    }
+}
+
+/// Whose state a restored guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Identity {
+    /// Its own: its name, addresses and connections stay.
+    Same,
+    /// Another VM's: it gets a machine-id, SSH host keys, a name and addresses of its own, and the connections of
+    /// the other are closed at once.
+    New,
 }
 
 #[cfg(test)]

@@ -52,6 +52,11 @@ impl Places {
     pub fn vms(&self) -> PathBuf {
         self.data.join("vms")
     }
+    /// One directory per snapshot.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.data.join("snapshots")
+    }
     /// Kernels, initramfs and root file systems.
     #[must_use]
     pub fn images(&self) -> PathBuf {

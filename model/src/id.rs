@@ -95,6 +95,10 @@ id!(
     VmInstanceId, "a VM instance id", "in-", 20
 );
 id!(
+    /// A copy of a VM: its disk, and its memory when it ran.
+    SnapshotId, "a snapshot id", "sc-", 20
+);
+id!(
     /// An account: who owns VMs, domains and API keys.
     AccountId, "an account id", "ac-", 20
 );

@@ -151,6 +151,9 @@ pub struct PortEntry {
     pub queues: u8,
     /// TCP ports that the doors may dial. Nothing else is dialled.
     pub dialable: Vec<u16>,
+    /// The VM has no process, and a packet for it is to wake it.
+    #[serde(default)]
+    pub asleep: bool,
 }
 
 /// What vpc must know.

@@ -7,7 +7,7 @@
 
 use feed::wire::{Wire, WireError};
 use model::agent::BootConfig;
-use model::id::{Generation, VmId, VmInstanceId};
+use model::id::{Generation, SnapshotId, VmId, VmInstanceId};
 use model::net::MacAddress;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -20,6 +20,10 @@ use tokio::time::timeout;
 
 /// Longest that the supervisor takes to start a VM's process, up to the first instruction of the guest.
 pub const LAUNCH_WAIT: Duration = Duration::from_secs(30);
+/// Longest that writing a VM's memory may take: 64 GiB at 200 MB/s, and as much again.
+pub const WRITE_WAIT: Duration = Duration::from_secs(600);
+/// Longest that a frozen copy in memory lasts.
+pub const FORK_LIFE: Duration = Duration::from_secs(120);
 /// Added to a request's own time for the way there and back.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -40,8 +44,53 @@ pub struct MachineSpec {
     pub disk_mib: u32,
     /// The NIC, for which the VM's process asks vpc.
     pub nic: Option<NicSpec>,
-    /// What the agent is told when it reports. `unix_nanoseconds` is filled in by the VM's process.
+    /// What the agent is told when it reports. `unix_nanoseconds` and `restored` are filled in by the VM's process.
     pub boot: BootConfig,
+    /// What it begins from.
+    #[serde(default)]
+    pub origin: Origin,
+    /// When its NIC counts as idle; `None`: never.
+    #[serde(default)]
+    pub idle: Option<IdleWatch>,
+    /// What 169.254.169.254 answers to the guest.
+    #[serde(default)]
+    pub metadata: Metadata,
+}
+
+/// What a machine begins from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case")]
+pub enum Origin {
+    /// Its disk, which is made from the image when there is none. A suspended state that is there is given up.
+    #[default]
+    Boot,
+    /// Its suspended state. [`Refusal::NoState`] when there is none.
+    Suspended,
+    /// A snapshot, or a copy that a fork froze, of another VM: this one's disk must not exist yet. A snapshot without
+    /// memory boots. [`Refusal::NoState`] when there is no such snapshot. When the launch is repeated after the disk
+    /// was made from it, the disk is made anew.
+    Snapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+}
+
+/// When a NIC counts as idle: ARP, neighbour discovery and TCP keep-alives never count as traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdleWatch {
+    /// Length of the period, in seconds, 1 or more.
+    pub seconds: u64,
+    /// Bytes, both ways together, that a period needs to count as busy; at least 1.
+    pub threshold_bytes: u64,
+}
+
+/// What the guest is told at 169.254.169.254.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Public keys, one line of `authorized_keys` each, that sshd accepts for every account with a login shell.
+    pub ssh_keys: Vec<String>,
+    /// Text of the user's own, at most 16 KiB.
+    pub user_data: Option<String>,
 }
 
 /// A NIC.
@@ -77,6 +126,45 @@ pub enum VmmRequest {
         /// Which VM.
         vm: VmId,
     },
+    /// Write its memory down and end its process. Answered when that is durable and the process is gone;
+    /// [`Refusal::Woken`] when traffic came first and the VM runs on. One that is suspended already is done.
+    Suspend {
+        /// Which VM.
+        vm: VmId,
+    },
+    /// Copy it, durably: its disk, and its memory when it runs or is suspended. It runs on meanwhile. Answered with
+    /// [`VmmReply::Copied`] when the copy is durable; machines can be launched from it before that.
+    Snapshot {
+        /// Which VM.
+        vm: VmId,
+        /// The copy's name. When it exists, it is answered as done.
+        snapshot: SnapshotId,
+    },
+    /// The same of a running VM, but in memory alone and at once: for forks. It lasts until it is removed, at most
+    /// [`FORK_LIFE`], or until the supervisor ends.
+    Freeze {
+        /// Which VM.
+        vm: VmId,
+        /// The copy's name.
+        snapshot: SnapshotId,
+    },
+    /// Remove a copy, durable or not. Machines that were made from it do not mind.
+    RemoveSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Changes when the NIC of a running VM counts as idle. The period begins anew.
+    WatchIdle {
+        /// Which VM.
+        vm: VmId,
+        /// `None`: never.
+        idle: Option<IdleWatch>,
+    },
+    /// Give memory that the guest does not use back to the host, and merge the layers of its disk.
+    Optimize {
+        /// Which VM.
+        vm: VmId,
+    },
     /// A connected stream to the VM's vsock port rides with the answer.
     Connect {
         /// Which VM.
@@ -107,6 +195,11 @@ pub enum VmmReply {
     },
     /// It is down, or removed.
     Done,
+    /// The copy stands.
+    Copied {
+        /// It has the memory, so machines made from it do not boot.
+        memory: bool,
+    },
     /// The connected stream rides with this message.
     Connected,
     /// The end of the console log; bytes that are not UTF-8 are replaced.
@@ -141,6 +234,12 @@ pub enum Refusal {
     Kvm,
     /// The guest does not listen on that vsock port, or not yet.
     NoListener,
+    /// Traffic came while the VM was being suspended; it runs on.
+    Woken,
+    /// There is no suspended state, or no such snapshot.
+    NoState,
+    /// The saved state is damaged, or of another version, CPU or size.
+    StateUnfit,
     /// The caller's user may not ask.
     NotAllowed,
     /// The supervisor is at its bound of requests or machines.
@@ -180,6 +279,18 @@ pub enum VmmEvent {
         /// Which run of it.
         instance: VmInstanceId,
     },
+    /// Its NIC was idle for the watched period. Told again after each further one.
+    Idle {
+        /// Which VM.
+        vm: VmId,
+        /// Which run of it.
+        instance: VmInstanceId,
+    },
+    /// Packets wait for a VM that has no process.
+    Wake {
+        /// Which VM.
+        vm: VmId,
+    },
     /// The machine is down.
     Exited {
         /// Which VM.
@@ -199,6 +310,8 @@ pub enum ExitReason {
     Stopped,
     /// Somebody asked for it to be killed, or the grace was over.
     Killed,
+    /// Somebody asked for a suspend; its state is durable.
+    Suspended,
     /// The guest powered itself off.
     PoweredOff,
     /// The guest's kernel panicked.
@@ -284,6 +397,62 @@ impl VmmClient {
         self.done(VmmRequest::Kill { vm: vm.clone() }, Duration::ZERO).await
     }
 
+    /// Suspends a machine; returns when its state is durable and its process is gone.
+    ///
+    /// # Errors
+    /// See [`VmmError`]; [`Refusal::Woken`] when it runs on.
+    pub async fn suspend(&self, vm: &VmId) -> Result<(), VmmError> {
+        self.done(VmmRequest::Suspend { vm: vm.clone() }, WRITE_WAIT).await
+    }
+
+    /// Copies a machine durably; true: with its memory.
+    ///
+    /// # Errors
+    /// See [`VmmError`].
+    pub async fn snapshot(&self, vm: &VmId, snapshot: &SnapshotId) -> Result<bool, VmmError> {
+        let request = VmmRequest::Snapshot { vm: vm.clone(), snapshot: snapshot.clone() };
+        match self.ask(&request, WRITE_WAIT).await?.0 {
+            VmmReply::Copied { memory } => Ok(memory),
+            other => Err(refusal(other)),
+        }
+    }
+
+    /// Freezes a copy of a running machine in memory, to make others from it.
+    ///
+    /// # Errors
+    /// See [`VmmError`].
+    pub async fn freeze(&self, vm: &VmId, snapshot: &SnapshotId) -> Result<(), VmmError> {
+        let request = VmmRequest::Freeze { vm: vm.clone(), snapshot: snapshot.clone() };
+        match self.ask(&request, LAUNCH_WAIT).await?.0 {
+            VmmReply::Copied { .. } => Ok(()),
+            other => Err(refusal(other)),
+        }
+    }
+
+    /// Removes a copy. One that is not there is as good.
+    ///
+    /// # Errors
+    /// See [`VmmError`].
+    pub async fn remove_snapshot(&self, snapshot: &SnapshotId) -> Result<(), VmmError> {
+        self.done(VmmRequest::RemoveSnapshot { snapshot: snapshot.clone() }, Duration::ZERO).await
+    }
+
+    /// Changes when a running machine counts as idle.
+    ///
+    /// # Errors
+    /// See [`VmmError`].
+    pub async fn watch_idle(&self, vm: &VmId, idle: Option<IdleWatch>) -> Result<(), VmmError> {
+        self.done(VmmRequest::WatchIdle { vm: vm.clone(), idle }, Duration::ZERO).await
+    }
+
+    /// Gives memory back and merges the disk's layers.
+    ///
+    /// # Errors
+    /// See [`VmmError`].
+    pub async fn optimize(&self, vm: &VmId) -> Result<(), VmmError> {
+        self.done(VmmRequest::Optimize { vm: vm.clone() }, WRITE_WAIT).await
+    }
+
     /// Ends a machine and removes what it left.
     ///
     /// # Errors
@@ -364,8 +533,10 @@ impl Events {
 fn refusal(reply: VmmReply) -> VmmError {
     match reply {
         VmmReply::Refused { reason, message } => VmmError::Refused { reason, message },
-        VmmReply::Launched { .. } | VmmReply::Done | VmmReply::Connected | VmmReply::Console { .. } => {
-            VmmError::Unexpected
-        }
+        VmmReply::Launched { .. }
+        | VmmReply::Done
+        | VmmReply::Copied { .. }
+        | VmmReply::Connected
+        | VmmReply::Console { .. } => VmmError::Unexpected,
     }
 }

@@ -87,6 +87,7 @@ fn run_by_hand(path: &Path) -> anyhow::Result<()> {
                 return match reason {
                     ExitReason::Kvm { message } => bail!(message),
                     ExitReason::Stopped
+                    | ExitReason::Suspended
                     | ExitReason::Killed
                     | ExitReason::PoweredOff
                     | ExitReason::Panicked { .. }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
-use vmm::client::{Events, ExitReason, MachineSpec, VmmEvent};
+use vmm::client::{Events, ExitReason, MachineSpec, Metadata, Origin, VmmEvent};
 
 /// Longest that a kernel takes to its end in the emulated test machine, with others at work beside it.
 const BOOT: Duration = Duration::from_secs(300);
@@ -98,7 +98,10 @@ fn spec(number: u8, image: &str, vcpus: u8) -> MachineSpec {
         memory_mib: 512,
         disk_mib: 2048,
         nic: None,
-        boot: BootConfig { hostname: "stock".into(), network: None, unix_nanoseconds: 0 },
+        boot: BootConfig { hostname: "stock".into(), network: None, unix_nanoseconds: 0, restored: None },
+        origin: Origin::Boot,
+        idle: None,
+        metadata: Metadata::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 use tiny::Code;
 use tokio::time::timeout;
-use vmm::client::{Events, ExitReason, MachineSpec, Refusal, VmmError, VmmEvent};
+use vmm::client::{Events, ExitReason, MachineSpec, Metadata, Origin, Refusal, VmmError, VmmEvent};
 use vmm::machine::control::{MachineMessage, MachineRequest, SOCKET};
 
 fn spec(number: u8, image: &str) -> MachineSpec {
@@ -23,7 +23,10 @@ fn spec(number: u8, image: &str) -> MachineSpec {
         memory_mib: 64,
         disk_mib: 1,
         nic: None,
-        boot: BootConfig { hostname: "tiny".into(), network: None, unix_nanoseconds: 0 },
+        boot: BootConfig { hostname: "tiny".into(), network: None, unix_nanoseconds: 0, restored: None },
+        origin: Origin::Boot,
+        idle: None,
+        metadata: Metadata::default(),
     }
 }
 

@@ -44,6 +44,9 @@ pub enum VpcRequest {
     },
     /// What there is.
     Status,
+    /// From now on this connection tells, with one [`VpcReply::Wake`] each, for which sleeping VMs packets wait:
+    /// those for which they wait already first.
+    Wakes,
 }
 
 /// What vpc answers.
@@ -56,6 +59,11 @@ pub enum VpcReply {
     Tap,
     /// What there is.
     Status(VpcStatus),
+    /// Packets wait for this VM, which has no process. Told once each time that it falls asleep.
+    Wake {
+        /// Which VM.
+        vm: VmId,
+    },
     /// No.
     Refused {
         /// Which kind of no.
@@ -237,6 +245,8 @@ fn only(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, VpcError> {
 fn refusal(reply: VpcReply) -> VpcError {
     match reply {
         VpcReply::Refused { reason, message } => VpcError::Refused { reason, message },
-        VpcReply::Dialed | VpcReply::Tap | VpcReply::Status(_) => VpcError::Unexpected,
+        VpcReply::Dialed | VpcReply::Tap | VpcReply::Status(_) | VpcReply::Wake { .. } => {
+            VpcError::Unexpected
+        }
     }
 }

@@ -117,6 +117,10 @@ impl Server {
             VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
             VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
             VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
+            VpcRequest::Wakes => {
+                let message = "wakes are not told yet".to_owned();
+                Err(No { reason: Refusal::Busy, message })
+            }
         };
         answered.unwrap_or_else(|no| (self.refuse(no), Vec::new()))
     }

@@ -68,6 +68,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             ipv4: vm.ipv4,
             queues: TAP_QUEUES,
             dialable: ports.into_iter().collect(),
+            asleep: false,
         }
     };
     let ports: Vec<PortEntry> = facts.vms.iter().map(port).collect();

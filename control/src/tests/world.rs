@@ -106,6 +106,12 @@ impl World {
                     self.state().disks.remove(&vm);
                     wire.send(&VmmReply::Done, &[]).await
                 }
+                VmmRequest::Suspend { .. }
+                | VmmRequest::Snapshot { .. }
+                | VmmRequest::Freeze { .. }
+                | VmmRequest::RemoveSnapshot { .. }
+                | VmmRequest::WatchIdle { .. }
+                | VmmRequest::Optimize { .. } => wire.send(&VmmReply::Done, &[]).await,
                 VmmRequest::Console { .. } => {
                     wire.send(&VmmReply::Console { text: String::new() }, &[]).await
                 }

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
-use vmm::client::{ExitReason, MachineSpec, NicSpec, Refusal, VmmError};
+use vmm::client::{ExitReason, MachineSpec, Metadata, NicSpec, Origin, Refusal, VmmError};
 
 /// A VM that is being driven, by whoever has its turn.
 pub(super) struct Drive<'a> {
@@ -212,10 +212,16 @@ fn refusal(error: &VmmError) -> Option<Event> {
     let VmmError::Refused { reason, .. } = error else { return None };
     match reason {
         Refusal::Disk => Some(Event::Refused { disk: true }),
-        Refusal::BadSpec | Refusal::Image | Refusal::Network | Refusal::Kvm | Refusal::NotAllowed => {
-            Some(Event::Refused { disk: false })
+        Refusal::BadSpec
+        | Refusal::Image
+        | Refusal::Network
+        | Refusal::Kvm
+        | Refusal::NoState
+        | Refusal::StateUnfit
+        | Refusal::NotAllowed => Some(Event::Refused { disk: false }),
+        Refusal::NotRunning | Refusal::NoListener | Refusal::Woken | Refusal::Busy | Refusal::Internal => {
+            None
         }
-        Refusal::NotRunning | Refusal::NoListener | Refusal::Busy | Refusal::Internal => None,
     }
 }
 
@@ -254,6 +260,14 @@ fn machine(vm: &VmRecord, generation: Generation) -> MachineSpec {
         memory_mib: vm.size.memory_mib,
         disk_mib: vm.size.disk_mib,
         nic: Some(NicSpec { mac, generation }),
-        boot: BootConfig { hostname: vm.id.to_string(), network: Some(network), unix_nanoseconds: 0 },
+        boot: BootConfig {
+            hostname: vm.id.to_string(),
+            network: Some(network),
+            unix_nanoseconds: 0,
+            restored: None,
+        },
+        origin: Origin::Boot,
+        idle: None,
+        metadata: Metadata::default(),
     }
 }

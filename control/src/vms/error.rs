@@ -134,6 +134,8 @@ fn vmm_word(error: &VmmError) -> (u16, &'static str) {
             Refusal::BadSpec => (400, "CREATE_VM_BAD_REQUEST"),
             Refusal::Disk => (406, "VM_NOT_FOUND_IN_FS"),
             Refusal::NoListener => (504, "VM_START_TIMEOUT"),
+            Refusal::Woken => (409, "VM_REACTIVATED"),
+            Refusal::NoState | Refusal::StateUnfit => (500, "SNAPSHOT_LOAD_TIMEOUT"),
             Refusal::Busy => (503, "NO_LOCAL_STORAGE_CAPACITY"),
             Refusal::Image | Refusal::Network | Refusal::Kvm => (500, "VM_SPAWN_PROCESS"),
             Refusal::NotAllowed | Refusal::Internal => (500, "INTERNAL_ERROR"),

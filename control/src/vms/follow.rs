@@ -80,7 +80,11 @@ async fn synced(
                 machines.0.observed.set_ready(&vm, &instance, agent_ready);
                 before.remove(&vm);
             }
-            other @ (VmmEvent::AgentReady { .. } | VmmEvent::Rebooting { .. } | VmmEvent::Exited { .. }) => {
+            other @ (VmmEvent::AgentReady { .. }
+            | VmmEvent::Rebooting { .. }
+            | VmmEvent::Idle { .. }
+            | VmmEvent::Wake { .. }
+            | VmmEvent::Exited { .. }) => {
                 take(machines, other);
             }
         }
@@ -104,6 +108,8 @@ fn take(machines: &Machines, event: VmmEvent) {
             machines.0.observed.set_ready(&vm, &instance, false);
             tokio::spawn(rebooted(machines.clone(), vm));
         }
+        // Nothing sleeps yet.
+        VmmEvent::Idle { .. } | VmmEvent::Wake { .. } => {}
         VmmEvent::Exited { vm, instance, reason } => {
             info!(%vm, ?reason, "a machine is down");
             machines.0.observed.is_down(&vm, &instance, reason);

@@ -130,6 +130,7 @@ pub fn describe(reason: &ExitReason) -> String {
     match reason {
         ExitReason::Stopped => "stopped".to_owned(),
         ExitReason::Killed => "killed".to_owned(),
+        ExitReason::Suspended => "suspended".to_owned(),
         ExitReason::PoweredOff => "powered off by the guest".to_owned(),
         ExitReason::Panicked { message } => format!("kernel panic: {message}"),
         ExitReason::Kvm { message } => format!("KVM could not go on: {message}"),

@@ -153,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn boot() -> BootConfig {
-        BootConfig { hostname: "vm".into(), network: None, unix_nanoseconds: 0 }
+        BootConfig { hostname: "vm".into(), network: None, unix_nanoseconds: 0, restored: None }
     }
 
     fn frame<T: serde::Serialize>(message: &T) -> Vec<u8> {

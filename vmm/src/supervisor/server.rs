@@ -119,6 +119,14 @@ impl Supervisor {
                 }
                 VmmRequest::Kill { vm } => wire.send(&self.kill(&vm).await, &[]).await?,
                 VmmRequest::Remove { vm } => wire.send(&self.remove(&vm).await, &[]).await?,
+                VmmRequest::Suspend { .. }
+                | VmmRequest::Snapshot { .. }
+                | VmmRequest::Freeze { .. }
+                | VmmRequest::RemoveSnapshot { .. }
+                | VmmRequest::WatchIdle { .. }
+                | VmmRequest::Optimize { .. } => {
+                    refuse(wire, Refusal::Internal, "this cannot be done yet").await?;
+                }
                 VmmRequest::Console { vm, bytes } => wire.send(&self.console(&vm, bytes), &[]).await?,
             }
         }

@@ -160,6 +160,7 @@ mod tests {
             ipv4,
             queues,
             dialable: vec![22, 0, 22],
+            asleep: false,
         }
     }
 

@@ -322,6 +322,7 @@ pub fn port(last: u8, queues: u8, dialable: &[u16]) -> PortEntry {
         ipv4,
         queues,
         dialable: dialable.to_vec(),
+        asleep: false,
     }
 }
 
