@@ -9,7 +9,9 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use rustix::thread::{CapabilitySet, Gid, Uid};
 use std::convert::Infallible;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -64,7 +66,12 @@ impl Launch {
     pub fn run(self) -> Result<Infallible, LaunchError> {
         let role = Role::ALL.into_iter().find(|role| role.program() == self.role);
         let role = role.ok_or(LaunchError::Role(self.role))?;
-        let mut command = Command::new(&self.program);
+        // Opened while root may, and run by its descriptor: the folders above it, /root for one, may be closed to the
+        // user that the program gets.
+        let opened = File::open(&self.program);
+        let program = opened.map_err(|source| LaunchError::Exec { path: self.program.clone(), source })?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.arg0(&self.program);
         if role == Role::Vmm {
             command.arg("supervise");
         }
