@@ -98,6 +98,7 @@ fn run_by_hand(path: &Path) -> anyhow::Result<()> {
             event @ (MachineMessage::Running { .. }
             | MachineMessage::Done
             | MachineMessage::AgentReady
+            | MachineMessage::Idle
             | MachineMessage::Rebooting) => println!("{event:?}"),
         }
     }

@@ -3,14 +3,17 @@
 mod tiny;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tiny::Code;
 use vmm::devices::rng::Rng;
 use vmm::machine::console::{self, Console};
 use vmm::machine::load::{self, Boot};
+use vmm::machine::memory;
 use vmm::machine::pure::power::{EVENT_POWER_BUTTON, Wish};
+use vmm::machine::state::{self, MachineState, StateError};
 use vmm::machine::vcpu::Report;
-use vmm::machine::vm::{Machine, MachineError, Parts};
+use vmm::machine::vm::{Machine, MachineError, Parts, Shell};
 
 const MEMORY_MIB: u32 = 64;
 /// Interpreted guests are slow, and the test machine is shared.
@@ -65,7 +68,7 @@ fn start(folder: &Path, kernel: &Path, vcpus: u8) -> Result<Machine, MachineErro
         devices: vec![Box::new(Rng::new())],
         console: Console::open(folder, 1 << 16).expect("console"),
     };
-    Machine::start(&boot, parts)
+    Machine::start(Shell::new()?, &boot, parts)
 }
 
 fn failure(report: Report) -> String {
@@ -152,4 +155,99 @@ fn what_is_no_kernel_is_refused() {
         assert!(matches!(start(folder.path(), &path, 1), Err(MachineError::Load(_))));
     }
     assert!(matches!(start(folder.path(), Path::new("/nonexistent"), 1), Err(MachineError::Load(_))));
+}
+
+impl Trial {
+    /// Waits until the guest has printed this.
+    fn await_console(&self, text: &str) {
+        let begin = Instant::now();
+        while self.console() != text {
+            assert!(begin.elapsed() < PATIENCE, "console: {:?}", self.console());
+            std::thread::yield_now();
+        }
+    }
+
+    /// Brings the machine to rest and writes it down.
+    fn save(&self) -> MachineState {
+        self.machine.pause().expect("paused");
+        let state = self.machine.save().expect("saved");
+        let proc = memory::open_proc().expect("proc");
+        let path = self.folder.path().join("memory");
+        memory::write(self.machine.mem(), &proc, &path, &AtomicBool::new(false)).expect("memory");
+        state::write(&self.folder.path().join("state"), &state).expect("state");
+        state
+    }
+
+    fn restore(folder: &Path, state: &MachineState) -> Result<Machine, MachineError> {
+        let mem = memory::map(&folder.join("memory"), MEMORY_MIB).expect("mapped");
+        let console = Console::open(folder, 4096).expect("log");
+        let parts = Parts { mem, devices: vec![Box::new(Rng::new())], console };
+        Machine::restore(Shell::new()?, state, parts)?.go_on()
+    }
+}
+
+#[test]
+fn a_saved_machine_goes_on_in_another_with_its_memory_registers_and_vcpus() {
+    for vcpus in [1, 4] {
+        let code = Code::new().start_others(vcpus - 1).print("a").await_event().print("b").await_event();
+        let trial = Trial::start(code.print("c").power_off(), vcpus);
+        trial.await_console("a");
+        trial.save();
+        let state = state::read(&trial.folder.path().join("state")).expect("read");
+        let Trial { folder, machine } = trial;
+        drop(machine);
+        // The restore itself raises an event: the generation id has changed.
+        let trial = Trial { machine: Trial::restore(folder.path(), &state).expect("restored"), folder };
+        trial.await_console("ab");
+        // From the file once more, after the first has written to its memory; and from the one that goes on.
+        trial.save_elsewhere();
+        trial.machine.unpause().expect("goes on");
+        trial.machine.bus().raise(EVENT_POWER_BUTTON).expect("raise");
+        assert_eq!(trial.report(), Report::Wish(Wish::PowerOff));
+        assert_eq!(trial.console(), "abc");
+        let Trial { folder, machine } = trial;
+        drop(machine);
+        let trial = Trial { machine: Trial::restore(folder.path(), &state).expect("restored again"), folder };
+        trial.await_console("abcb");
+    }
+}
+
+impl Trial {
+    fn save_elsewhere(&self) {
+        self.machine.pause().expect("paused");
+        let proc = memory::open_proc().expect("proc");
+        let path = self.folder.path().join("second");
+        memory::write(self.machine.mem(), &proc, &path, &AtomicBool::new(false)).expect("memory");
+        assert_eq!(
+            self.machine.save().expect("saved").vcpus.len(),
+            self.machine.save().expect("again").vcpus.len()
+        );
+    }
+}
+
+#[test]
+fn a_state_of_another_cpu_or_of_other_devices_is_refused() {
+    let trial = Trial::start(Code::new().print("a").spin(), 1);
+    trial.await_console("a");
+    let state = trial.save();
+    let folder = trial.folder.path();
+    let mut other = state.clone();
+    other.cpu.features ^= 1;
+    let refused = Trial::restore(folder, &other);
+    assert!(matches!(refused, Err(MachineError::State(StateError::OtherCpu { .. }))), "{refused:?}");
+    let mut other = state.clone();
+    other.devices.clear();
+    assert!(matches!(Trial::restore(folder, &other), Err(MachineError::State(StateError::Unfit(_)))));
+    let mut other = state.clone();
+    other.devices[0].queues.clear();
+    assert!(matches!(Trial::restore(folder, &other), Err(MachineError::Device(_))));
+    drop(Trial::restore(folder, &state).expect("the good one still works"));
+}
+
+#[test]
+fn what_has_ended_is_not_saved() {
+    let trial = Trial::start(Code::new().power_off(), 1);
+    assert_eq!(trial.report(), Report::Wish(Wish::PowerOff));
+    trial.machine.pause().expect("paused");
+    assert!(matches!(trial.machine.save(), Err(MachineError::State(StateError::Ended))));
 }

@@ -18,7 +18,7 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod state;
-mod sys;
+pub(crate) mod sys;
 pub mod vsock;
 mod worker;
 

@@ -5,6 +5,7 @@
 use super::console::Console;
 use super::pure::layout::{COM1, COM1_PORTS, EVENTS_GSI, virtio_at};
 use super::pure::power::{Power, Wish};
+use super::state::SerialRegisters;
 use crate::devices::MmioTransport;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +50,44 @@ impl Bus {
             virtio,
             unclaimed: AtomicU64::new(0),
         }
+    }
+
+    /// The bus of a machine that goes on from a saved state.
+    ///
+    /// # Errors
+    /// When the serial line's registers make no sense.
+    pub fn restored(
+        serial_line: Line,
+        console: Console,
+        power_line: Line,
+        virtio: Vec<MmioTransport>,
+        (registers, events): (SerialRegisters, u8),
+    ) -> Option<Self> {
+        let serial = Serial::from_state(&registers.into(), serial_line, NoEvents, console).ok()?;
+        let mut power = Power::default();
+        power.raise(events);
+        Some(Self {
+            serial: Mutex::new(serial),
+            power: Mutex::new(power),
+            power_line,
+            virtio,
+            unclaimed: AtomicU64::new(0),
+        })
+    }
+
+    /// The serial line's registers and the events that the guest has not read.
+    #[must_use]
+    pub fn save(&self) -> (SerialRegisters, u8) {
+        (lock(&self.serial).state().into(), lock(&self.power).pending())
+    }
+
+    /// Interrupts that were on their way when the state was saved are not part of it: raises the serial line's once
+    /// more, which is harmless.
+    ///
+    /// # Errors
+    /// When the interrupt cannot be raised.
+    pub fn nudge_serial(&self) -> io::Result<()> {
+        lock(&self.serial).interrupt_evt().trigger()
     }
 
     /// The virtio devices in the order of their addresses.

@@ -1,7 +1,8 @@
 //! What is said between the supervisor and a VM's process: one closed set of requests over a `SOCK_SEQPACKET`
 //! socket, and the events that come back on the same connection.
 
-use crate::client::{ExitReason, MachineSpec, Refusal};
+use crate::client::{ExitReason, IdleWatch, MachineSpec, Refusal};
+use model::agent::Identity;
 use model::id::{VmId, VmInstanceId};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -14,6 +15,19 @@ pub const VSOCK: &str = "vsock.sock";
 pub const DISK: &str = "disk";
 /// What is running or ran last, in the VM's folder.
 pub const SPEC: &str = "spec.json";
+
+/// The suspended state, in the VM's folder: [`MEMORY`] and [`STATE`].
+pub const SUSPENDED: &str = "suspended";
+/// The same while it is being written.
+pub const SUSPENDING: &str = "suspended.new";
+/// A state that a machine went on from, and that is of no more use.
+pub const USED: &str = "suspended.used";
+/// Begins the names of folders in which copies are made, in the VM's folder.
+pub const COPY: &str = "copy.";
+/// Guest memory, in the folder of a suspended state or a snapshot.
+pub const MEMORY: &str = "memory";
+/// All else of the machine.
+pub const STATE: &str = "state";
 
 /// A machine with the places of all its parts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +50,10 @@ pub struct MachinePlan {
     /// Added to the kernel's command line.
     #[serde(default)]
     pub command_line: String,
+    /// The machine goes on from the state in [`SUSPENDED`] of its folder, which is of no more use then; and whose
+    /// state that is.
+    #[serde(default)]
+    pub restore: Option<Identity>,
 }
 
 /// All that a VM's process can be asked.
@@ -50,6 +68,34 @@ pub enum MachineRequest {
     PowerButton,
     /// End at once.
     Kill,
+    /// Write the state down and end. Refused as [`Refusal::Woken`] when traffic comes first.
+    Suspend,
+    /// Seal the disk, link what is sealed into a new folder, and leave a copy of this process behind that speaks
+    /// [`ZygoteRequest`] over the socket which rides with this message.
+    Freeze {
+        /// The new folder, in the VM's own.
+        folder: PathBuf,
+    },
+    /// From now on the NIC counts as idle after this; never, when absent.
+    WatchIdle {
+        /// The period.
+        idle: Option<IdleWatch>,
+    },
+}
+
+/// What a frozen copy of a VM's process can be asked. It ends with its connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum ZygoteRequest {
+    /// Become a machine of this plan in a copy of the copy, which has the socket that rides with this message for its
+    /// control connection, and says there what follows [`MachineRequest::Start`].
+    Spawn(Box<MachinePlan>),
+    /// Write the state into this folder, in another copy, which answers over the socket that rides with this message
+    /// with [`MachineMessage::Done`] or [`MachineMessage::Refused`].
+    Write {
+        /// Where.
+        folder: PathBuf,
+    },
 }
 
 /// What a VM's process says.
@@ -76,6 +122,8 @@ pub enum MachineMessage {
     },
     /// Event: the agent has reported and applied its configuration.
     AgentReady,
+    /// Event: the NIC was idle for the watched period.
+    Idle,
     /// Event: the guest restarts; the machine is made anew in the same process.
     Rebooting,
     /// Event: the machine is down, and the process ends.

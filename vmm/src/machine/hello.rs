@@ -5,7 +5,11 @@
 //!      └── anything else, an error, the end ──► gone
 //! ```
 
-use model::agent::{AgentHello, AgentReply, BootConfig, FrameError, FrameKind, HEADER_BYTES};
+use model::agent::{
+    AgentHello, AgentReply, BootConfig, ENTROPY_BYTES, FrameError, FrameKind, HEADER_BYTES, Identity,
+    Restored,
+};
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -33,9 +37,21 @@ pub enum HelloError {
     /// A message that cannot be read, or written.
     #[error("the agent's message cannot be read")]
     Message(#[source] serde_json::Error),
+    /// No entropy for a restored guest.
+    #[error("the host gives no random numbers")]
+    Random(#[source] io::Error),
     /// The agent could not apply its configuration.
     #[error("the agent could not apply its configuration: {0}")]
     Refused(String),
+}
+
+/// What an agent is answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// Who the VM is.
+    pub config: &'a BootConfig,
+    /// Whose state the machine went on from, if it did not boot.
+    pub restored: Option<Identity>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +89,7 @@ impl Hello {
     ///
     /// # Errors
     /// See [`HelloError`]; the connection is then of no more use.
-    pub fn advance(&mut self, boot: &BootConfig) -> Result<bool, HelloError> {
+    pub fn advance(&mut self, boot: &Answer<'_>) -> Result<bool, HelloError> {
         let closed = self.fill()?;
         let was_ready = self.stage == Stage::Ready;
         while let Some(message) = self.take_message()? {
@@ -82,7 +98,7 @@ impl Hello {
         if closed { Err(HelloError::Closed) } else { Ok(!was_ready && self.stage == Stage::Ready) }
     }
 
-    fn step(&mut self, message: &[u8], boot: &BootConfig) -> Result<(), HelloError> {
+    fn step(&mut self, message: &[u8], boot: &Answer<'_>) -> Result<(), HelloError> {
         match self.stage {
             Stage::AwaitHello => {
                 let hello: AgentHello = parse(message)?;
@@ -106,10 +122,11 @@ impl Hello {
         }
     }
 
-    fn answer(&mut self, boot: &BootConfig) -> Result<(), HelloError> {
+    fn answer(&mut self, boot: &Answer<'_>) -> Result<(), HelloError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(0);
-        let boot = BootConfig { unix_nanoseconds, ..boot.clone() };
+        let restored = boot.restored.map(restored).transpose()?;
+        let boot = BootConfig { unix_nanoseconds, restored, ..boot.config.clone() };
         let payload = serde_json::to_vec(&boot).map_err(HelloError::Message)?;
         let header = FrameKind::Message.header(payload.len()).map_err(HelloError::Frame)?;
         // A new connection's buffer takes this whole; a peer for whom it does not is dropped.
@@ -143,6 +160,14 @@ impl Hello {
     }
 }
 
+/// Entropy that no other guest gets.
+fn restored(identity: Identity) -> Result<Restored, HelloError> {
+    let mut entropy = vec![0; ENTROPY_BYTES];
+    // So few bytes come whole (getrandom(2)).
+    getrandom(entropy.as_mut_slice(), GetRandomFlags::empty()).map_err(|e| HelloError::Random(e.into()))?;
+    Ok(Restored { entropy, identity })
+}
+
 fn parse<T: DeserializeOwned>(message: &[u8]) -> Result<T, HelloError> {
     serde_json::from_slice(message).map_err(HelloError::Message)
 }
@@ -152,8 +177,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn boot() -> BootConfig {
-        BootConfig { hostname: "vm".into(), network: None, unix_nanoseconds: 0, restored: None }
+    static BOOT: BootConfig =
+        BootConfig { hostname: String::new(), network: None, unix_nanoseconds: 0, restored: None };
+
+    fn boot() -> Answer<'static> {
+        Answer { config: &BOOT, restored: Some(Identity::New) }
     }
 
     fn frame<T: serde::Serialize>(message: &T) -> Vec<u8> {
@@ -181,6 +209,9 @@ mod tests {
         agent.read_exact(&mut payload).expect("payload");
         let told: BootConfig = serde_json::from_slice(&payload).expect("boot");
         assert!(told.unix_nanoseconds > 1_600_000_000_000_000_000);
+        let restored = told.restored.expect("it is told that it is restored");
+        assert_eq!((restored.entropy.len(), restored.identity), (ENTROPY_BYTES, Identity::New));
+        assert_ne!(restored.entropy, vec![0; ENTROPY_BYTES]);
         agent.write_all(&frame(&AgentReply::Done)).expect("done");
         assert!(hello.advance(&boot()).expect("ready"));
         assert!(!hello.advance(&boot()).expect("ready only once"));

@@ -146,6 +146,17 @@ pub fn fill(mem: &GuestRam, boot: &Boot<'_>) -> Result<u64, LoadError> {
     Ok(loaded.kernel_load.raw_value())
 }
 
+/// Gives the guest a new generation id, by which its kernel knows that it may not be the only one that goes on from
+/// this state. The caller raises the event.
+///
+/// # Errors
+/// See [`LoadError`].
+pub fn renew_generation(mem: &GuestRam) -> Result<(), LoadError> {
+    let mut id = [0; GENERATION_ID_BYTES];
+    fill_random(&mut id)?;
+    mem.write_slice(&id, GuestAddress(GENERATION_ID)).map_err(LoadError::Table)
+}
+
 /// Puts the initramfs at the end of the memory below the gap, where the kernel does not put itself.
 fn load_initramfs(mem: &GuestRam, path: &Path, kernel_end: u64, low_end: u64) -> Result<Range, LoadError> {
     let mut file = open(path)?;

@@ -5,18 +5,21 @@ use super::control::{DISK, MachinePlan, VSOCK};
 use super::load::{self, LoadError};
 use super::vm::Parts;
 use crate::client::NicSpec;
+use crate::devices::block::backend::{DiskBackend, DiskError};
 use crate::devices::block::{Block, DiskOpenError, LayeredDisk};
-use crate::devices::net::{Net, NetConfig};
+use crate::devices::net::{Net, NetConfig, Traffic};
 use crate::devices::rng::Rng;
 use crate::devices::vsock::{Vsock, VsockError};
-use crate::devices::{DeviceError, VirtioDevice};
+use crate::devices::{DeviceError, GuestRam, VirtioDevice};
 use model::agent::{BOOT_PORT, GUEST_CID};
 use model::net::GUEST_MTU;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
+use vm_memory::VolatileSlice;
 use vpc::client::VpcError;
 
 /// One mebibyte.
@@ -73,6 +76,8 @@ pub enum PartsError {
 pub struct Host {
     taps: Vec<OwnedFd>,
     vsock: UnixListener,
+    disk: Disk,
+    traffic: Arc<Mutex<Option<Arc<Traffic>>>>,
     /// Where the agent reports.
     pub agents: UnixListener,
 }
@@ -92,26 +97,103 @@ impl Host {
             }
             None => Vec::new(),
         };
-        Ok(Self { taps, vsock: listen(&base)?, agents })
+        let disk = open_disk(&plan.folder, &plan.rootfs, u64::from(plan.spec.disk_mib) * MIB)?;
+        let disk = Disk(Arc::new(Mutex::new(disk)));
+        Ok(Self { taps, vsock: listen(&base)?, disk, traffic: Arc::default(), agents })
     }
 
-    /// Makes the parts of one machine. Again after each restart of the guest.
+    /// The disk, for whoever seals it.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        self.disk.clone()
+    }
+
+    /// Readable when somebody wants something of a machine that stands still: frames for its NIC, a host's
+    /// connection to its vsock.
+    #[must_use]
+    pub fn knocks(&self) -> Vec<BorrowedFd<'_>> {
+        self.taps.iter().map(AsFd::as_fd).chain([self.vsock.as_fd()]).collect()
+    }
+
+    /// Bytes that the NIC has moved since the machine was made.
+    #[must_use]
+    pub fn moved_bytes(&self) -> u64 {
+        let traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
+        traffic.as_ref().map_or(0, |traffic| traffic.received() + traffic.sent())
+    }
+
+    /// Makes the parts of one machine, with a saved memory or a blank one. Again after each restart of the guest.
     ///
     /// # Errors
     /// See [`PartsError`].
-    pub fn parts(&self, plan: &MachinePlan) -> Result<Parts, PartsError> {
+    pub fn parts(&self, plan: &MachinePlan, saved: Option<GuestRam>) -> Result<Parts, PartsError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        let disk = open_disk(&plan.folder, &plan.rootfs, u64::from(plan.spec.disk_mib) * MIB)?;
-        devices.push(Box::new(Block::new(Box::new(disk), plan.spec.vm.as_str())));
+        devices.push(Box::new(Block::new(Box::new(self.disk.clone()), plan.spec.vm.as_str())));
         let vsock = self.vsock.try_clone().map_err(PartsError::Duplicate)?;
         let vsock = Vsock::new(GUEST_CID, vsock, &plan.folder.join(VSOCK)).map_err(PartsError::Vsock)?;
         devices.push(Box::new(vsock));
         devices.push(Box::new(Rng::new()));
         if let (Some(nic), Some(tap)) = (&plan.spec.nic, self.taps.first()) {
-            devices.push(Box::new(make_nic(nic, tap)?));
+            let nic = make_nic(nic, tap)?;
+            *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = Some(nic.traffic());
+            devices.push(Box::new(nic));
         }
         let console = Console::open(&plan.folder, plan.console_bytes).map_err(PartsError::Console)?;
-        Ok(Parts { mem: load::map(plan.spec.memory_mib)?, devices, console })
+        let mem = match saved {
+            Some(mem) => mem,
+            None => load::map(plan.spec.memory_mib)?,
+        };
+        Ok(Parts { mem, devices, console })
+    }
+}
+
+/// The disk, shared by its device and whoever seals it.
+#[derive(Clone, Debug)]
+pub struct Disk(Arc<Mutex<LayeredDisk>>);
+
+impl Disk {
+    fn lock(&self) -> MutexGuard<'_, LayeredDisk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes durable all that was written.
+    pub fn flush(&self) -> Result<(), super::process::ProcessError> {
+        self.lock().flush().map_err(|error| super::process::ProcessError::Folder(io::Error::other(error)))
+    }
+    pub fn prepare_seal(&self) -> Result<(), super::process::ProcessError> {
+        Ok(())
+    }
+    pub fn switch(&self) -> Result<(), super::process::ProcessError> {
+        Ok(())
+    }
+    pub fn settle(&self) -> Result<(), super::process::ProcessError> {
+        Ok(())
+    }
+    pub fn link_into(&self, _: &Path) -> Result<(), super::process::ProcessError> {
+        Ok(())
+    }
+}
+impl DiskBackend for Disk {
+    fn capacity(&self) -> u64 {
+        self.lock().capacity()
+    }
+    fn read_only(&self) -> bool {
+        self.lock().read_only()
+    }
+    fn read_at(&mut self, o: u64, i: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
+        self.lock().read_at(o, i)
+    }
+    fn write_at(&mut self, o: u64, i: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
+        self.lock().write_at(o, i)
+    }
+    fn flush(&mut self) -> Result<(), DiskError> {
+        self.lock().flush()
+    }
+    fn discard(&mut self, o: u64, l: u64) -> Result<(), DiskError> {
+        self.lock().discard(o, l)
+    }
+    fn write_zeroes(&mut self, o: u64, l: u64, u: bool) -> Result<(), DiskError> {
+        self.lock().write_zeroes(o, l, u)
     }
 }
 

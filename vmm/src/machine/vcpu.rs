@@ -5,11 +5,14 @@
 //! Run ──► the guest's wish, or a failure: reported once, then Ended
 //! any ──order End──► Ended
 //! ```
+//! While all are parked, each can be asked to copy its state out of KVM, which only its own thread may do quickly.
 //! An order is written first and then each thread is taken out of the guest ([`sys::kick`]), so that a guest
 //! which spins cannot hold it up.
 
 use super::bus::Bus;
 use super::pure::power::Wish;
+use super::state::StateError;
+use super::state::vcpu::{Inventory, VcpuState};
 use super::sys;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -66,6 +69,9 @@ struct State {
     order: Order,
     parked: usize,
     ended: usize,
+    /// Counts the requests for copies; each parked vCPU answers each once.
+    copies_wanted: u64,
+    copies: Vec<(usize, Result<VcpuState, StateError>)>,
 }
 
 /// The running vCPUs.
@@ -86,13 +92,15 @@ impl Vcpus {
         vcpus: Vec<VcpuFd>,
         bus: &Arc<Bus>,
         mem: &crate::devices::GuestRam,
+        inventory: &Arc<Inventory>,
     ) -> Result<Self, VcpuError> {
         sys::install().map_err(VcpuError::Signal)?;
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
         let event = rustix::event::eventfd(0, flags).map_err(|e| VcpuError::Events(e.into()))?;
         // Each reports once at most, so that sending never waits.
         let (sender, reports) = sync_channel(vcpus.len());
-        let state = Mutex::new(State { order: Order::Run, parked: 0, ended: 0 });
+        let state = State { order: Order::Run, parked: 0, ended: 0, copies_wanted: 0, copies: Vec::new() };
+        let state = Mutex::new(state);
         let orders = Arc::new(Orders { state, changed: Condvar::new() });
         let mut started = Self { threads: Vec::new(), orders, reports, event };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
@@ -101,6 +109,7 @@ impl Vcpus {
                 vcpu,
                 bus: Arc::clone(bus),
                 mem: mem.clone(),
+                inventory: Arc::clone(inventory),
                 orders: Arc::clone(&started.orders),
                 reports: sender.clone(),
                 event: started.event.try_clone().map_err(VcpuError::Events)?,
@@ -135,6 +144,24 @@ impl Vcpus {
         drop(self.orders.changed.wait_while(state, |state| state.parked + state.ended < all));
     }
 
+    /// Copies the state of all vCPUs, in their order. Only while they are parked.
+    ///
+    /// # Errors
+    /// When one has ended, or KVM refuses.
+    pub fn save(&self) -> Result<Vec<VcpuState>, StateError> {
+        let all = self.threads.len();
+        let mut state = self.orders.lock();
+        if state.parked < all {
+            return Err(StateError::Ended);
+        }
+        state.copies_wanted += 1;
+        self.orders.changed.notify_all();
+        let waited = self.orders.changed.wait_while(state, |state| state.copies.len() < all);
+        let mut copies = std::mem::take(&mut waited.unwrap_or_else(PoisonError::into_inner).copies);
+        copies.sort_by_key(|(index, _)| *index);
+        copies.into_iter().map(|(_, copy)| copy).collect()
+    }
+
     /// Lets parked vCPUs go on.
     pub fn unpark(&self) {
         self.order(Order::Run);
@@ -165,13 +192,23 @@ impl Orders {
     }
 
     /// Obeys the order that is in force; false to end.
-    fn obey(&self) -> bool {
+    fn obey(&self, copy: impl Fn() -> (usize, Result<VcpuState, StateError>)) -> bool {
         let mut state = self.lock();
         if state.order == Order::Park {
             state.parked += 1;
+            let mut answered = state.copies_wanted;
             self.changed.notify_all();
             while state.order == Order::Park {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                if state.copies_wanted != answered {
+                    answered = state.copies_wanted;
+                    drop(state);
+                    let copied = copy();
+                    state = self.lock();
+                    state.copies.push(copied);
+                    self.changed.notify_all();
+                } else {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
             }
             state.parked -= 1;
         }
@@ -185,6 +222,7 @@ struct Runner {
     vcpu: VcpuFd,
     bus: Arc<Bus>,
     mem: crate::devices::GuestRam,
+    inventory: Arc<Inventory>,
     orders: Arc<Orders>,
     reports: SyncSender<Report>,
     event: OwnedFd,
@@ -194,13 +232,13 @@ impl Runner {
     fn run(mut self) {
         let armed = sys::Armed::new(&mut self.vcpu);
         // Orders that came before the handler was armed.
-        let mut go_on = self.orders.obey();
+        let mut go_on = self.obey();
         while go_on {
             match self.enter() {
                 Served::GoOn => {}
                 Served::Interrupted => {
                     armed.clear();
-                    go_on = self.orders.obey();
+                    go_on = self.obey();
                 }
                 Served::Report(report) => {
                     self.tell(report);
@@ -211,6 +249,10 @@ impl Runner {
         drop(armed);
         self.orders.lock().ended += 1;
         self.orders.changed.notify_all();
+    }
+
+    fn obey(&self) -> bool {
+        self.orders.obey(|| (self.index, VcpuState::save(&self.vcpu, &self.inventory)))
     }
 
     fn tell(&self, report: Report) {

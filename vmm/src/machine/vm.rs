@@ -1,4 +1,4 @@
-//! One machine in KVM: made from a plan, then run.
+//! One machine in KVM: made from a plan or from a saved state, then run, and brought to rest to be saved.
 
 use super::bus::{Bus, Line};
 use super::console::Console;
@@ -6,11 +6,14 @@ use super::load::{self, Boot, LoadError};
 use super::pure::layout::{
     COM1_GSI, EVENTS_GSI, KVM_IDENTITY_MAP, KVM_TSS, MAX_VIRTIO, virtio_gsi, virtio_registers,
 };
+use super::pure::power::EVENT_GENERATION;
 use super::pure::{cpuid, registers};
+use super::state::vcpu::Inventory;
+use super::state::{Chips, CpuIdentity, MachineState, StateError};
 use super::sys;
 use super::vcpu::{VcpuError, Vcpus};
 use crate::devices::mmio::QUEUE_NOTIFY;
-use crate::devices::{GuestRam, MmioTransport, TransportError, VirtioDevice};
+use crate::devices::{DeviceKind, GuestRam, MmioTransport, TransportError, VirtioDevice};
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_lapic_state,
     kvm_pit_config,
@@ -73,9 +76,23 @@ pub enum MachineError {
     /// More devices than the machine has places for.
     #[error("a machine has at most {MAX_VIRTIO} virtio devices")]
     TooManyDevices,
+    /// A page that is shared with KVM.
+    #[error("cannot keep a vCPU's page out of copies of the process")]
+    Page(#[source] io::Error),
+    /// A saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The vCPUs' threads.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+}
+
+/// KVM's half of a machine before anything is in it. Making it takes longer than anything else in a resume, so that
+/// processes which wait for their order have it ready.
+#[derive(Debug)]
+pub struct Shell {
+    kvm: Kvm,
+    vm: VmFd,
 }
 
 /// A machine whose vCPUs run. Dropping it ends it: vCPUs first, then devices, then KVM's VM, then memory.
@@ -83,13 +100,17 @@ pub enum MachineError {
 pub struct Machine {
     vcpus: Vcpus,
     bus: Arc<Bus>,
-    _vm: VmFd,
-    _mem: GuestRam,
+    cpu: CpuIdentity,
+    vm: VmFd,
+    mem: GuestRam,
+    memory_mib: u32,
+    /// The NIC may run. Not before the agent of a restored guest has mended what must not be seen twice.
+    nic_open: bool,
 }
 
 /// The parts that come from outside.
 pub struct Parts {
-    /// Guest memory of the plan's size, empty.
+    /// Guest memory of the plan's size: empty, or as it was saved.
     pub mem: GuestRam,
     /// The devices, in the order of their addresses.
     pub devices: Vec<Box<dyn VirtioDevice>>,
@@ -97,27 +118,170 @@ pub struct Parts {
     pub console: Console,
 }
 
+impl Shell {
+    /// A VM with the interrupt controllers and the timer of a PC.
+    ///
+    /// # Errors
+    /// When KVM is missing, too old or refuses.
+    pub fn new() -> Result<Self, MachineError> {
+        let kvm = Kvm::new().map_err(kvm_failed("open(/dev/kvm)"))?;
+        if kvm.get_api_version() != KVM_API_VERSION as i32 {
+            return Err(MachineError::Lacks("the stable API version"));
+        }
+        if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+            return Err(MachineError::Lacks(name));
+        }
+        let vm = kvm.create_vm().map_err(kvm_failed("KVM_CREATE_VM"))?;
+        vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(kvm_failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(KVM_TSS as usize).map_err(kvm_failed("KVM_SET_TSS_ADDR"))?;
+        vm.create_irq_chip().map_err(kvm_failed("KVM_CREATE_IRQCHIP"))?;
+        // No speaker: its port then costs no exit.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+        vm.create_pit2(pit).map_err(kvm_failed("KVM_CREATE_PIT2"))?;
+        Ok(Self { kvm, vm })
+    }
+
+    fn vcpu(&self, index: u8) -> Result<VcpuFd, MachineError> {
+        let mut vcpu = self.vm.create_vcpu(u64::from(index)).map_err(kvm_failed("KVM_CREATE_VCPU"))?;
+        sys::keep_out_of_copies(&mut vcpu, self.vm.run_size()).map_err(MachineError::Page)?;
+        Ok(vcpu)
+    }
+
+    fn cpuid(&self, index: u8, count: u8) -> Result<CpuId, MachineError> {
+        let offered = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let mut ids = offered.map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let tsc_deadline = self.kvm.check_extension(Cap::TscDeadlineTimer);
+        cpuid::for_vcpu(ids.as_mut_slice(), index, count, tsc_deadline);
+        Ok(ids)
+    }
+
+    fn cpu(&self) -> Result<CpuIdentity, MachineError> {
+        Ok(CpuIdentity::of(&self.cpuid(0, 1)?))
+    }
+}
+
 impl Machine {
-    /// Makes the machine and lets it run.
+    /// Makes the machine and lets it run from the first instruction of its kernel.
     ///
     /// # Errors
     /// See [`MachineError`]; nothing is left then.
-    pub fn start(boot: &Boot<'_>, parts: Parts) -> Result<Self, MachineError> {
+    pub fn start(shell: Shell, boot: &Boot<'_>, parts: Parts) -> Result<Self, MachineError> {
         let Parts { mem, devices, console } = parts;
-        if devices.len() > MAX_VIRTIO {
-            return Err(MachineError::TooManyDevices);
-        }
-        let (kvm, vm) = open_vm()?;
-        sys::give_to_kvm(&vm, &mem).map_err(kvm_failed("KVM_SET_USER_MEMORY_REGION"))?;
+        let vm = &shell.vm;
+        sys::give_to_kvm(vm, &mem).map_err(kvm_failed("KVM_SET_USER_MEMORY_REGION"))?;
         let entry = load::fill(&mem, boot)?;
-        let transports = attach(&vm, &mem, devices)?;
-        let bus = Bus::new(line(&vm, COM1_GSI)?, console, line(&vm, EVENTS_GSI)?, transports);
-        let bus = Arc::new(bus);
+        let transports = attach(vm, &mem, devices)?;
+        let bus = Bus::new(line(vm, COM1_GSI)?, console, line(vm, EVENTS_GSI)?, transports);
         let vcpus = (0..boot.vcpus)
-            .map(|index| make_vcpu(&kvm, &vm, index, boot.vcpus, entry))
+            .map(|index| boot_vcpu(&shell, index, boot.vcpus, entry))
             .collect::<Result<Vec<_>, _>>()?;
-        let vcpus = Vcpus::start(vcpus, &bus, &mem)?;
-        Ok(Self { vcpus, bus, _vm: vm, _mem: mem })
+        Self::run(shell, vcpus, bus, mem, boot.memory_mib, true)
+    }
+
+    /// Makes the machine of a saved state, up to its next instruction.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; nothing is left then, and no instruction of the guest has run.
+    pub fn restore(shell: Shell, state: &MachineState, parts: Parts) -> Result<Restored, MachineError> {
+        let Parts { mem, devices, console } = parts;
+        state.cpu.check(&shell.cpu()?)?;
+        if devices.len() != state.devices.len() || state.vcpus.is_empty() {
+            return Err(StateError::Unfit("it has other devices").into());
+        }
+        let vm = &shell.vm;
+        sys::give_to_kvm(vm, &mem).map_err(kvm_failed("KVM_SET_USER_MEMORY_REGION"))?;
+        let transports = attach(vm, &mem, devices)?;
+        let mut vcpus = Vec::new();
+        for (index, saved) in (0u8..).zip(&state.vcpus) {
+            let vcpu = shell.vcpu(index)?;
+            saved.restore(&vcpu, &shell.kvm)?;
+            vcpus.push(vcpu);
+        }
+        state.chips.restore(vm)?;
+        for (transport, saved) in transports.iter().zip(&state.devices) {
+            transport.restore(saved)?;
+        }
+        let (serial_line, power_line) = (line(vm, COM1_GSI)?, line(vm, EVENTS_GSI)?);
+        let saved = (state.serial.clone(), state.events);
+        let bus = Bus::restored(serial_line, console, power_line, transports, saved)
+            .ok_or(StateError::Unfit("its serial line makes no sense"))?;
+        load::renew_generation(&mem)?;
+        bus.nudge_serial().and_then(|()| bus.raise(EVENT_GENERATION)).map_err(MachineError::Event)?;
+        Ok(Restored { shell, vcpus, bus, mem, memory_mib: state.memory_mib })
+    }
+
+    fn run(
+        shell: Shell,
+        vcpus: Vec<VcpuFd>,
+        bus: Bus,
+        mem: GuestRam,
+        memory_mib: u32,
+        nic_open: bool,
+    ) -> Result<Self, MachineError> {
+        let (bus, inventory) = (Arc::new(bus), Arc::new(Inventory::of(&shell.kvm)?));
+        let cpu = shell.cpu()?;
+        let vcpus = Vcpus::start(vcpus, &bus, &mem, &inventory)?;
+        Ok(Self { vcpus, bus, cpu, vm: shell.vm, mem, memory_mib, nic_open })
+    }
+
+    /// Brings everything to rest: no instruction of the guest runs, nothing is in flight in a device. When that does
+    /// not work out, all goes on.
+    ///
+    /// # Errors
+    /// When a device cannot be drained.
+    pub fn pause(&self) -> Result<(), MachineError> {
+        self.vcpus.park();
+        for device in self.bus.virtio() {
+            if let Err(error) = device.pause() {
+                self.unpause()?;
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets everything go on.
+    ///
+    /// # Errors
+    /// When a device's thread is gone.
+    pub fn unpause(&self) -> Result<(), MachineError> {
+        self.resume_devices()?;
+        self.vcpus.unpark();
+        Ok(())
+    }
+
+    /// Copies the state. Only while paused.
+    ///
+    /// # Errors
+    /// See [`MachineError`].
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        let devices = self.bus.virtio().iter().map(MmioTransport::save).collect::<Result<Vec<_>, _>>()?;
+        let vcpus = self.vcpus.save()?;
+        let chips = Chips::save(&self.vm)?;
+        let (serial, events) = self.bus.save();
+        let cpu = self.cpu.clone();
+        Ok(MachineState { cpu, memory_mib: self.memory_mib, vcpus, chips, serial, events, devices })
+    }
+
+    /// Lets the NIC of a restored machine run.
+    ///
+    /// # Errors
+    /// When its thread is gone.
+    pub fn open_nic(&mut self) -> Result<(), MachineError> {
+        if !self.nic_open {
+            self.nic_open = true;
+            self.resume_devices()?;
+        }
+        Ok(())
+    }
+
+    fn resume_devices(&self) -> Result<(), MachineError> {
+        for device in self.bus.virtio() {
+            if self.nic_open || device.kind() != DeviceKind::Net {
+                device.resume()?;
+            }
+        }
+        Ok(())
     }
 
     /// The vCPUs.
@@ -131,25 +295,35 @@ impl Machine {
     pub fn bus(&self) -> &Bus {
         &self.bus
     }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn mem(&self) -> &GuestRam {
+        &self.mem
+    }
 }
 
-/// A VM with the interrupt controllers and the timer of a PC.
-fn open_vm() -> Result<(Kvm, VmFd), MachineError> {
-    let kvm = Kvm::new().map_err(kvm_failed("open(/dev/kvm)"))?;
-    if kvm.get_api_version() != KVM_API_VERSION as i32 {
-        return Err(MachineError::Lacks("the stable API version"));
+/// A machine before its next instruction.
+#[derive(Debug)]
+pub struct Restored {
+    shell: Shell,
+    vcpus: Vec<VcpuFd>,
+    bus: Bus,
+    mem: GuestRam,
+    memory_mib: u32,
+}
+
+impl Restored {
+    /// Lets it go on, with its NIC closed until [`Machine::open_nic`].
+    ///
+    /// # Errors
+    /// See [`MachineError`]; nothing is left then.
+    pub fn go_on(self) -> Result<Machine, MachineError> {
+        let Self { shell, vcpus, bus, mem, memory_mib } = self;
+        let machine = Machine::run(shell, vcpus, bus, mem, memory_mib, false)?;
+        machine.resume_devices()?;
+        Ok(machine)
     }
-    if let Some((_, name)) = NEEDED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        return Err(MachineError::Lacks(name));
-    }
-    let vm = kvm.create_vm().map_err(kvm_failed("KVM_CREATE_VM"))?;
-    vm.set_identity_map_address(KVM_IDENTITY_MAP).map_err(kvm_failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    vm.set_tss_address(KVM_TSS as usize).map_err(kvm_failed("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip().map_err(kvm_failed("KVM_CREATE_IRQCHIP"))?;
-    // No speaker: its port then costs no exit.
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
-    vm.create_pit2(pit).map_err(kvm_failed("KVM_CREATE_PIT2"))?;
-    Ok((kvm, vm))
 }
 
 /// Puts each device behind a transport, with its interrupt and its notifications.
@@ -158,6 +332,9 @@ fn attach(
     mem: &GuestRam,
     devices: Vec<Box<dyn VirtioDevice>>,
 ) -> Result<Vec<MmioTransport>, MachineError> {
+    if devices.len() > MAX_VIRTIO {
+        return Err(MachineError::TooManyDevices);
+    }
     let mut transports = Vec::with_capacity(devices.len());
     for (index, device) in devices.into_iter().enumerate() {
         let transport = MmioTransport::new(mem.clone(), device, line(vm, virtio_gsi(index))?.0)?;
@@ -178,13 +355,9 @@ fn line(vm: &VmFd, gsi: u32) -> Result<Line, MachineError> {
 
 /// A vCPU that stands before the guest's first instruction. Those behind the first wait for the guest to start them,
 /// so only the first one's registers matter; all have the same CPUID and local APIC set-up.
-fn make_vcpu(kvm: &Kvm, vm: &VmFd, index: u8, count: u8, entry: u64) -> Result<VcpuFd, MachineError> {
-    let vcpu = vm.create_vcpu(u64::from(index)).map_err(kvm_failed("KVM_CREATE_VCPU"))?;
-    let mut ids: CpuId =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm_failed("KVM_GET_SUPPORTED_CPUID"))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    cpuid::for_vcpu(ids.as_mut_slice(), index, count, tsc_deadline);
-    vcpu.set_cpuid2(&ids).map_err(kvm_failed("KVM_SET_CPUID2"))?;
+fn boot_vcpu(shell: &Shell, index: u8, count: u8, entry: u64) -> Result<VcpuFd, MachineError> {
+    let vcpu = shell.vcpu(index)?;
+    vcpu.set_cpuid2(&shell.cpuid(index, count)?).map_err(kvm_failed("KVM_SET_CPUID2"))?;
     let list = registers::msrs();
     let msrs = Msrs::from_entries(&list).expect("fewer than KVM's bound");
     let taken = vcpu.set_msrs(&msrs).map_err(kvm_failed("KVM_SET_MSRS"))?;

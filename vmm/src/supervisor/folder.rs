@@ -120,6 +120,7 @@ pub fn plan(config: &VmmConfig, spec: MachineSpec) -> Result<MachinePlan, Folder
         vpc_socket: config.places.vpc_socket(),
         console_bytes: config.console_bytes,
         command_line: String::new(),
+        restore: None,
         spec,
     })
 }

@@ -197,6 +197,7 @@ async fn order_start(near: OwnedFd, pid: i32, plan: MachinePlan) -> Result<(Wire
         MachineMessage::Refused { reason, message } => Err(LaunchError::Refused { reason, message }),
         MachineMessage::Done
         | MachineMessage::AgentReady
+        | MachineMessage::Idle
         | MachineMessage::Rebooting
         | MachineMessage::Exited { .. } => Err(LaunchError::Unexpected),
     }

@@ -152,6 +152,11 @@ impl Registry {
         inner.tell(VmmEvent::AgentReady { vm: vm.clone(), instance: running.instance.clone() });
     }
 
+    /// The NIC was idle for its period.
+    pub fn idle(&self, vm: &VmId, running: &Running) {
+        lock(&self.inner).tell(VmmEvent::Idle { vm: vm.clone(), instance: running.instance.clone() });
+    }
+
     /// The guest restarts.
     pub fn rebooting(&self, vm: &VmId, running: &Running) {
         let inner = lock(&self.inner);

@@ -48,6 +48,7 @@ impl Followed {
             tokio::select! {
                 message = self.wire.receive::<MachineMessage>() => match message {
                     Ok((MachineMessage::AgentReady, _)) => registry.agent_ready(&self.vm, &self.running),
+                    Ok((MachineMessage::Idle, _)) => registry.idle(&self.vm, &self.running),
                     Ok((MachineMessage::Rebooting, _)) => registry.rebooting(&self.vm, &self.running),
                     Ok((MachineMessage::Exited { reason }, _)) => reported = Some(reason),
                     Ok((MachineMessage::Running { .. } | MachineMessage::Done, _)) => {}

@@ -12,10 +12,15 @@ const LEAF_EXTENDED: u32 = 0x7;
 const LEAF_PMU: u32 = 0xa;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
 const LEAF_AMD_SIZES: u32 = 0x8000_0008;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
 const LEAF_AMD_TOPOLOGY: u32 = 0x8000_001e;
 
+/// Leaf 1 ECX: VMX. Guests get no virtualisation of their own: its state inside of KVM is not part of a saved one.
+const VMX: u32 = 1 << 5;
+/// Leaf 0x80000001 ECX: SVM, likewise.
+const SVM: u32 = 1 << 2;
 /// Leaf 1 ECX: TSC deadline timer, which KVM's local APIC has.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 ECX: there is a hypervisor.
@@ -46,6 +51,7 @@ pub fn for_vcpu(entries: &mut [kvm_cpuid_entry2], index: u8, count: u8, tsc_dead
             LEAF_EXTENDED if entry.index == 0 => entry.ecx &= !WAITPKG,
             LEAF_PMU => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
             LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 => topology(entry, index, count, id_bits),
+            LEAF_AMD_FEATURES => entry.ecx &= !SVM,
             LEAF_AMD_SIZES => entry.ecx = (entry.ecx & !0xf0ff) | (id_bits << 12) | (count - 1),
             LEAF_AMD_TOPOLOGY => (entry.eax, entry.ebx, entry.ecx) = (index, index, 0),
             _ => {}
@@ -55,7 +61,7 @@ pub fn for_vcpu(entries: &mut [kvm_cpuid_entry2], index: u8, count: u8, tsc_dead
 
 fn features(entry: &mut kvm_cpuid_entry2, index: u32, count: u32, tsc_deadline: bool) {
     entry.ebx = (entry.ebx & 0xff) | (LINE_64_BYTES << 8) | (count.next_power_of_two() << 16) | (index << 24);
-    entry.ecx |= HYPERVISOR;
+    entry.ecx = (entry.ecx & !VMX) | HYPERVISOR;
     if tsc_deadline {
         entry.ecx |= TSC_DEADLINE;
     }

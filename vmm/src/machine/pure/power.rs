@@ -37,6 +37,12 @@ impl Power {
         matches!(port, SLEEP_CONTROL | SLEEP_STATUS | RESET | EVENTS | I8042_COMMAND)
     }
 
+    /// Events that the guest has not read.
+    #[must_use]
+    pub fn pending(&self) -> u8 {
+        self.events
+    }
+
     /// Notes an event; the caller then raises the interrupt line of the event device.
     pub fn raise(&mut self, event: u8) {
         self.events |= event;

@@ -2,30 +2,50 @@
 //!
 //! ```text
 //! (Start) ──► Running ──guest resets──► Running (made anew) …
-//!                │
-//!                ├── guest powers off, panics, KVM gives up, Kill ──► Exited ──► the process ends
+//!              │  ▲
+//!      Suspend │  │ traffic, or the state cannot be written
+//!              ▼  │
+//!           Suspending ──written──► Exited ──► the process ends
+//!
+//! Running ──guest powers off, panics, KVM gives up, Kill──► Exited ──► the process ends
+//! Running ──Freeze──► Running, and a frozen copy of the process ([`zygote`])
 //! ```
 //! The supervisor may come and go; only a start that it did not live to hear of ends the process.
 
+mod copy;
+mod error;
+mod idle;
+mod suspend;
+mod talk;
+pub mod zygote;
+
+pub use error::{ProcessError, chain_text, refusal};
+
 use super::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET};
 use super::hello::Hello;
-use super::load::{Boot, LoadError};
-use super::parts::{Host, PartsError, device_count};
-use super::pure::power::{EVENT_POWER_BUTTON, Wish};
+use super::load::Boot;
+use super::memory;
+use super::parts::{Host, device_count};
+use super::pure::power::Wish;
+use super::state::MachineState;
+use super::sys;
 use super::vcpu::Report;
-use super::vm::{Machine, MachineError};
-use crate::client::{ExitReason, Refusal};
-use feed::wire::{BlockingWire, WireError, listen_at};
+use super::vm::{Machine, Shell};
+use crate::client::ExitReason;
+use crate::devices::GuestRam;
+use feed::wire::{BlockingWire, listen_at};
+use idle::Idle;
+use model::agent::Identity;
 use rustix::event::epoll;
 use rustix::fs::FlockOperation;
-use rustix::net::SocketFlags;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use thiserror::Error;
+use suspend::Suspending;
 
-/// Connections of supervisors at once: the present one, one that takes over, and some for people.
+/// Connections of supervisors at once: the present one, one that takes over, one for each long request, and some for
+/// people.
 const MAX_CONNECTIONS: usize = 8;
 /// Connections of the agent at once: the present one, and one that reconnects before the old one's end is seen.
 const MAX_HELLOS: usize = 4;
@@ -36,35 +56,6 @@ const COMMAND_LINE: &str = "console=ttyS0 reboot=a panic=-1 pci=off 8250.nr_uart
      i8042.dumbkbd random.trust_cpu=on swiotlb=noforce cryptomgr.notests clocksource=kvm-clock quiet \
      gatehouse.root=/dev/vda";
 
-/// Why the process ends without a machine having run.
-#[derive(Debug, Error)]
-pub enum ProcessError {
-    /// The supervisor is gone before it asked for anything, or said something else.
-    #[error("no order to start came")]
-    NoOrder(#[source] WireError),
-    /// The first message was not [`MachineRequest::Start`].
-    #[error("the first message was not an order to start")]
-    NotStart,
-    /// The VM's folder cannot be used.
-    #[error("cannot use the VM's folder")]
-    Folder(#[source] io::Error),
-    /// Another process has this VM.
-    #[error("another process runs this VM")]
-    Locked,
-    /// A part is missing.
-    #[error(transparent)]
-    Parts(#[from] PartsError),
-    /// The machine cannot be made.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// The loop cannot wait.
-    #[error("cannot wait for events")]
-    Epoll(#[source] io::Error),
-    /// The supervisor did not live to hear that the machine runs.
-    #[error("the supervisor is gone before the machine ran")]
-    Abandoned(#[source] WireError),
-}
-
 /// What the loop waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
@@ -74,6 +65,12 @@ enum Event {
     Listener,
     /// The agent connects.
     Agent,
+    /// The period of the idle watch is over.
+    Idle,
+    /// The thread that writes the state has ended.
+    Written,
+    /// Somebody wants something of the machine while it is being suspended.
+    Traffic,
     /// A control connection has something, or its end.
     Connection(usize),
     /// A connection of the agent has something, or its end.
@@ -87,16 +84,42 @@ enum Outcome {
     Exit(ExitReason),
 }
 
-/// Runs the machine that the supervisor at the other end of `control` orders.
+/// What a machine begins from.
+enum Source {
+    /// Its kernel.
+    Boot,
+    /// The state in its folder.
+    Files(Identity),
+    /// The state that this process has inherited.
+    Inherited { mem: GuestRam, state: Box<MachineState> },
+}
+
+/// Runs the machine that the supervisor at the other end of `control` orders. What can be made without knowing it is
+/// made before the order comes.
 ///
 /// # Errors
 /// When no machine could be run; the supervisor was told then.
 pub fn run(control: OwnedFd) -> Result<(), ProcessError> {
+    // Copies of this process are nobody's to wait for.
+    sys::ignore_children(true).map_err(ProcessError::Children)?;
+    let shell = Shell::new();
     let wire = BlockingWire::of(control);
     let (request, _) = wire.receive::<MachineRequest>().map_err(ProcessError::NoOrder)?;
     let MachineRequest::Start(plan) = request else { return Err(ProcessError::NotStart) };
-    let started = Process::new(*plan).and_then(|process| {
-        let machine = process.make()?;
+    let source = plan.restore.map_or(Source::Boot, Source::Files);
+    obey(wire, *plan, source, shell.map_err(ProcessError::from))
+}
+
+/// Runs a machine, and tells how that begins.
+fn obey(
+    wire: BlockingWire,
+    plan: MachinePlan,
+    source: Source,
+    shell: Result<Shell, ProcessError>,
+) -> Result<(), ProcessError> {
+    let started = shell.and_then(|shell| {
+        let mut process = Process::new(plan)?;
+        let machine = process.make(shell, source)?;
         Ok((process, machine))
     });
     let (mut process, machine) = match started {
@@ -129,11 +152,16 @@ struct Process {
     plan: MachinePlan,
     host: Host,
     _lock: File,
+    proc: OwnedFd,
     epoll: OwnedFd,
     listener: OwnedFd,
     connections: Vec<Option<Connection>>,
     hellos: Vec<Option<Hello>>,
     agent_ready: bool,
+    /// Whose state the machine went on from, until its guest boots anew.
+    restored: Option<Identity>,
+    idle: Idle,
+    suspending: Option<Suspending>,
 }
 
 impl Process {
@@ -143,23 +171,49 @@ impl Process {
         let host = Host::prepare(&plan)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| ProcessError::Epoll(e.into()))?;
         let process = Self {
+            idle: Idle::new(plan.spec.idle).map_err(ProcessError::Epoll)?,
             plan,
             host,
             _lock: lock,
+            proc: memory::open_proc().map_err(ProcessError::Folder)?,
             epoll,
             listener,
             connections: (0..MAX_CONNECTIONS).map(|_| None).collect(),
             hellos: (0..MAX_HELLOS).map(|_| None).collect(),
             agent_ready: false,
+            restored: None,
+            suspending: None,
         };
         process.watch(process.listener.as_fd(), Event::Listener).map_err(ProcessError::Epoll)?;
         process.watch(process.host.agents.as_fd(), Event::Agent).map_err(ProcessError::Epoll)?;
+        process.watch(process.idle.timer(), Event::Idle).map_err(ProcessError::Epoll)?;
         Ok(process)
     }
 
     /// Makes a machine and lets it run.
-    fn make(&self) -> Result<Machine, ProcessError> {
-        let parts = self.host.parts(&self.plan)?;
+    fn make(&mut self, shell: Shell, source: Source) -> Result<Machine, ProcessError> {
+        self.restored = None;
+        let machine = match source {
+            Source::Boot => self.boot(shell)?,
+            Source::Files(identity) => {
+                let (mem, state) = suspend::read(&self.plan)?;
+                let machine = self.restore(shell, mem, &state, || suspend::use_up(&self.plan.folder))?;
+                self.restored = Some(identity);
+                machine
+            }
+            Source::Inherited { mem, state } => {
+                let machine = self.restore(shell, mem, &state, || Ok(()))?;
+                self.restored = Some(Identity::New);
+                machine
+            }
+        };
+        self.watch(machine.vcpus().event(), Event::Vcpu).map_err(ProcessError::Epoll)?;
+        self.idle.begin().map_err(ProcessError::Epoll)?;
+        Ok(machine)
+    }
+
+    fn boot(&self, shell: Shell) -> Result<Machine, ProcessError> {
+        let parts = self.host.parts(&self.plan, None)?;
         let command_line = format!("{COMMAND_LINE} {}", self.plan.command_line);
         let boot = Boot {
             memory_mib: self.plan.spec.memory_mib,
@@ -169,15 +223,31 @@ impl Process {
             initramfs: Some(&self.plan.initramfs),
             command_line: command_line.trim_end(),
         };
-        let machine = Machine::start(&boot, parts)?;
-        self.watch(machine.vcpus().event(), Event::Vcpu).map_err(ProcessError::Epoll)?;
-        Ok(machine)
+        Ok(Machine::start(shell, &boot, parts)?)
+    }
+
+    /// `before` is the last thing that happens before the guest's next instruction.
+    fn restore(
+        &self,
+        shell: Shell,
+        mem: GuestRam,
+        state: &MachineState,
+        before: impl FnOnce() -> Result<(), ProcessError>,
+    ) -> Result<Machine, ProcessError> {
+        let spec = &self.plan.spec;
+        if state.memory_mib != spec.memory_mib || state.vcpus.len() != usize::from(spec.vcpus) {
+            return Err(ProcessError::OtherSize { memory_mib: state.memory_mib, vcpus: state.vcpus.len() });
+        }
+        let parts = self.host.parts(&self.plan, Some(mem))?;
+        let stopped = Machine::restore(shell, state, parts)?;
+        before()?;
+        Ok(stopped.go_on()?)
     }
 
     /// Runs machine after machine until one is down for good, and tells so.
     fn live(&mut self, mut machine: Machine) -> Result<(), ProcessError> {
         let reason = loop {
-            match self.serve(&machine)? {
+            match self.serve(&mut machine)? {
                 Outcome::Exit(reason) => break reason,
                 Outcome::Reboot => {
                     self.tell(&MachineMessage::Rebooting);
@@ -187,7 +257,8 @@ impl Process {
                     drop(machine);
                 }
             }
-            machine = match self.make() {
+            let shell = Shell::new().map_err(ProcessError::from);
+            machine = match shell.and_then(|shell| self.make(shell, Source::Boot)) {
                 Ok(machine) => machine,
                 Err(error) => break ExitReason::ProcessDied { message: chain_text(&error) },
             };
@@ -198,8 +269,8 @@ impl Process {
     }
 
     /// Serves events until the machine is down.
-    fn serve(&mut self, machine: &Machine) -> Result<Outcome, ProcessError> {
-        let mut ready: Vec<epoll::Event> = Vec::with_capacity(MAX_CONNECTIONS + MAX_HELLOS + 3);
+    fn serve(&mut self, machine: &mut Machine) -> Result<Outcome, ProcessError> {
+        let mut ready: Vec<epoll::Event> = Vec::with_capacity(MAX_CONNECTIONS + MAX_HELLOS + 8);
         loop {
             ready.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut ready), None) {
@@ -214,7 +285,7 @@ impl Process {
         }
     }
 
-    fn handle(&mut self, event: Event, machine: &Machine) -> Option<Outcome> {
+    fn handle(&mut self, event: Event, machine: &mut Machine) -> Option<Outcome> {
         match event {
             Event::Vcpu => machine.vcpus().report().map(|report| outcome(report, machine.bus().panic_line())),
             Event::Listener => {
@@ -225,133 +296,32 @@ impl Process {
                 self.accept_agent();
                 None
             }
-            Event::Connection(slot) => self.hear_supervisor(slot, machine),
-            Event::Hello(slot) => {
-                self.hear_agent(slot);
+            Event::Idle => {
+                self.look_whether_idle();
                 None
             }
-        }
-    }
-
-    fn accept_supervisor(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let accepted = rustix::net::accept_with(&self.listener, flags).map_err(io::Error::from);
-        if let Err(error) = accepted.and_then(|socket| self.adopt_connection(BlockingWire::of(socket), false))
-        {
-            tracing::warn!(%error, "a control connection was not taken");
-        }
-    }
-
-    /// Takes a connection into the loop; non-blocking, so that a peer that does not read cannot hold it up.
-    fn adopt_connection(&mut self, wire: BlockingWire, subscribed: bool) -> io::Result<()> {
-        rustix::io::ioctl_fionbio(wire.as_fd(), true)?;
-        let Some(slot) = self.connections.iter().position(Option::is_none) else {
-            return Err(io::Error::other("all connections are in use"));
-        };
-        self.watch(wire.as_fd(), Event::Connection(slot))?;
-        self.connections[slot] = Some(Connection { wire, subscribed });
-        Ok(())
-    }
-
-    fn hear_supervisor(&mut self, slot: usize, machine: &Machine) -> Option<Outcome> {
-        let connection = self.connections[slot].as_ref()?;
-        let request = match connection.wire.receive::<MachineRequest>() {
-            Ok((request, _)) => request,
-            Err(WireError::Receive(error)) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            Err(error) => {
-                tracing::debug!(%error, "a control connection ended");
-                self.connections[slot] = None;
-                return None;
+            Event::Written => self.end_suspend(machine),
+            Event::Traffic => {
+                self.break_off_suspend(machine);
+                None
             }
-        };
-        match request {
-            MachineRequest::Start(_) => {
-                let message = "a machine runs already".to_owned();
-                self.answer(slot, &MachineMessage::Refused { reason: Refusal::Busy, message });
+            Event::Connection(slot) => self.hear_supervisor(slot, machine),
+            Event::Hello(slot) => {
+                self.hear_agent(slot, machine);
+                None
             }
-            MachineRequest::Subscribe => {
-                if let Some(connection) = &mut self.connections[slot] {
-                    connection.subscribed = true;
-                }
-                let running = self.running();
-                self.answer(slot, &running);
-            }
-            MachineRequest::PowerButton => {
-                let answer = match machine.bus().raise(EVENT_POWER_BUTTON) {
-                    Ok(()) => MachineMessage::Done,
-                    Err(error) => {
-                        MachineMessage::Refused { reason: Refusal::Internal, message: error.to_string() }
-                    }
-                };
-                self.answer(slot, &answer);
-            }
-            MachineRequest::Kill => {
-                self.answer(slot, &MachineMessage::Done);
-                return Some(Outcome::Exit(ExitReason::Killed));
-            }
-        }
-        None
-    }
-
-    fn accept_agent(&mut self) {
-        let accepted = self.host.agents.accept().and_then(|(stream, _)| Hello::new(stream));
-        let hello = match accepted {
-            Ok(hello) => hello,
-            Err(error) => return tracing::warn!(%error, "a connection of the agent was not taken"),
-        };
-        let Some(slot) = self.hellos.iter().position(Option::is_none) else {
-            return tracing::warn!("a connection of the agent was not taken: all are in use");
-        };
-        if let Err(error) = self.watch(hello.stream().as_fd(), Event::Hello(slot)) {
-            return tracing::warn!(%error, "a connection of the agent was not taken");
-        }
-        self.hellos[slot] = Some(hello);
-    }
-
-    fn hear_agent(&mut self, slot: usize) {
-        let Some(hello) = &mut self.hellos[slot] else { return };
-        match hello.advance(&self.plan.spec.boot) {
-            Ok(false) => {}
-            Ok(true) => {
-                self.agent_ready = true;
-                self.tell(&MachineMessage::AgentReady);
-            }
-            Err(error) => {
-                tracing::info!(error = chain_text(&error), "the agent's connection ended");
-                self.hellos[slot] = None;
-            }
-        }
-    }
-
-    fn running(&self) -> MachineMessage {
-        MachineMessage::Running {
-            vm: self.plan.spec.vm.clone(),
-            instance: self.plan.spec.instance.clone(),
-            agent_ready: self.agent_ready,
-        }
-    }
-
-    /// Tells an event to all who subscribed.
-    fn tell(&mut self, message: &MachineMessage) {
-        for slot in 0..self.connections.len() {
-            if self.connections[slot].as_ref().is_some_and(|connection| connection.subscribed) {
-                self.answer(slot, message);
-            }
-        }
-    }
-
-    /// Sends to one; whoever does not read is dropped.
-    fn answer(&mut self, slot: usize, message: &MachineMessage) {
-        let Some(connection) = &self.connections[slot] else { return };
-        if let Err(error) = connection.wire.send(message, &[]) {
-            tracing::debug!(%error, "a control connection is dropped");
-            self.connections[slot] = None;
         }
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, event: Event) -> io::Result<()> {
         let data = epoll::EventData::new_u64(event.encode());
         Ok(epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?)
+    }
+
+    fn unwatch(&self, fd: BorrowedFd<'_>) {
+        if let Err(error) = epoll::delete(&self.epoll, fd) {
+            tracing::error!(%error, "cannot stop to watch a descriptor");
+        }
     }
 }
 
@@ -365,6 +335,9 @@ impl Event {
             Self::Vcpu => 0,
             Self::Listener => 1,
             Self::Agent => 2,
+            Self::Idle => 3,
+            Self::Written => 4,
+            Self::Traffic => 5,
             Self::Connection(slot) => FIRST_CONNECTION + slot as u64,
             Self::Hello(slot) => FIRST_HELLO + slot as u64,
         }
@@ -374,7 +347,10 @@ impl Event {
         match data {
             0 => Self::Vcpu,
             1 => Self::Listener,
-            2..FIRST_CONNECTION => Self::Agent,
+            2 => Self::Agent,
+            3 => Self::Idle,
+            4 => Self::Written,
+            5..FIRST_CONNECTION => Self::Traffic,
             FIRST_CONNECTION..FIRST_HELLO => Self::Connection((data - FIRST_CONNECTION) as usize),
             FIRST_HELLO.. => Self::Hello((data - FIRST_HELLO) as usize),
         }
@@ -403,51 +379,22 @@ fn lock_folder(folder: &Path) -> Result<File, ProcessError> {
     }
 }
 
-fn refusal(error: &ProcessError) -> Refusal {
-    match error {
-        ProcessError::Parts(PartsError::Disk(_) | PartsError::DiskFiles { .. }) => Refusal::Disk,
-        ProcessError::Parts(PartsError::Tap(_) | PartsError::Nic(_)) => Refusal::Network,
-        ProcessError::Machine(MachineError::Load(
-            LoadError::Open { .. }
-            | LoadError::Kernel { .. }
-            | LoadError::Initramfs { .. }
-            | LoadError::NoRoom { .. },
-        )) => Refusal::Image,
-        ProcessError::Machine(
-            MachineError::Kvm { .. } | MachineError::Lacks(_) | MachineError::Msrs { .. },
-        ) => Refusal::Kvm,
-        ProcessError::Machine(MachineError::Load(LoadError::CommandLine { .. })) => Refusal::BadSpec,
-        ProcessError::Locked => Refusal::Busy,
-        ProcessError::NoOrder(_)
-        | ProcessError::NotStart
-        | ProcessError::Folder(_)
-        | ProcessError::Epoll(_)
-        | ProcessError::Abandoned(_)
-        | ProcessError::Parts(_)
-        | ProcessError::Machine(_) => Refusal::Internal,
-    }
-}
-
-/// An error with all its causes, for a person.
-#[must_use]
-pub fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        cause = source.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn events_survive_epoll() {
-        for event in [Event::Vcpu, Event::Listener, Event::Agent, Event::Connection(7), Event::Hello(3)] {
+        for event in [
+            Event::Vcpu,
+            Event::Listener,
+            Event::Agent,
+            Event::Idle,
+            Event::Written,
+            Event::Traffic,
+            Event::Connection(7),
+            Event::Hello(3),
+        ] {
             assert_eq!(Event::decode(event.encode()), event);
         }
     }

@@ -1,0 +1,55 @@
+//! Freeze: a copy of this process that stands still, while the machine hardly notices.
+//!
+//! What needs a file is done before and after; while the machine stands still its state is taken, its disk's top
+//! becomes a layer, and the process is copied.
+
+use super::zygote::{self, Frozen};
+use super::{Process, ProcessError, chain_text, refusal};
+use crate::client::Refusal;
+use crate::machine::control::MachineMessage;
+use crate::machine::sys::{self, Side};
+use crate::machine::vm::Machine;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Instant;
+
+impl Process {
+    /// Leaves a copy behind that listens at the socket, and links the disk's sealed layers into the folder.
+    pub(super) fn freeze(
+        &mut self,
+        folder: &Path,
+        sockets: Vec<OwnedFd>,
+        machine: &Machine,
+    ) -> MachineMessage {
+        if self.suspending.is_some() {
+            let message = "the VM is being suspended".to_owned();
+            return MachineMessage::Refused { reason: Refusal::Busy, message };
+        }
+        match self.copy(folder, sockets, machine) {
+            Ok(()) => MachineMessage::Done,
+            Err(error) => MachineMessage::Refused { reason: refusal(&error), message: chain_text(&error) },
+        }
+    }
+
+    fn copy(&mut self, folder: &Path, sockets: Vec<OwnedFd>, machine: &Machine) -> Result<(), ProcessError> {
+        let socket = sockets.into_iter().next().ok_or(ProcessError::NoSocket)?;
+        let disk = self.host.disk();
+        disk.prepare_seal()?;
+        let begun = Instant::now();
+        machine.pause()?;
+        let copied = machine.save().map_err(ProcessError::from).and_then(|state| {
+            disk.switch()?;
+            let failed = |source| ProcessError::Copy { step: "fork", source };
+            if sys::fork().map_err(failed)? == Side::Child {
+                zygote::run(&Frozen { socket: &socket, proc: &self.proc, mem: machine.mem(), state });
+            }
+            Ok(())
+        });
+        machine.unpause()?;
+        let stood_still = begun.elapsed();
+        tracing::info!(?stood_still, "copied");
+        copied?;
+        disk.settle()?;
+        disk.link_into(folder)
+    }
+}

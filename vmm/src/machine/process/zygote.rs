@@ -1,0 +1,94 @@
+//! The frozen copy of a VM's process: it holds the memory and the state as they were, and makes machines of them.
+//!
+//! ```text
+//!            Spawn: a copy becomes a machine          connection ends
+//! Waiting ─────────────────────────────────► Waiting ─────────────────► gone
+//!            Write: a copy writes and ends
+//! ```
+//! It has one thread and nothing of the original's but memory; it never runs the guest itself.
+
+use super::suspend;
+use super::{ProcessError, Source, chain_text, refusal};
+use crate::devices::GuestRam;
+use crate::machine::control::{MachineMessage, MachinePlan, ZygoteRequest};
+use crate::machine::state::MachineState;
+use crate::machine::sys::{self, Side};
+use crate::machine::vm::Shell;
+use feed::wire::{BlockingWire, WireError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// What a copy keeps.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    /// Where it listens.
+    pub socket: &'a OwnedFd,
+    /// See [`crate::machine::memory::open_proc`].
+    pub proc: &'a OwnedFd,
+    /// Guest memory, which nobody writes any more.
+    pub mem: &'a GuestRam,
+    /// All else.
+    pub state: MachineState,
+}
+
+/// Becomes the frozen copy. Only right after a fork, in the copy.
+pub fn run(frozen: &Frozen<'_>) -> ! {
+    let code = match serve(frozen) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(error = chain_text(&error), "a frozen copy ended");
+            1
+        }
+    };
+    sys::leave(code)
+}
+
+fn serve(frozen: &Frozen<'_>) -> Result<(), ProcessError> {
+    let failed = |step| move |source| ProcessError::Copy { step, source };
+    sys::close_all_but(&[frozen.socket.as_fd(), frozen.proc.as_fd()]).map_err(failed("close"))?;
+    sys::ignore_children(true).map_err(ProcessError::Children)?;
+    let wire = BlockingWire::of(frozen.socket.try_clone().map_err(failed("dup"))?);
+    loop {
+        let (request, sockets) = match wire.receive::<ZygoteRequest>() {
+            Ok(heard) => heard,
+            Err(WireError::Closed) => return Ok(()),
+            Err(error) => return Err(ProcessError::NoOrder(error)),
+        };
+        let socket = sockets.into_iter().next().ok_or(ProcessError::NoSocket)?;
+        if sys::fork().map_err(failed("fork"))? == Side::Child {
+            let code = i32::from(obey(frozen, request, socket).is_err());
+            sys::leave(code);
+        }
+    }
+}
+
+/// In a copy of the copy: does what was asked, and tells so over the socket.
+fn obey(frozen: &Frozen<'_>, request: ZygoteRequest, socket: OwnedFd) -> Result<(), ProcessError> {
+    let failed = |step| move |source| ProcessError::Copy { step, source };
+    sys::close_all_but(&[socket.as_fd(), frozen.proc.as_fd()]).map_err(failed("close"))?;
+    let wire = BlockingWire::of(socket);
+    match request {
+        ZygoteRequest::Spawn(plan) => spawn(frozen, wire, *plan),
+        ZygoteRequest::Write { folder } => {
+            let answer = match write(frozen, &folder) {
+                Ok(()) => MachineMessage::Done,
+                Err(error) => {
+                    MachineMessage::Refused { reason: refusal(&error), message: chain_text(&error) }
+                }
+            };
+            wire.send(&answer, &[]).map_err(ProcessError::Abandoned)
+        }
+    }
+}
+
+fn write(frozen: &Frozen<'_>, folder: &Path) -> Result<(), ProcessError> {
+    let bytes = suspend::write(folder, frozen.mem, frozen.proc, &frozen.state, &AtomicBool::new(false))?;
+    tracing::info!(bytes, folder = %folder.display(), "the copy is written");
+    Ok(())
+}
+
+fn spawn(frozen: &Frozen<'_>, wire: BlockingWire, plan: MachinePlan) -> Result<(), ProcessError> {
+    let source = Source::Inherited { mem: frozen.mem.clone(), state: Box::new(frozen.state.clone()) };
+    super::obey(wire, plan, source, Shell::new().map_err(ProcessError::from))
+}
