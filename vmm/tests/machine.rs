@@ -172,9 +172,9 @@ impl Trial {
         self.machine.pause().expect("paused");
         let state = self.machine.save().expect("saved");
         let proc = memory::open_proc().expect("proc");
-        let path = self.folder.path().join("memory");
-        memory::write(self.machine.mem(), &proc, &path, &AtomicBool::new(false)).expect("memory");
-        state::write(&self.folder.path().join("state"), &state).expect("state");
+        let file = |name| std::fs::File::create(self.folder.path().join(name)).expect("file");
+        memory::write(self.machine.mem(), &proc, file("memory"), &AtomicBool::new(false)).expect("memory");
+        state::write(&file("state"), &state).expect("state");
         state
     }
 
@@ -216,8 +216,8 @@ impl Trial {
     fn save_elsewhere(&self) {
         self.machine.pause().expect("paused");
         let proc = memory::open_proc().expect("proc");
-        let path = self.folder.path().join("second");
-        memory::write(self.machine.mem(), &proc, &path, &AtomicBool::new(false)).expect("memory");
+        let file = std::fs::File::create(self.folder.path().join("second")).expect("file");
+        memory::write(self.machine.mem(), &proc, file, &AtomicBool::new(false)).expect("memory");
         assert_eq!(
             self.machine.save().expect("saved").vcpus.len(),
             self.machine.save().expect("again").vcpus.len()

@@ -11,8 +11,6 @@ use std::path::PathBuf;
 pub const SOCKET: &str = "control.sock";
 /// Where the vsock device meets the host, in the VM's folder; guest ports are at `<this>_<port>`.
 pub const VSOCK: &str = "vsock.sock";
-/// The writable top of the disk, in the VM's folder.
-pub const DISK: &str = "disk";
 /// What is running or ran last, in the VM's folder.
 pub const SPEC: &str = "spec.json";
 
@@ -76,6 +74,8 @@ pub enum MachineRequest {
         /// The new folder, in the VM's own.
         folder: PathBuf,
     },
+    /// Merge the layers of the disk.
+    Optimize,
     /// From now on the NIC counts as idle after this; never, when absent.
     WatchIdle {
         /// The period.
@@ -90,12 +90,9 @@ pub enum ZygoteRequest {
     /// Become a machine of this plan in a copy of the copy, which has the socket that rides with this message for its
     /// control connection, and says there what follows [`MachineRequest::Start`].
     Spawn(Box<MachinePlan>),
-    /// Write the state into this folder, in another copy, which answers over the socket that rides with this message
-    /// with [`MachineMessage::Done`] or [`MachineMessage::Refused`].
-    Write {
-        /// Where.
-        folder: PathBuf,
-    },
+    /// Write the memory and the rest of the state, durably, in another copy. A socket for its answer,
+    /// [`MachineMessage::Done`] or [`MachineMessage::Refused`], and the two empty files ride with this message.
+    Write,
 }
 
 /// What a VM's process says.

@@ -1,12 +1,11 @@
 //! The parts of a machine that come from the host: its disk, NIC, vsock and log, made from a plan.
 
 use super::console::Console;
-use super::control::{DISK, MachinePlan, VSOCK};
+use super::control::{MachinePlan, VSOCK};
 use super::load::{self, LoadError};
 use super::vm::Parts;
 use crate::client::NicSpec;
-use crate::devices::block::backend::{DiskBackend, DiskError};
-use crate::devices::block::{Block, DiskOpenError, LayeredDisk};
+use crate::devices::block::{Block, DiskFolder, FolderError};
 use crate::devices::net::{Net, NetConfig, Traffic};
 use crate::devices::rng::Rng;
 use crate::devices::vsock::{Vsock, VsockError};
@@ -17,25 +16,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
-use vm_memory::VolatileSlice;
 use vpc::client::VpcError;
 
 /// One mebibyte.
 const MIB: u64 = 1 << 20;
-/// Added to the name of a disk's top while it is being made.
-const UNFINISHED: &str = "disk.new";
 
 /// Why a part is missing.
 #[derive(Debug, Error)]
 pub enum PartsError {
     /// The disk's files.
     #[error("cannot make or open the disk")]
-    Disk(#[source] DiskOpenError),
-    /// The disk's folder.
-    #[error("cannot prepare the disk's files at {path}")]
-    DiskFiles {
+    Disk(#[from] FolderError),
+    /// The image that the disk is made over.
+    #[error("cannot open the image {path}")]
+    Base {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -76,7 +73,7 @@ pub enum PartsError {
 pub struct Host {
     taps: Vec<OwnedFd>,
     vsock: UnixListener,
-    disk: Disk,
+    disk: DiskFolder,
     traffic: Arc<Mutex<Option<Arc<Traffic>>>>,
     /// Where the agent reports.
     pub agents: UnixListener,
@@ -97,15 +94,13 @@ impl Host {
             }
             None => Vec::new(),
         };
-        let disk = open_disk(&plan.folder, &plan.rootfs, u64::from(plan.spec.disk_mib) * MIB)?;
-        let disk = Disk(Arc::new(Mutex::new(disk)));
+        let disk = open_disk(plan)?;
         Ok(Self { taps, vsock: listen(&base)?, disk, traffic: Arc::default(), agents })
     }
 
-    /// The disk, for whoever seals it.
-    #[must_use]
-    pub fn disk(&self) -> Disk {
-        self.disk.clone()
+    /// The disk, to seal it.
+    pub fn disk(&mut self) -> &mut DiskFolder {
+        &mut self.disk
     }
 
     /// Readable when somebody wants something of a machine that stands still: frames for its NIC, a host's
@@ -128,7 +123,7 @@ impl Host {
     /// See [`PartsError`].
     pub fn parts(&self, plan: &MachinePlan, saved: Option<GuestRam>) -> Result<Parts, PartsError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        devices.push(Box::new(Block::new(Box::new(self.disk.clone()), plan.spec.vm.as_str())));
+        devices.push(Box::new(Block::new(Box::new(self.disk.disk()), plan.spec.vm.as_str())));
         let vsock = self.vsock.try_clone().map_err(PartsError::Duplicate)?;
         let vsock = Vsock::new(GUEST_CID, vsock, &plan.folder.join(VSOCK)).map_err(PartsError::Vsock)?;
         devices.push(Box::new(vsock));
@@ -147,56 +142,6 @@ impl Host {
     }
 }
 
-/// The disk, shared by its device and whoever seals it.
-#[derive(Clone, Debug)]
-pub struct Disk(Arc<Mutex<LayeredDisk>>);
-
-impl Disk {
-    fn lock(&self) -> MutexGuard<'_, LayeredDisk> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes durable all that was written.
-    pub fn flush(&self) -> Result<(), super::process::ProcessError> {
-        self.lock().flush().map_err(|error| super::process::ProcessError::Folder(io::Error::other(error)))
-    }
-    pub fn prepare_seal(&self) -> Result<(), super::process::ProcessError> {
-        Ok(())
-    }
-    pub fn switch(&self) -> Result<(), super::process::ProcessError> {
-        Ok(())
-    }
-    pub fn settle(&self) -> Result<(), super::process::ProcessError> {
-        Ok(())
-    }
-    pub fn link_into(&self, _: &Path) -> Result<(), super::process::ProcessError> {
-        Ok(())
-    }
-}
-impl DiskBackend for Disk {
-    fn capacity(&self) -> u64 {
-        self.lock().capacity()
-    }
-    fn read_only(&self) -> bool {
-        self.lock().read_only()
-    }
-    fn read_at(&mut self, o: u64, i: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        self.lock().read_at(o, i)
-    }
-    fn write_at(&mut self, o: u64, i: &[VolatileSlice<'_>]) -> Result<(), DiskError> {
-        self.lock().write_at(o, i)
-    }
-    fn flush(&mut self) -> Result<(), DiskError> {
-        self.lock().flush()
-    }
-    fn discard(&mut self, o: u64, l: u64) -> Result<(), DiskError> {
-        self.lock().discard(o, l)
-    }
-    fn write_zeroes(&mut self, o: u64, l: u64, u: bool) -> Result<(), DiskError> {
-        self.lock().write_zeroes(o, l, u)
-    }
-}
-
 /// Number of devices of a plan, which the ACPI tables must know before they are made.
 #[must_use]
 pub fn device_count(plan: &MachinePlan) -> usize {
@@ -208,26 +153,11 @@ fn make_nic(nic: &NicSpec, tap: &OwnedFd) -> Result<Net, PartsError> {
     Net::over_tap(tap, NetConfig { mac: nic.mac, mtu: GUEST_MTU }).map_err(PartsError::Nic)
 }
 
-/// Opens the top, or makes it. It gets its name only when it is complete, so that a crash leaves none by halves.
-fn open_disk(folder: &Path, base: &Path, capacity: u64) -> Result<LayeredDisk, PartsError> {
-    let top = folder.join(DISK);
-    let failed = |source| PartsError::DiskFiles { path: top.clone(), source };
-    if !top.try_exists().map_err(failed)? {
-        let new = folder.join(UNFINISHED);
-        let (map, new_map) = (map_of(&top), map_of(&new));
-        for leftover in [&new, &new_map, &map] {
-            remove_if_there(leftover).map_err(failed)?;
-        }
-        drop(LayeredDisk::create_at(Some(base), &new, capacity).map_err(PartsError::Disk)?);
-        std::fs::rename(&new_map, &map).map_err(failed)?;
-        std::fs::rename(&new, &top).map_err(failed)?;
-        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-    }
-    LayeredDisk::open_at(Some(base), &top).map_err(PartsError::Disk)
-}
-
-fn map_of(top: &Path) -> PathBuf {
-    crate::devices::block::layered::map_path(top)
+/// Opens the VM's disk over the image, or makes it.
+fn open_disk(plan: &MachinePlan) -> Result<DiskFolder, PartsError> {
+    let base = File::open(&plan.rootfs)
+        .map_err(|source| PartsError::Base { path: plan.rootfs.clone(), source })?;
+    Ok(DiskFolder::open(&plan.folder, Some(base), u64::from(plan.spec.disk_mib) * MIB)?)
 }
 
 /// Listens where an earlier process of this VM may have left its socket.

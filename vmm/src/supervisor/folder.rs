@@ -1,6 +1,7 @@
 //! A VM's folder, and the plan that is made of a specification.
 
 use crate::client::{MachineSpec, Refusal};
+use crate::devices::block::DiskFolder;
 use crate::machine::control::{MachinePlan, SPEC};
 use crate::machine::pure::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use model::config::VmmConfig;
@@ -63,8 +64,11 @@ pub enum FolderError {
         #[source]
         source: io::Error,
     },
-    /// The specification cannot be written down.
-    #[error("the specification cannot be written down")]
+    /// The disk.
+    #[error("cannot use the disk")]
+    Disk(#[from] crate::devices::block::FolderError),
+    /// The specification cannot be written down or read.
+    #[error("the specification cannot be written down or read")]
     Encode(#[source] serde_json::Error),
 }
 
@@ -75,7 +79,7 @@ impl FolderError {
         match self {
             Self::Range { .. } | Self::ImageName | Self::DiskTooSmall { .. } => Refusal::BadSpec,
             Self::Image { .. } => Refusal::Image,
-            Self::Io { .. } => Refusal::Disk,
+            Self::Io { .. } | Self::Disk(_) => Refusal::Disk,
             Self::Encode(_) => Refusal::Internal,
         }
     }
@@ -140,8 +144,7 @@ pub fn prepare(plan: &MachinePlan) -> Result<(), FolderError> {
     let mut file = File::create(&staged).map_err(failed("make", &staged))?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &staged))?;
     std::fs::rename(&staged, &path).map_err(failed("rename", &path))?;
-    let synced = File::open(&plan.folder).and_then(|folder| folder.sync_all());
-    synced.map_err(failed("sync", &plan.folder))
+    sync(&plan.folder)
 }
 
 /// Removes all that a VM left.
@@ -155,6 +158,61 @@ pub fn remove(folder: &Path) -> Result<(), FolderError> {
         }
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// Merges the layers of the disk of a VM without a process. Without a disk there is nothing to merge.
+///
+/// # Errors
+/// When that cannot be done.
+pub fn merge(config: &VmmConfig, vm: &VmId) -> Result<(), FolderError> {
+    let path = of(config, vm).join(SPEC);
+    let failed = |operation| {
+        let path = path.clone();
+        move |source| FolderError::Io { operation, path, source }
+    };
+    let bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read.map_err(failed("read"))?,
+    };
+    let plan = plan(config, serde_json::from_slice(&bytes).map_err(FolderError::Encode)?)?;
+    let base = File::open(&plan.rootfs).map_err(failed("open the base of"))?;
+    let mut disk = DiskFolder::open(&plan.folder, Some(base), u64::from(plan.spec.disk_mib) * MIB)?;
+    Ok(disk.merge()?)
+}
+
+/// Makes an empty folder, whatever is there.
+///
+/// # Errors
+/// When that cannot be done.
+pub fn renew(path: &Path) -> Result<(), FolderError> {
+    remove(path)?;
+    std::fs::create_dir(path).map_err(|source| FolderError::Io {
+        operation: "make",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Renames a folder, durably.
+///
+/// # Errors
+/// When that cannot be done.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FolderError> {
+    let failed = |source| FolderError::Io { operation: "rename", path: from.to_owned(), source };
+    std::fs::rename(from, to).map_err(failed)?;
+    for parent in [from.parent(), to.parent()].into_iter().flatten() {
+        sync(parent)?;
+    }
+    Ok(())
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// When that cannot be done.
+pub fn sync(path: &Path) -> Result<(), FolderError> {
+    let synced = File::open(path).and_then(|folder| folder.sync_all());
+    synced.map_err(|source| FolderError::Io { operation: "sync", path: path.to_owned(), source })
 }
 
 fn check_range(what: &'static str, got: u32, least: u32, most: u32) -> Result<(), FolderError> {

@@ -1,11 +1,13 @@
 //! Starts a VM's process, or adopts one that an earlier supervisor started.
 
+use super::copies::{self, Copies, CopyError, Spawner};
 use super::folder::{self, FolderError};
 use super::registry::{MAX_MACHINES, Registry, Running};
 use super::watch::Followed;
-use crate::client::{LAUNCH_WAIT, MachineSpec, Refusal};
-use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET};
+use crate::client::{LAUNCH_WAIT, MachineSpec, Origin, Refusal};
+use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET, SUSPENDED, USED};
 use feed::wire::{Wire, WireError, pair};
+use model::agent::Identity;
 use model::config::VmmConfig;
 use model::id::{VmId, VmInstanceId};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
@@ -36,6 +38,9 @@ pub enum LaunchError {
     /// Too many machines.
     #[error("{MAX_MACHINES} machines run already")]
     Full,
+    /// The copy that it is to be made of.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// The process could not be started.
     #[error("cannot start the VM's process")]
     Spawn(#[source] io::Error),
@@ -64,6 +69,7 @@ impl LaunchError {
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Folder(error) => error.refusal(),
+            Self::Copy(error) => error.refusal(),
             Self::OtherRun(_) | Self::Full => Refusal::Busy,
             Self::Refused { reason, .. } => *reason,
             Self::Spawn(_) | Self::Wire(_) | Self::TimedOut | Self::Unexpected => Refusal::Internal,
@@ -79,6 +85,7 @@ pub async fn launch(
     config: &VmmConfig,
     program: &Path,
     registry: &Registry,
+    copies: &Copies,
     spec: MachineSpec,
 ) -> Result<i32, LaunchError> {
     if let Some(running) = registry.running(&spec.vm) {
@@ -88,7 +95,10 @@ pub async fn launch(
     if registry.count() >= MAX_MACHINES {
         return Err(LaunchError::Full);
     }
-    let plan = folder::plan(config, spec)?;
+    let mut plan = folder::plan(config, spec)?;
+    if let Some(spawner) = furnish(config, copies, &mut plan).await? {
+        return spawn_copy(registry, &spawner, plan).await;
+    }
     folder::prepare(&plan)?;
     let (vm, instance) = (plan.spec.vm.clone(), plan.spec.instance.clone());
     let (near, far) = pair().map_err(LaunchError::Spawn)?;
@@ -105,6 +115,55 @@ pub async fn launch(
             Err(error)
         }
     }
+}
+
+/// Brings the VM's folder to what the machine begins from, and says so in the plan. A spawner, when it is made of a
+/// frozen copy.
+async fn furnish(
+    config: &VmmConfig,
+    copies: &Copies,
+    plan: &mut MachinePlan,
+) -> Result<Option<Spawner>, LaunchError> {
+    let suspended = plan.folder.join(SUSPENDED);
+    // What a machine went on from is of no more use, whatever it begins from now.
+    folder::remove(&plan.folder.join(USED))?;
+    match &plan.spec.origin {
+        Origin::Boot => folder::remove(&suspended)?,
+        Origin::Suspended => plan.restore = Some(Identity::Same),
+        Origin::Snapshot { snapshot } => {
+            folder::remove(&plan.folder)?;
+            match copies.settle_in(config, snapshot, &plan.folder).await? {
+                copies::Origin::Frozen(spawner) => {
+                    folder::prepare(plan)?;
+                    return Ok(Some(spawner));
+                }
+                copies::Origin::Saved => plan.restore = Some(Identity::New),
+                copies::Origin::Disk => {}
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Has a frozen copy make the machine. Its process is nobody's child here, so that it is followed like an adopted one.
+async fn spawn_copy(registry: &Registry, spawner: &Spawner, plan: MachinePlan) -> Result<i32, LaunchError> {
+    let (vm, folder) = (plan.spec.vm.clone(), plan.folder.clone());
+    let (near, far) = pair().map_err(LaunchError::Spawn)?;
+    spawner.spawn(plan, far).await?;
+    let wire = Wire::of(near).map_err(LaunchError::Spawn)?;
+    let begun = async {
+        match wire.receive::<MachineMessage>().await.map_err(LaunchError::Wire)?.0 {
+            MachineMessage::Running { .. } => {}
+            MachineMessage::Refused { reason, message } => return Err(LaunchError::Refused { reason, message }),
+            MachineMessage::Done
+            | MachineMessage::AgentReady
+            | MachineMessage::Idle
+            | MachineMessage::Rebooting
+            | MachineMessage::Exited { .. } => return Err(LaunchError::Unexpected),
+        }
+        adopt(registry, &vm, folder).await?.ok_or(LaunchError::Unexpected)
+    };
+    timeout(LAUNCH_WAIT, begun).await.unwrap_or(Err(LaunchError::TimedOut))
 }
 
 /// Adopts every VM's process that is there.

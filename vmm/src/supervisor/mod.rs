@@ -2,6 +2,7 @@
 //!
 //! - [`server`]: connections and requests. [`registry`]: what runs, and who is told.
 //! - [`folder`]: a VM's files. [`launch`]: starts a process, or adopts one. [`watch`]: follows it to its end.
+//! - [`copies`]: frozen copies and snapshots. [`talk`]: a request to a VM's process.
 //! - [`stop`]: agent, power button, kill. [`connect`]: streams to the guest's vsock ports.
 //!
 //! A VM does not need its supervisor to run: killing the supervisor stops none, and the next one adopts them.
@@ -13,11 +14,14 @@
 //! ```
 
 pub mod connect;
+pub mod copies;
 pub mod folder;
 pub mod launch;
 pub mod registry;
 pub mod server;
+mod sleep;
 pub mod stop;
+pub mod talk;
 pub mod watch;
 
 pub use server::{SupervisorError, serve};

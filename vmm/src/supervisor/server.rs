@@ -1,5 +1,6 @@
 //! Connections of control, and what they ask.
 
+use super::copies::Copies;
 use super::folder;
 use super::registry::Registry;
 use super::{connect, launch, stop};
@@ -43,10 +44,11 @@ pub enum SupervisorError {
 }
 
 #[derive(Debug)]
-struct Supervisor {
-    config: VmmConfig,
+pub(super) struct Supervisor {
+    pub(super) config: VmmConfig,
     program: PathBuf,
-    registry: Registry,
+    pub(super) registry: Registry,
+    pub(super) copies: Copies,
 }
 
 /// Adopts what runs, then serves for ever. `program` is this program's own file.
@@ -55,11 +57,12 @@ struct Supervisor {
 /// See [`SupervisorError`]; only at the start.
 pub async fn serve(config: VmmConfig, program: PathBuf) -> Result<(), SupervisorError> {
     let registry = Registry::default();
+    Copies::tidy(&config).map_err(SupervisorError::Folder)?;
     launch::adopt_all(&config, &registry).await.map_err(SupervisorError::Folder)?;
     let path = config.places.vmm_socket();
     let listener = WireListener::bind(&path, SOCKET_MODE)?;
     tracing::info!(path = %path.display(), machines = registry.count(), "ready");
-    let supervisor = Arc::new(Supervisor { config, program, registry });
+    let supervisor = Arc::new(Supervisor { config, program, registry, copies: Copies::default() });
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let wire = match listener.accept().await {
@@ -103,7 +106,8 @@ impl Supervisor {
                     let vm = spec.vm.clone();
                     let turn = self.registry.turn(&vm);
                     let _turn = turn.lock().await;
-                    let launched = launch::launch(&self.config, &self.program, &self.registry, *spec).await;
+                    let launched = launch::launch(&self.config, &self.program, &self.registry, &self.copies, *spec);
+                    let launched = launched.await;
                     let reply = match launched {
                         Ok(pid) => VmmReply::Launched { pid },
                         Err(error) => {
@@ -119,14 +123,20 @@ impl Supervisor {
                 }
                 VmmRequest::Kill { vm } => wire.send(&self.kill(&vm).await, &[]).await?,
                 VmmRequest::Remove { vm } => wire.send(&self.remove(&vm).await, &[]).await?,
-                VmmRequest::Suspend { .. }
-                | VmmRequest::Snapshot { .. }
-                | VmmRequest::Freeze { .. }
-                | VmmRequest::RemoveSnapshot { .. }
-                | VmmRequest::WatchIdle { .. }
-                | VmmRequest::Optimize { .. } => {
-                    refuse(wire, Refusal::Internal, "this cannot be done yet").await?;
+                VmmRequest::Suspend { vm } => wire.send(&self.suspend(&vm).await, &[]).await?,
+                VmmRequest::Snapshot { vm, snapshot } => {
+                    wire.send(&self.snapshot(&vm, &snapshot).await, &[]).await?;
                 }
+                VmmRequest::Freeze { vm, snapshot } => {
+                    wire.send(&self.freeze(&vm, &snapshot).await, &[]).await?;
+                }
+                VmmRequest::RemoveSnapshot { snapshot } => {
+                    wire.send(&self.remove_snapshot(&snapshot).await, &[]).await?;
+                }
+                VmmRequest::WatchIdle { vm, idle } => {
+                    wire.send(&self.watch_idle(&vm, idle).await, &[]).await?;
+                }
+                VmmRequest::Optimize { vm } => wire.send(&self.optimize(&vm).await, &[]).await?,
                 VmmRequest::Console { vm, bytes } => wire.send(&self.console(&vm, bytes), &[]).await?,
             }
         }
@@ -234,7 +244,7 @@ fn done(ended: io::Result<()>) -> VmmReply {
     }
 }
 
-fn refused(reason: Refusal, message: String) -> VmmReply {
+pub(super) fn refused(reason: Refusal, message: String) -> VmmReply {
     VmmReply::Refused { reason, message }
 }
 
@@ -242,6 +252,6 @@ async fn refuse(wire: &Wire, reason: Refusal, message: &str) -> Result<(), WireE
     wire.send(&refused(reason, message.to_owned()), &[]).await
 }
 
-fn chain_text(error: &dyn std::error::Error) -> String {
+pub(super) fn chain_text(error: &dyn std::error::Error) -> String {
     crate::machine::process::chain_text(error)
 }

@@ -14,6 +14,9 @@ use vmm::client::{Events, ExitReason, MachineSpec, VmmClient, VmmEvent};
 /// Interpreted guests are slow, and the test machine is shared.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Marks all processes of a house by its folder.
+const MARK: &str = "GATEHOUSE_TEST_HOUSE";
+
 pub struct House {
     pub folder: tempfile::TempDir,
     supervisor: Child,
@@ -71,6 +74,26 @@ impl House {
         self.supervisor = spawn(self.folder.path());
     }
 
+    /// Processes of this house beside the supervisor: machines and copies.
+    pub fn others(&self) -> Vec<u32> {
+        let mark = format!("{MARK}={}", self.folder.path().display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").expect("proc") {
+            let entry = entry.expect("entry");
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            // Processes come and go while we look; one that has ended has no environment.
+            let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            if pid != self.supervisor.id()
+                && environment.split(|byte| *byte == 0).any(|one| one == mark.as_bytes())
+            {
+                found.push(pid);
+            }
+        }
+        found
+    }
+
     pub fn folder_of(&self, vm: &VmId) -> PathBuf {
         self.folder.path().join("data/vms").join(vm.as_str())
     }
@@ -88,6 +111,7 @@ fn spawn(folder: &Path) -> Child {
     Command::new(env!("CARGO_BIN_EXE_vmm"))
         .args(["supervise", "--config"])
         .arg(folder.join("vmm.toml"))
+        .env(MARK, folder)
         .process_group(0)
         .spawn()
         .expect("supervisor")

@@ -31,14 +31,21 @@ impl Process {
         }
     }
 
+    /// Merges the layers of the disk.
+    pub(super) fn optimize(&mut self) -> MachineMessage {
+        match self.host.disk().merge() {
+            Ok(()) => MachineMessage::Done,
+            Err(error) => MachineMessage::Refused { reason: Refusal::Disk, message: chain_text(&error) },
+        }
+    }
+
     fn copy(&mut self, folder: &Path, sockets: Vec<OwnedFd>, machine: &Machine) -> Result<(), ProcessError> {
         let socket = sockets.into_iter().next().ok_or(ProcessError::NoSocket)?;
-        let disk = self.host.disk();
-        disk.prepare_seal()?;
+        self.host.disk().prepare_seal()?;
         let begun = Instant::now();
         machine.pause()?;
         let copied = machine.save().map_err(ProcessError::from).and_then(|state| {
-            disk.switch()?;
+            self.host.disk().switch()?;
             let failed = |source| ProcessError::Copy { step: "fork", source };
             if sys::fork().map_err(failed)? == Side::Child {
                 zygote::run(&Frozen { socket: &socket, proc: &self.proc, mem: machine.mem(), state });
@@ -49,7 +56,7 @@ impl Process {
         let stood_still = begun.elapsed();
         tracing::info!(?stood_still, "copied");
         copied?;
-        disk.settle()?;
-        disk.link_into(folder)
+        self.host.disk().settle()?;
+        Ok(self.host.disk().link_into(folder)?)
     }
 }

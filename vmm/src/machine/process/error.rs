@@ -6,6 +6,7 @@ use super::super::parts::PartsError;
 use super::super::state::{StateError, StateFileError};
 use super::super::vm::MachineError;
 use crate::client::Refusal;
+use crate::devices::block::{DiskError, FolderError};
 use feed::wire::WireError;
 use std::io;
 use thiserror::Error;
@@ -53,6 +54,12 @@ pub enum ProcessError {
         /// Its vCPUs.
         vcpus: usize,
     },
+    /// The disk cannot be sealed, linked or merged.
+    #[error(transparent)]
+    Disk(#[from] FolderError),
+    /// The disk cannot be made durable.
+    #[error("cannot make the disk durable")]
+    Flush(#[source] DiskError),
     /// The loop cannot wait.
     #[error("cannot wait for events")]
     Epoll(#[source] io::Error),
@@ -77,7 +84,8 @@ pub enum ProcessError {
 #[must_use]
 pub fn refusal(error: &ProcessError) -> Refusal {
     match error {
-        ProcessError::Parts(PartsError::Disk(_) | PartsError::DiskFiles { .. }) => Refusal::Disk,
+        ProcessError::Parts(PartsError::Disk(_)) | ProcessError::Disk(_) | ProcessError::Flush(_) => Refusal::Disk,
+        ProcessError::Parts(PartsError::Base { .. }) => Refusal::Image,
         ProcessError::Parts(PartsError::Tap(_) | PartsError::Nic(_)) => Refusal::Network,
         ProcessError::Machine(MachineError::Load(
             LoadError::Open { .. }

@@ -4,9 +4,9 @@
 use super::{Event, Outcome, Process, ProcessError, chain_text, refusal};
 use crate::client::{ExitReason, Refusal};
 use crate::devices::GuestRam;
+use crate::devices::block::{DiskBackend, SharedDisk};
 use crate::machine::control::{MEMORY, MachineMessage, MachinePlan, STATE, SUSPENDED, SUSPENDING, USED};
 use crate::machine::memory::{self, MemoryError};
-use crate::machine::parts::Disk;
 use crate::machine::state::{self, MachineState, StateFileError};
 use crate::machine::vm::Machine;
 use rustix::event::{EventfdFlags, eventfd};
@@ -60,7 +60,7 @@ impl Process {
         let job = Job {
             mem: machine.mem().clone(),
             proc: self.proc.try_clone().map_err(ProcessError::Folder)?,
-            disk: self.host.disk(),
+            disk: self.host.disk().disk(),
             stop: Arc::clone(&stop),
             event: written.try_clone().map_err(ProcessError::Epoll)?,
         };
@@ -138,16 +138,16 @@ impl Process {
 struct Job {
     mem: GuestRam,
     proc: OwnedFd,
-    disk: Disk,
+    disk: SharedDisk,
     stop: Arc<AtomicBool>,
     event: OwnedFd,
 }
 
 impl Job {
-    fn run(self, folder: &Path, state: &MachineState) -> Result<u64, ProcessError> {
+    fn run(mut self, folder: &Path, state: &MachineState) -> Result<u64, ProcessError> {
         // The disk too: the memory that is written may hold that something was flushed.
         let written = write(folder, &self.mem, &self.proc, state, &self.stop)
-            .and_then(|bytes| self.disk.flush().map(|()| bytes));
+            .and_then(|bytes| self.disk.flush().map(|()| bytes).map_err(ProcessError::Flush));
         // The loop has the descriptor for as long as it waits for this.
         if let Err(error) = rustix::io::write(&self.event, &1u64.to_ne_bytes()) {
             tracing::error!(%error, "cannot tell that the state is written");
@@ -156,20 +156,41 @@ impl Job {
     }
 }
 
-/// Writes a machine that stands still into a folder, durably. Returns the bytes of memory that are not holes.
-///
-/// # Errors
-/// A [`ProcessError`]; the folder is then of no use.
-pub fn write(
+fn write(
     folder: &Path,
     mem: &GuestRam,
     proc: &OwnedFd,
     state: &MachineState,
     stop: &AtomicBool,
 ) -> Result<u64, ProcessError> {
-    let bytes = memory::write(mem, proc, &folder.join(MEMORY), stop)?;
-    state::write(&folder.join(STATE), state)?;
+    let new = |name| File::options().write(true).create_new(true).open(folder.join(name));
+    let (memory, rest) = (new(MEMORY), new(STATE));
+    let bytes = write_files(
+        memory.map_err(ProcessError::Folder)?,
+        &rest.map_err(ProcessError::Folder)?,
+        mem,
+        proc,
+        state,
+        stop,
+    )?;
     sync_folder(folder).map_err(ProcessError::Folder)?;
+    Ok(bytes)
+}
+
+/// Writes a machine that stands still into two empty files, durably. Returns the bytes of memory that are not holes.
+///
+/// # Errors
+/// A [`ProcessError`]; the files are then of no use.
+pub fn write_files(
+    memory: File,
+    rest: &File,
+    mem: &GuestRam,
+    proc: &OwnedFd,
+    state: &MachineState,
+    stop: &AtomicBool,
+) -> Result<u64, ProcessError> {
+    let bytes = memory::write(mem, proc, memory, stop)?;
+    state::write(rest, state)?;
     Ok(bytes)
 }
 

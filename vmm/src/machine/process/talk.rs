@@ -82,6 +82,10 @@ impl Process {
                 let answer = self.freeze(&folder, sockets, machine);
                 self.answer(slot, &answer);
             }
+            MachineRequest::Optimize => {
+                let answer = self.optimize();
+                self.answer(slot, &answer);
+            }
             MachineRequest::WatchIdle { idle } => {
                 let set = self.watch_idle(idle);
                 self.answer(slot, &done(set));

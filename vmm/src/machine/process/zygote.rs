@@ -15,8 +15,8 @@ use crate::machine::state::MachineState;
 use crate::machine::sys::{self, Side};
 use crate::machine::vm::Shell;
 use feed::wire::{BlockingWire, WireError};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// What a copy keeps.
@@ -55,23 +55,24 @@ fn serve(frozen: &Frozen<'_>) -> Result<(), ProcessError> {
             Err(WireError::Closed) => return Ok(()),
             Err(error) => return Err(ProcessError::NoOrder(error)),
         };
-        let socket = sockets.into_iter().next().ok_or(ProcessError::NoSocket)?;
         if sys::fork().map_err(failed("fork"))? == Side::Child {
-            let code = i32::from(obey(frozen, request, socket).is_err());
+            let code = i32::from(obey(frozen, request, sockets).is_err());
             sys::leave(code);
         }
     }
 }
 
 /// In a copy of the copy: does what was asked, and tells so over the socket.
-fn obey(frozen: &Frozen<'_>, request: ZygoteRequest, socket: OwnedFd) -> Result<(), ProcessError> {
+fn obey(frozen: &Frozen<'_>, request: ZygoteRequest, sockets: Vec<OwnedFd>) -> Result<(), ProcessError> {
     let failed = |step| move |source| ProcessError::Copy { step, source };
-    sys::close_all_but(&[socket.as_fd(), frozen.proc.as_fd()]).map_err(failed("close"))?;
-    let wire = BlockingWire::of(socket);
+    let kept: Vec<_> = sockets.iter().map(AsFd::as_fd).chain([frozen.proc.as_fd()]).collect();
+    sys::close_all_but(&kept).map_err(failed("close"))?;
+    let mut sockets = sockets.into_iter();
+    let wire = BlockingWire::of(sockets.next().ok_or(ProcessError::NoSocket)?);
     match request {
         ZygoteRequest::Spawn(plan) => spawn(frozen, wire, *plan),
-        ZygoteRequest::Write { folder } => {
-            let answer = match write(frozen, &folder) {
+        ZygoteRequest::Write => {
+            let answer = match write(frozen, sockets) {
                 Ok(()) => MachineMessage::Done,
                 Err(error) => {
                     MachineMessage::Refused { reason: refusal(&error), message: chain_text(&error) }
@@ -82,9 +83,12 @@ fn obey(frozen: &Frozen<'_>, request: ZygoteRequest, socket: OwnedFd) -> Result<
     }
 }
 
-fn write(frozen: &Frozen<'_>, folder: &Path) -> Result<(), ProcessError> {
-    let bytes = suspend::write(folder, frozen.mem, frozen.proc, &frozen.state, &AtomicBool::new(false))?;
-    tracing::info!(bytes, folder = %folder.display(), "the copy is written");
+fn write(frozen: &Frozen<'_>, mut files: impl Iterator<Item = OwnedFd>) -> Result<(), ProcessError> {
+    let mut file = || files.next().map(File::from).ok_or(ProcessError::NoSocket);
+    let (memory, rest) = (file()?, file()?);
+    let never = AtomicBool::new(false);
+    let bytes = suspend::write_files(memory, &rest, frozen.mem, frozen.proc, &frozen.state, &never)?;
+    tracing::info!(bytes, "the copy is written");
     Ok(())
 }
 

@@ -56,11 +56,11 @@ struct Head {
     crc32: u32,
 }
 
-/// Writes a new file and makes it durable; its name is the caller's to make durable.
+/// Writes into an empty file and makes it durable; its name is the caller's to make durable.
 ///
 /// # Errors
 /// A [`StateFileError`].
-pub fn write(path: &Path, state: &MachineState) -> Result<(), StateFileError> {
+pub fn write(mut file: &File, state: &MachineState) -> Result<(), StateFileError> {
     let body = serde_json::to_vec(state).map_err(StateFileError::Encode)?;
     let head = Head {
         format: FORMAT.to_owned(),
@@ -71,7 +71,6 @@ pub fn write(path: &Path, state: &MachineState) -> Result<(), StateFileError> {
     let mut head = serde_json::to_vec(&head).map_err(StateFileError::Encode)?;
     head.push(b'\n');
     let failed = |operation| move |source| StateFileError::Io { operation, source };
-    let mut file = File::create(path).map_err(failed("make"))?;
     file.write_all(&head).and_then(|()| file.write_all(&body)).map_err(failed("write"))?;
     file.sync_all().map_err(failed("sync"))
 }
@@ -131,7 +130,7 @@ mod tests {
     fn written() -> Vec<u8> {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("state");
-        write(&path, &state()).expect("written");
+        write(&File::create(&path).expect("file"), &state()).expect("written");
         let back = read(&path).expect("read");
         assert_eq!((back.memory_mib, back.chips.clock_nanoseconds), (64, 5));
         std::fs::read(path).expect("bytes")
