@@ -1,17 +1,18 @@
 //! The parts of a machine that come from the host: its disk, NIC, vsock and log, made from a plan.
 
 use super::console::Console;
-use super::control::{DISK, MachinePlan, VSOCK};
+use super::control::{MachinePlan, VSOCK};
 use super::load::{self, LoadError};
 use super::vm::Parts;
 use crate::client::NicSpec;
-use crate::devices::block::{Block, DiskOpenError, LayeredDisk};
+use crate::devices::block::{Block, DiskFolder, FolderError};
 use crate::devices::net::{Net, NetConfig};
 use crate::devices::rng::Rng;
 use crate::devices::vsock::{Vsock, VsockError};
 use crate::devices::{DeviceError, VirtioDevice};
 use model::agent::{BOOT_PORT, GUEST_CID};
 use model::net::GUEST_MTU;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -21,17 +22,15 @@ use vpc::client::VpcError;
 
 /// One mebibyte.
 const MIB: u64 = 1 << 20;
-/// Added to the name of a disk's top while it is being made.
-const UNFINISHED: &str = "disk.new";
 
 /// Why a part is missing.
 #[derive(Debug, Error)]
 pub enum PartsError {
     /// The disk's files.
     #[error("cannot make or open the disk")]
-    Disk(#[source] DiskOpenError),
-    /// The disk's folder.
-    #[error("cannot prepare the disk's files at {path}")]
+    Disk(#[source] FolderError),
+    /// The disk's base.
+    #[error("cannot open the disk's base {path}")]
     DiskFiles {
         /// Which.
         path: PathBuf,
@@ -102,7 +101,7 @@ impl Host {
     pub fn parts(&self, plan: &MachinePlan) -> Result<Parts, PartsError> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         let disk = open_disk(&plan.folder, &plan.rootfs, u64::from(plan.spec.disk_mib) * MIB)?;
-        devices.push(Box::new(Block::new(Box::new(disk), plan.spec.vm.as_str())));
+        devices.push(Box::new(Block::new(Box::new(disk.disk()), plan.spec.vm.as_str())));
         let vsock = self.vsock.try_clone().map_err(PartsError::Duplicate)?;
         let vsock = Vsock::new(GUEST_CID, vsock, &plan.folder.join(VSOCK)).map_err(PartsError::Vsock)?;
         devices.push(Box::new(vsock));
@@ -126,26 +125,10 @@ fn make_nic(nic: &NicSpec, tap: &OwnedFd) -> Result<Net, PartsError> {
     Net::over_tap(tap, NetConfig { mac: nic.mac, mtu: GUEST_MTU }).map_err(PartsError::Nic)
 }
 
-/// Opens the top, or makes it. It gets its name only when it is complete, so that a crash leaves none by halves.
-fn open_disk(folder: &Path, base: &Path, capacity: u64) -> Result<LayeredDisk, PartsError> {
-    let top = folder.join(DISK);
-    let failed = |source| PartsError::DiskFiles { path: top.clone(), source };
-    if !top.try_exists().map_err(failed)? {
-        let new = folder.join(UNFINISHED);
-        let (map, new_map) = (map_of(&top), map_of(&new));
-        for leftover in [&new, &new_map, &map] {
-            remove_if_there(leftover).map_err(failed)?;
-        }
-        drop(LayeredDisk::create_at(Some(base), &new, capacity).map_err(PartsError::Disk)?);
-        std::fs::rename(&new_map, &map).map_err(failed)?;
-        std::fs::rename(&new, &top).map_err(failed)?;
-        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-    }
-    LayeredDisk::open_at(Some(base), &top).map_err(PartsError::Disk)
-}
-
-fn map_of(top: &Path) -> PathBuf {
-    crate::devices::block::layered::map_path(top)
+/// Opens the disk over its base, or makes it.
+fn open_disk(folder: &Path, base: &Path, capacity: u64) -> Result<DiskFolder, PartsError> {
+    let base = File::open(base).map_err(|source| PartsError::DiskFiles { path: base.to_owned(), source })?;
+    DiskFolder::open(folder, Some(base), capacity).map_err(PartsError::Disk)
 }
 
 /// Listens where an earlier process of this VM may have left its socket.
