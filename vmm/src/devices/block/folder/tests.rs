@@ -598,6 +598,41 @@ fn a_flush_between_switch_and_settle_makes_the_old_top_durable() {
     assert_eq!([0, GRAIN as usize].map(|at| read(&mut again.disk())[at]), [1, 2]);
 }
 
+/// A disk that is replaced by a clone is the old one, none, or the new one at any point, and the new one after another
+/// try.
+#[test]
+fn a_clone_that_replaces_a_disk_can_be_cut_off_and_repeated() {
+    let mut run = Run::new(Memory::default());
+    let world = run.place.0.clone();
+    let mut contents = Vec::new();
+    for byte in [1, 2] {
+        write(&mut run.disk().disk(), 0, GRAIN, byte);
+        run.step(&Operation::Snapshot);
+        contents.push(read(&mut run.disk().disk()));
+    }
+    let [old, new] = [0, 1].map(|n| run.place.get(run.copies[n].0));
+    let to = run.place.folder();
+    let to = run.place.get(to);
+    clone_between(&old, &to).unwrap();
+    let (before, capacity) = (world.len(), CAPACITY);
+    clone_between(&new, &to).unwrap();
+    let mut fresh = base_bytes();
+    fresh.resize(CAPACITY as usize, 0);
+    contents.push(fresh);
+    for (cut_at, luck) in (before..=world.len()).flat_map(|cut_at| (0..8u8).map(move |luck| (cut_at, luck))) {
+        let luck = [luck & 1, luck >> 1 & 1, luck >> 2].map(|bit| bit * 3);
+        let left = || world.folders(&[to.id(), new.id()], cut_at, &luck);
+        match DiskFolder::open_in(left().remove(0), Some(run.place.base()), capacity) {
+            Ok(disk) => assert!(contents.contains(&read(&mut disk.disk()))),
+            Err(error) => assert!(matches!(error, FolderError::NoManifest), "cut at {cut_at}: {error:?}"),
+        }
+        let folders = left();
+        clone_between(&folders[1], &folders[0]).unwrap();
+        let disk = DiskFolder::open_in(folders[0].clone(), Some(run.place.base()), capacity).unwrap();
+        assert!(read(&mut disk.disk()) == contents[1]);
+    }
+}
+
 #[test]
 fn an_abandoned_disk_writes_nothing() {
     let mut run = Run::new(Memory::default());
