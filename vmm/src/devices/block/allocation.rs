@@ -1,4 +1,4 @@
-//! Which grains of a writable top hold data: a bit for each grain in memory, a journal of set bits in a file.
+//! Which grains of a layer hold data: a bit for each grain in memory, a journal of set bits in a file.
 //!
 //! Bits are only ever set (a discarded grain keeps its bit and its data becomes a hole), so the journal names
 //! each grain once at most: it never needs compaction and its length is bounded by the disk's size.
@@ -7,10 +7,12 @@
 //! 0     header  magic, version, grain, capacity, base length, CRC-32; padded to 4096 bytes
 //! 4096  batch   magic, runs, sequence, CRC-32 of header and runs, 0; then `runs` × (first grain, grains)
 //!       batch   ...
+//!       end     magic, 0, sequence, CRC-32 of the record, 0: 32 bytes, only in a sealed layer
 //! ```
 //! All numbers are little-endian. A batch is written and synced by one flush, after the data that it speaks
 //! of is durable. At the end of the file, a batch that is not whole is what a crash left of a flush that had
-//! not succeeded: it is cut off. Anything else that does not check is damage and an error.
+//! not succeeded: it is cut off. Anything else that does not check is damage and an error. A journal with an
+//! end record was complete once, so that a shortened one is known.
 
 use super::backend::{DiskError, Medium, write_all};
 use std::io;
@@ -30,6 +32,7 @@ const VERSION: u32 = 1;
 const HEADER: usize = 36;
 const FIRST_BATCH: u64 = 4096;
 const BATCH_MAGIC: u32 = 0x4248_5447;
+const END_MAGIC: u32 = 0x4548_5447;
 const BATCH_HEADER: usize = 32;
 const RUN: usize = 16;
 const MAX_BATCH: u64 = (BATCH_HEADER + MAX_RUNS * RUN) as u64;
@@ -55,6 +58,12 @@ pub enum MapError {
     /// The size is 0, not a multiple of 512, or above [`MAX_CAPACITY`].
     #[error("a disk of {0} bytes is not possible")]
     Capacity(u64),
+    /// It has an end record, so its layer is sealed and cannot be written.
+    #[error("the allocation map belongs to a sealed layer")]
+    Sealed,
+    /// It has no end record where one is due.
+    #[error("the allocation map of a sealed layer has no end")]
+    Unfinished,
 }
 
 /// Grains `first..first + count`.
@@ -66,16 +75,112 @@ pub struct Run {
     pub count: u64,
 }
 
-/// The map of one top.
+/// A bit for each grain. The words of grains that were never set take no memory: they are zero pages.
+#[derive(Clone, Debug)]
+pub struct Bitmap(Vec<u64>);
+
+impl Bitmap {
+    /// No grain of a disk of `capacity` bytes, at most [`MAX_CAPACITY`].
+    #[must_use]
+    pub fn new(capacity: u64) -> Self {
+        let words = usize::try_from(grains(capacity).div_ceil(64)).expect("checked against MAX_CAPACITY");
+        Self(vec![0; words])
+    }
+
+    /// Whether the grain's bit is set. Beyond the disk none is.
+    #[must_use]
+    pub fn is_set(&self, grain: u64) -> bool {
+        let word = usize::try_from(grain / 64).unwrap_or(usize::MAX);
+        self.0.get(word).is_some_and(|bits| bits >> (grain % 64) & 1 == 1)
+    }
+
+    /// Whether no bit is set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|bits| *bits == 0)
+    }
+
+    /// The set grains, in order, as runs of neighbours.
+    pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let first = self.next(at, true)?;
+            at = self.next(first, false).unwrap_or(self.0.len() as u64 * 64);
+            Some(Run { first, count: at - first })
+        })
+    }
+
+    /// The first grain from `from` on whose bit is `value`.
+    fn next(&self, from: u64, value: bool) -> Option<u64> {
+        let start = usize::try_from(from / 64).ok()?;
+        let mut skip = u64::MAX << (from % 64);
+        for (n, bits) in self.0.iter().enumerate().skip(start) {
+            let found = if value { *bits } else { !bits } & skip;
+            skip = u64::MAX;
+            if found != 0 {
+                return Some(n as u64 * 64 + u64::from(found.trailing_zeros()));
+            }
+        }
+        None
+    }
+
+    fn set(&mut self, grain: u64) {
+        self.0[(grain / 64) as usize] |= 1 << (grain % 64);
+    }
+}
+
+/// The file half of a map: what is in it, and what waits to be.
 #[derive(Debug)]
-pub struct AllocationMap<M> {
-    journal: M,
+pub struct Journal<M> {
+    file: M,
     capacity: u64,
     base_len: u64,
-    bits: Vec<u64>,
     pending: Vec<Run>,
     sequence: u64,
     end: u64,
+}
+
+impl<M: Medium> Journal<M> {
+    /// Makes all set bits durable. The data of their grains must be durable already.
+    ///
+    /// # Errors
+    /// A [`DiskError`]; after a failed sync, nothing may be committed any more.
+    pub fn commit(&mut self) -> Result<(), DiskError> {
+        for runs in self.pending.chunks(MAX_RUNS) {
+            let mut batch = record(BATCH_MAGIC, self.sequence, runs);
+            write_all(&self.file, self.end, &[VolatileSlice::from(batch.as_mut_slice())])?;
+            self.file.sync().map_err(DiskError::Flush)?;
+            self.end += batch.len() as u64;
+            self.sequence += 1;
+        }
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Commits and writes the end record. Nothing may be set afterwards. May be repeated after a failed write.
+    ///
+    /// # Errors
+    /// A [`DiskError`].
+    pub fn finish(&mut self) -> Result<(), DiskError> {
+        self.commit()?;
+        let mut end = record(END_MAGIC, self.sequence, &[]);
+        write_all(&self.file, self.end, &[VolatileSlice::from(end.as_mut_slice())])?;
+        self.file.sync().map_err(DiskError::Flush)
+    }
+
+    fn note(&mut self, grain: u64) {
+        match self.pending.last_mut() {
+            Some(last) if last.first + last.count == grain => last.count += 1,
+            Some(_) | None => self.pending.push(Run { first: grain, count: 1 }),
+        }
+    }
+}
+
+/// The map of one writable layer.
+#[derive(Debug)]
+pub struct AllocationMap<M> {
+    journal: Journal<M>,
+    bits: Bitmap,
 }
 
 impl<M: Medium> AllocationMap<M> {
@@ -83,63 +188,70 @@ impl<M: Medium> AllocationMap<M> {
     ///
     /// # Errors
     /// A [`MapError`].
-    pub fn create(journal: M, capacity: u64, base_len: u64) -> Result<Self, MapError> {
+    pub fn create(file: M, capacity: u64, base_len: u64) -> Result<Self, MapError> {
         check_capacity(capacity)?;
         let mut page = vec![0u8; FIRST_BATCH as usize];
         page[..HEADER].copy_from_slice(&header(capacity, base_len));
         let failed = |operation| move |source| MapError::Io { operation, source };
-        journal.set_len(0).map_err(failed("truncate"))?;
-        put(&journal, 0, &mut page).map_err(failed("write"))?;
-        journal.sync().map_err(failed("sync"))?;
-        let bits = vec![0; words(capacity)];
-        Ok(Self { journal, capacity, base_len, bits, pending: Vec::new(), sequence: 1, end: FIRST_BATCH })
+        file.set_len(0).map_err(failed("truncate"))?;
+        put(&file, 0, &mut page).map_err(failed("write"))?;
+        file.sync().map_err(failed("sync"))?;
+        let bits = Bitmap::new(capacity);
+        let journal =
+            Journal { file, capacity, base_len, pending: Vec::new(), sequence: 1, end: FIRST_BATCH };
+        Ok(Self { journal, bits })
     }
 
-    /// Reads a journal and cuts off what a crash left unfinished.
+    /// Reads the journal of a layer that is not sealed, and cuts off what a crash left unfinished.
     ///
     /// # Errors
-    /// A [`MapError`] when it is damaged.
-    pub fn open(journal: M) -> Result<Self, MapError> {
+    /// A [`MapError`] when it is damaged or sealed.
+    pub fn open(file: M) -> Result<Self, MapError> {
         let failed = |operation| move |source| MapError::Io { operation, source };
-        let bytes = get(&journal).map_err(failed("read"))?;
-        let (capacity, base_len) = parse_header(&bytes)?;
-        let bits = vec![0; words(capacity)];
-        let mut map =
-            Self { journal, capacity, base_len, bits, pending: Vec::new(), sequence: 1, end: FIRST_BATCH };
-        map.replay(&bytes)?;
-        map.journal.set_len(map.end).map_err(failed("truncate"))?;
-        Ok(map)
+        let bytes = get(&file).map_err(failed("read"))?;
+        let found = parse(&bytes)?;
+        if found.finished {
+            return Err(MapError::Sealed);
+        }
+        let (capacity, base_len, sequence, end) = (found.capacity, found.base_len, found.sequence, found.end);
+        let mut bits = Bitmap::new(capacity);
+        for run in found.runs {
+            (run.first..run.first + run.count).for_each(|grain| bits.set(grain));
+        }
+        file.set_len(end).map_err(failed("truncate"))?;
+        Ok(Self { journal: Journal { file, capacity, base_len, pending: Vec::new(), sequence, end }, bits })
     }
 
     /// Size of the disk in bytes.
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        self.capacity
+        self.journal.capacity
     }
 
     /// Length of the base that the top belongs to, in bytes.
     #[must_use]
     pub fn base_len(&self) -> u64 {
-        self.base_len
+        self.journal.base_len
     }
 
     /// Whether the top holds the grain.
     #[must_use]
     pub fn is_set(&self, grain: u64) -> bool {
-        let word = usize::try_from(grain / 64).unwrap_or(usize::MAX);
-        self.bits.get(word).is_some_and(|bits| bits >> (grain % 64) & 1 == 1)
+        self.bits.is_set(grain)
     }
 
-    /// Notes that the top holds these grains; durable after [`Self::commit`].
+    /// Whether the top holds no grain.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bits.is_empty()
+    }
+
+    /// Notes that the top holds these grains; durable after [`Journal::commit`].
     pub fn set(&mut self, run: Run) {
         for grain in run.first..run.first + run.count {
-            if self.is_set(grain) {
-                continue;
-            }
-            self.bits[(grain / 64) as usize] |= 1 << (grain % 64);
-            match self.pending.last_mut() {
-                Some(last) if last.first + last.count == grain => last.count += 1,
-                _ => self.pending.push(Run { first: grain, count: 1 }),
+            if !self.bits.is_set(grain) {
+                self.bits.set(grain);
+                self.journal.note(grain);
             }
         }
     }
@@ -148,54 +260,80 @@ impl<M: Medium> AllocationMap<M> {
     /// several batches.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.pending.len() >= MAX_RUNS
+        self.journal.pending.len() >= MAX_RUNS
     }
 
-    /// Makes all set bits durable. The data of their grains must be durable already.
-    ///
-    /// # Errors
-    /// A [`DiskError`]; after a failed sync, nothing may be committed any more.
-    pub fn commit(&mut self) -> Result<(), DiskError> {
-        for runs in self.pending.chunks(MAX_RUNS) {
-            let mut batch = batch(self.sequence, runs);
-            write_all(&self.journal, self.end, &[VolatileSlice::from(batch.as_mut_slice())])?;
-            self.journal.sync().map_err(DiskError::Flush)?;
-            self.end += batch.len() as u64;
-            self.sequence += 1;
-        }
-        self.pending.clear();
-        Ok(())
+    /// The half in memory.
+    #[must_use]
+    pub fn bits(&self) -> &Bitmap {
+        &self.bits
     }
 
-    fn replay(&mut self, bytes: &[u8]) -> Result<(), MapError> {
-        let mut rest = bytes.get(FIRST_BATCH as usize..).ok_or(MapError::Header)?;
-        while let Some((runs, len)) = parse_batch(rest, self.sequence) {
-            for run in runs {
-                let end = run.first.checked_add(run.count).ok_or(MapError::Damaged(self.end))?;
-                if run.count == 0 || end > grains(self.capacity) {
-                    return Err(MapError::Damaged(self.end));
-                }
-                self.set(run);
+    /// The file half.
+    pub fn journal(&mut self) -> &mut Journal<M> {
+        &mut self.journal
+    }
+
+    /// Both halves, when nothing will be set any more.
+    #[must_use]
+    pub fn into_parts(self) -> (Bitmap, Journal<M>) {
+        (self.bits, self.journal)
+    }
+}
+
+/// What a journal says.
+#[derive(Debug)]
+pub struct Found {
+    /// Size of the disk in bytes.
+    pub capacity: u64,
+    /// Length of its base in bytes.
+    pub base_len: u64,
+    /// The grains that the layer holds.
+    pub runs: Vec<Run>,
+    /// It has its end record.
+    pub finished: bool,
+    sequence: u64,
+    end: u64,
+}
+
+/// Reads a journal that nobody writes any more, and changes nothing.
+///
+/// # Errors
+/// A [`MapError`] when it is damaged.
+pub fn read<M: Medium>(file: &M) -> Result<Found, MapError> {
+    parse(&get(file).map_err(|source| MapError::Io { operation: "read", source })?)
+}
+
+fn parse(bytes: &[u8]) -> Result<Found, MapError> {
+    let (capacity, base_len) = parse_header(bytes)?;
+    let (sequence, end) = (1, FIRST_BATCH);
+    let mut found = Found { capacity, base_len, runs: Vec::new(), finished: false, sequence, end };
+    let mut rest = bytes.get(FIRST_BATCH as usize..).ok_or(MapError::Header)?;
+    while let Some((runs, len)) = parse_batch(rest, found.sequence) {
+        for run in runs {
+            let end = run.first.checked_add(run.count).ok_or(MapError::Damaged(found.end))?;
+            if run.count == 0 || end > grains(capacity) {
+                return Err(MapError::Damaged(found.end));
             }
-            rest = &rest[len..];
-            self.end += len as u64;
-            self.sequence += 1;
+            found.runs.push(run);
         }
-        self.pending.clear();
-        // Behind an unfinished batch there is nothing: the next one is written only after it is durable.
-        let later = (0..rest.len()).step_by(RUN).any(|at| is_batch_after(&rest[at..], self.sequence));
-        if rest.len() as u64 > MAX_BATCH || later { Err(MapError::Damaged(self.end)) } else { Ok(()) }
+        rest = &rest[len..];
+        found.end += len as u64;
+        found.sequence += 1;
     }
+    if rest == record(END_MAGIC, found.sequence, &[]) {
+        found.finished = true;
+        return Ok(found);
+    }
+    // Behind an unfinished record there is nothing: the next one is written only after it is durable.
+    let later = (0..rest.len()).step_by(RUN).any(|at| is_record_after(&rest[at..], found.sequence));
+    if rest.len() as u64 > MAX_BATCH || later { Err(MapError::Damaged(found.end)) } else { Ok(found) }
 }
 
 /// Number of grains of a disk; the last may be partial.
 #[must_use]
 pub fn grains(capacity: u64) -> u64 {
     capacity.div_ceil(GRAIN)
-}
-
-fn words(capacity: u64) -> usize {
-    usize::try_from(grains(capacity).div_ceil(64)).expect("checked against MAX_CAPACITY")
 }
 
 fn check_capacity(capacity: u64) -> Result<(), MapError> {
@@ -227,9 +365,9 @@ fn parse_header(bytes: &[u8]) -> Result<(u64, u64), MapError> {
     Ok((capacity, base_len))
 }
 
-fn batch(sequence: u64, runs: &[Run]) -> Vec<u8> {
+fn record(magic: u32, sequence: u64, runs: &[Run]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(BATCH_HEADER + runs.len() * RUN);
-    bytes.extend(BATCH_MAGIC.to_le_bytes());
+    bytes.extend(magic.to_le_bytes());
     bytes.extend((runs.len() as u32).to_le_bytes());
     bytes.extend(sequence.to_le_bytes());
     bytes.extend([0; 16]);
@@ -252,8 +390,11 @@ fn parse_batch(bytes: &[u8], sequence: u64) -> Option<(Vec<Run>, usize)> {
     })
 }
 
-fn is_batch_after(bytes: &[u8], sequence: u64) -> bool {
-    checked_runs(bytes).is_some() && u64_at(bytes, 8).is_some_and(|s| s > sequence)
+/// Whether a whole record begins here that cannot stand behind the batch before `sequence`.
+fn is_record_after(bytes: &[u8], sequence: u64) -> bool {
+    let later = |least| u64_at(bytes, 8).is_some_and(|found| found >= least);
+    let end = || u32_at(bytes, 0) == Some(END_MAGIC) && check_crc(bytes, 0).is_some();
+    checked_runs(bytes).is_some() && later(sequence + 1) || end() && later(sequence)
 }
 
 /// The runs of a whole batch whose CRC is right, as bytes.
@@ -262,9 +403,10 @@ fn checked_runs(bytes: &[u8]) -> Option<&[u8]> {
         return None;
     }
     let count = u32_at(bytes, 4)? as usize;
-    if count == 0 || count > MAX_RUNS {
-        return None;
-    }
+    if count == 0 || count > MAX_RUNS { None } else { check_crc(bytes, count) }
+}
+
+fn check_crc(bytes: &[u8], count: usize) -> Option<&[u8]> {
     let runs = bytes.get(BATCH_HEADER..BATCH_HEADER + count * RUN)?;
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&bytes[..16]);

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use thiserror::Error;
 use vm_memory::VolatileSlice;
 
@@ -82,7 +83,7 @@ pub trait DiskBackend: Send {
 }
 
 /// The few things that disks do with a file. Tests record them to cut a run at any point.
-pub trait Medium: Send {
+pub trait Medium: Send + Sync {
     /// Reads once; 0 is the end of the file.
     ///
     /// # Errors
@@ -115,6 +116,11 @@ pub trait Medium: Send {
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
+    /// Bytes that take room on the host.
+    ///
+    /// # Errors
+    /// Of fstat(2).
+    fn allocated(&self) -> io::Result<u64>;
     /// Changes the length; new bytes are zeros.
     ///
     /// # Errors
@@ -153,6 +159,10 @@ impl Medium for File {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.blocks() * SECTOR)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::devices::block::allocation::MAX_RUNS;
+use crate::devices::block::recorded::{Recorded, World};
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
 
 /// Neither is a multiple of the grain.
 const BASE: u64 = 5 * GRAIN + 1000;
@@ -75,7 +76,7 @@ proptest! {
         std::fs::write(&base, base_bytes()).unwrap();
         let mut model = base_bytes();
         model.resize(CAPACITY as usize, 0);
-        let mut disk = LayeredDisk::create_at(Some(&base), &top, CAPACITY).unwrap();
+        let mut disk = create_at(Some(&base), &top, CAPACITY).unwrap();
         for operation in operations {
             match operation {
                 Operation::Write { sector, sectors, byte } => {
@@ -99,131 +100,13 @@ proptest! {
                 Operation::Flush => disk.flush().unwrap(),
                 Operation::Reopen => {
                     drop(disk);
-                    disk = LayeredDisk::open_at(Some(&base), &top).unwrap();
+                    disk = open_at(Some(&base), &top).unwrap();
                 }
             }
         }
         prop_assert_eq!(&read(&mut disk, 0, CAPACITY), &model);
         prop_assert_eq!(std::fs::read(&base).unwrap(), base_bytes());
     }
-}
-
-/// What was done to a file.
-#[derive(Clone, Debug)]
-enum Step {
-    Write(u64, Vec<u8>),
-    Zero(u64, u64),
-    Length(u64),
-    Sync,
-}
-
-/// A file in memory that remembers what was done to it and its siblings.
-#[derive(Clone)]
-struct Recorded {
-    name: usize,
-    bytes: Arc<Mutex<Vec<u8>>>,
-    steps: Arc<Mutex<Vec<(usize, Step)>>>,
-}
-
-impl Recorded {
-    fn step(&self, step: Step) {
-        apply(&mut self.bytes.lock().unwrap(), &step);
-        self.steps.lock().unwrap().push((self.name, step));
-    }
-}
-
-fn apply(file: &mut Vec<u8>, step: &Step) {
-    match step {
-        Step::Write(offset, bytes) => {
-            let end = *offset as usize + bytes.len();
-            file.resize(file.len().max(end), 0);
-            file[*offset as usize..end].copy_from_slice(bytes);
-        }
-        Step::Zero(offset, len) => {
-            let end = file.len().min((offset + len) as usize);
-            file[*offset as usize..end].fill(0);
-        }
-        Step::Length(len) => file.resize(*len as usize, 0),
-        Step::Sync => {}
-    }
-}
-
-impl Medium for Recorded {
-    fn read(&self, offset: u64, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        let bytes = self.bytes.lock().unwrap();
-        let mut done = (offset as usize).min(bytes.len());
-        let start = done;
-        for slice in into {
-            let take = slice.len().min(bytes.len() - done);
-            slice.copy_from(&bytes[done..done + take]);
-            done += take;
-        }
-        Ok(done - start)
-    }
-
-    fn write(&self, offset: u64, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
-        let mut bytes = Vec::new();
-        for slice in from {
-            let mut part = vec![0; slice.len()];
-            slice.copy_to(&mut part[..]);
-            bytes.extend(part);
-        }
-        // Sometimes less than asked for, as the kernel may do.
-        bytes.truncate(bytes.len().min(6 * GRAIN as usize + 100));
-        let len = bytes.len();
-        self.step(Step::Write(offset, bytes));
-        Ok(len)
-    }
-
-    fn zero(&self, offset: u64, len: u64, _punch: bool) -> io::Result<()> {
-        self.step(Step::Zero(offset, len));
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.step(Step::Sync);
-        Ok(())
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes.lock().unwrap().len() as u64)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.step(Step::Length(len));
-        Ok(())
-    }
-}
-
-/// What is left of a file when the host loses power: all that was synced; of what came later each step, or
-/// single sectors of it, or nothing, by the bits of `luck`.
-fn survivors(name: usize, steps: &[(usize, Step)], luck: &[u8]) -> Vec<u8> {
-    let own: Vec<&Step> = steps.iter().filter(|(n, _)| *n == name).map(|(_, s)| s).collect();
-    let synced = own.iter().rposition(|s| matches!(s, Step::Sync)).map_or(0, |at| at + 1);
-    let mut file = Vec::new();
-    for (n, step) in own.iter().enumerate() {
-        let luck = luck[n % luck.len()];
-        match step {
-            Step::Write(offset, bytes) if n >= synced && luck & 3 == 1 => {
-                // A part of the sectors, and the length as if all had been written.
-                let mut torn = Step::Length((file.len() as u64).max(offset + bytes.len() as u64));
-                apply(&mut file, &torn);
-                for (sector, part) in bytes.chunks(SECTOR as usize).enumerate() {
-                    if luck >> (2 + sector % 6) & 1 == 1 {
-                        torn = Step::Write(offset + sector as u64 * SECTOR, part.to_vec());
-                        apply(&mut file, &torn);
-                    }
-                }
-            }
-            _ if n >= synced && luck & 3 == 0 => {}
-            step => apply(&mut file, step),
-        }
-    }
-    file
-}
-
-fn recorded(name: usize, bytes: Vec<u8>, steps: &Arc<Mutex<Vec<(usize, Step)>>>) -> Recorded {
-    Recorded { name, bytes: Arc::new(Mutex::new(bytes)), steps: Arc::clone(steps) }
 }
 
 proptest! {
@@ -236,17 +119,18 @@ proptest! {
         cut_at in any::<prop::sample::Index>(),
         luck in prop::collection::vec(any::<u8>(), 97),
     ) {
-        let steps = Arc::default();
-        let base = recorded(0, base_bytes(), &steps);
-        let (data, map) = (recorded(1, Vec::new(), &steps), recorded(2, Vec::new(), &steps));
+        let world = World::default();
+        let base = Recorded::of(base_bytes());
+        let (data, map) = (world.file(), world.file());
+        let (data_id, map_id) = (data.id(), map.id());
         let mut disk = LayeredDisk::create(Some(base.clone()), data, map, CAPACITY).unwrap();
-        let created = steps.lock().unwrap().len();
+        let created = world.len();
         let mut model = base_bytes();
         model.resize(CAPACITY as usize, 0);
         // For each point in time: the steps before it, and the disk after it, or before when it is a flush.
         let mut history = vec![(created, true, model.clone())];
         for (operation, _) in operations {
-            let before = steps.lock().unwrap().len();
+            let before = world.len();
             match operation {
                 Operation::Write { sector, sectors, byte } => {
                     write(&mut disk, sector * SECTOR, vec![byte; (sectors * SECTOR) as usize]);
@@ -265,13 +149,11 @@ proptest! {
                 }
                 Operation::Flush | Operation::Reopen | Operation::Read { .. } => {
                     disk.flush().unwrap();
-                    history.push((steps.lock().unwrap().len(), true, model.clone()));
+                    history.push((world.len(), true, model.clone()));
                 }
             }
         }
-        let all = steps.lock().unwrap().clone();
-        let cut_at = created + cut_at.index(all.len() - created + 1);
-        let past = &all[..cut_at];
+        let cut_at = created + cut_at.index(world.len() - created + 1);
         let flushed = history.iter().rposition(|(at, flush, _)| *flush && *at <= cut_at).unwrap();
         let possible: Vec<&Vec<u8>> = history[flushed..]
             .iter()
@@ -280,9 +162,8 @@ proptest! {
             .map(|(_, _, model)| model)
             .collect();
 
-        let (data, map) = (survivors(1, past, &luck), survivors(2, past, &luck));
-        let again = Arc::default();
-        let (data, map) = (recorded(1, data, &again), recorded(2, map, &again));
+        let left = |id| Recorded::of(world.survivor(id, cut_at, &luck));
+        let (data, map) = (left(data_id), left(map_id));
         let mut disk = LayeredDisk::open(Some(base), data, map).unwrap();
         let found = read(&mut disk, 0, CAPACITY);
         for sector in 0..SECTORS as usize {
@@ -293,10 +174,26 @@ proptest! {
     }
 }
 
+fn create_at(base: Option<&Path>, top: &Path, capacity: u64) -> Result<LayeredDisk, DiskOpenError> {
+    let new = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
+    let base = base.map(|path| File::open(path).unwrap());
+    let (data, map) = (new(top).unwrap(), new(&map_path(top)).unwrap());
+    LayeredDisk::create(base, data, map, capacity)
+}
+
+fn open_at(base: Option<&Path>, top: &Path) -> Result<LayeredDisk, DiskOpenError> {
+    let old = |path: &Path| File::options().read(true).write(true).open(path).unwrap();
+    LayeredDisk::open(base.map(|path| File::open(path).unwrap()), old(top), old(&map_path(top)))
+}
+
+fn map_path(top: &Path) -> PathBuf {
+    top.with_extension("map")
+}
+
 fn written_top(folder: &Path) -> (PathBuf, PathBuf) {
     let (base, top) = (folder.join("base"), folder.join("top"));
     std::fs::write(&base, base_bytes()).unwrap();
-    let mut disk = LayeredDisk::create_at(Some(&base), &top, CAPACITY).unwrap();
+    let mut disk = create_at(Some(&base), &top, CAPACITY).unwrap();
     for grain in 0..3 {
         write(&mut disk, grain * GRAIN, vec![7; 512]);
         disk.flush().unwrap();
@@ -313,7 +210,7 @@ fn a_damaged_map_is_an_error_and_a_torn_end_is_not() {
     assert_eq!(whole.len(), 4096 + 3 * 48);
     let open = |bytes: &[u8]| {
         std::fs::write(&map, bytes).unwrap();
-        LayeredDisk::open_at(Some(&base), &top)
+        open_at(Some(&base), &top)
     };
     for at in [0, 9, 20, 33] {
         let mut bytes = whole.clone();
@@ -342,10 +239,9 @@ fn a_damaged_map_is_an_error_and_a_torn_end_is_not() {
 fn files_that_do_not_belong_together_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (base, top) = written_top(folder.path());
-    assert!(matches!(LayeredDisk::create_at(Some(&base), &top, CAPACITY), Err(DiskOpenError::Open { .. })));
-    assert!(matches!(LayeredDisk::open_at(None, &top), Err(DiskOpenError::BaseLength { found: 0, .. })));
+    assert!(matches!(open_at(None, &top), Err(DiskOpenError::BaseLength { found: 0, .. })));
     File::options().write(true).open(&top).unwrap().set_len(CAPACITY - 1).unwrap();
-    assert!(matches!(LayeredDisk::open_at(Some(&base), &top), Err(DiskOpenError::DataLength { .. })));
+    assert!(matches!(open_at(Some(&base), &top), Err(DiskOpenError::DataLength { .. })));
     let (data, map) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let odd = LayeredDisk::create(None, data, map, CAPACITY + 1);
     assert!(matches!(odd, Err(DiskOpenError::Map(MapError::Capacity(_)))));
@@ -368,7 +264,7 @@ fn untouched_and_discarded_grains_take_no_room() {
     use std::os::unix::fs::MetadataExt as _;
     let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let top = folder.path().join("top");
-    let mut disk = LayeredDisk::create_at(None, &top, 1 << 30).unwrap();
+    let mut disk = create_at(None, &top, 1 << 30).unwrap();
     let room = || std::fs::metadata(&top).unwrap().blocks() * 512;
     assert_eq!(room(), 0);
     write(&mut disk, 1 << 20, vec![1; 1 << 20]);
