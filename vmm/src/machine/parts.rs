@@ -4,9 +4,9 @@ use super::console::Console;
 use super::control::{DISK, MachinePlan, VSOCK};
 use super::load::{self, LoadError};
 use super::vm::Parts;
-use crate::client::NicSpec;
+use crate::client::{MachineSpec, NicSpec};
 use crate::devices::block::{Block, DiskOpenError, LayeredDisk};
-use crate::devices::net::{Net, NetConfig};
+use crate::devices::net::{MetadataContent, Net, NetConfig, NetShared};
 use crate::devices::rng::Rng;
 use crate::devices::vsock::{Vsock, VsockError};
 use crate::devices::{DeviceError, VirtioDevice};
@@ -75,6 +75,8 @@ pub struct Host {
     vsock: UnixListener,
     /// Where the agent reports.
     pub agents: UnixListener,
+    /// What the NIC counts, and what it tells the guest.
+    pub nic: NetShared,
 }
 
 impl Host {
@@ -92,7 +94,11 @@ impl Host {
             }
             None => Vec::new(),
         };
-        Ok(Self { taps, vsock: listen(&base)?, agents })
+        let nic = NetShared::default();
+        if let Some(content) = metadata_of(&plan.spec) {
+            nic.metadata.replace(content);
+        }
+        Ok(Self { taps, vsock: listen(&base)?, agents, nic })
     }
 
     /// Makes the parts of one machine. Again after each restart of the guest.
@@ -108,7 +114,7 @@ impl Host {
         devices.push(Box::new(vsock));
         devices.push(Box::new(Rng::new()));
         if let (Some(nic), Some(tap)) = (&plan.spec.nic, self.taps.first()) {
-            devices.push(Box::new(make_nic(nic, tap)?));
+            devices.push(Box::new(make_nic(nic, tap, &self.nic)?));
         }
         let console = Console::open(&plan.folder, plan.console_bytes).map_err(PartsError::Console)?;
         Ok(Parts { mem: load::map(plan.spec.memory_mib)?, devices, console })
@@ -121,9 +127,23 @@ pub fn device_count(plan: &MachinePlan) -> usize {
     if plan.spec.nic.is_some() { 4 } else { 3 }
 }
 
-fn make_nic(nic: &NicSpec, tap: &OwnedFd) -> Result<Net, PartsError> {
+/// What the guest is told at the metadata address; nothing when it has no network.
+#[must_use]
+pub fn metadata_of(spec: &MachineSpec) -> Option<MetadataContent> {
+    let network = spec.boot.network.as_ref()?;
+    Some(MetadataContent {
+        instance_id: spec.vm.to_string(),
+        hostname: spec.boot.hostname.clone(),
+        ipv4: network.ipv4,
+        mac: network.mac,
+        ssh_keys: spec.metadata.ssh_keys.clone(),
+        user_data: spec.metadata.user_data.clone(),
+    })
+}
+
+fn make_nic(nic: &NicSpec, tap: &OwnedFd, shared: &NetShared) -> Result<Net, PartsError> {
     let tap = tap.try_clone().map_err(PartsError::Duplicate)?;
-    Net::over_tap(tap, NetConfig { mac: nic.mac, mtu: GUEST_MTU }).map_err(PartsError::Nic)
+    Net::over_tap(tap, NetConfig { mac: nic.mac, mtu: GUEST_MTU }, shared).map_err(PartsError::Nic)
 }
 
 /// Opens the top, or makes it. It gets its name only when it is complete, so that a crash leaves none by halves.
