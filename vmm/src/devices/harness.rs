@@ -447,11 +447,12 @@ pub mod targets {
     }
 
     /// The metadata address, of which a guest asks with frames of any kind: right and wrong segments of connections,
-    /// in any order with the passing of time and with answers that are taken or left.
+    /// in any order with the passing of time and with answers that are taken or left. Returns how many answers to
+    /// requests began.
     ///
     /// # Panics
     /// When the service does not stand it, or breaks a bound.
-    pub fn metadata(input: &[u8]) {
+    pub fn metadata(input: &[u8]) -> usize {
         let store = MetadataStore::new(MetadataContent {
             instance_id: "fuzz".to_owned(),
             hostname: "fuzz".to_owned(),
@@ -463,9 +464,10 @@ pub mod targets {
         let counters = Counters::default();
         let mut service = Service::new(MAC, 1500, 1);
         let (mut now, mut sequence, mut acknowledged) = (Duration::ZERO, 1u32, 0u32);
+        let mut answers = 0;
         let mut input = Input(input);
         for _ in 0..MAX_OPERATIONS {
-            let Some(operation) = input.byte() else { return };
+            let Some(operation) = input.byte() else { return answers };
             let port = u16::from(operation >> 4);
             match operation & 7 {
                 0 => {
@@ -492,10 +494,12 @@ pub mod targets {
                 _ => {
                     while let Some(reply) = service.next_reply() {
                         assert_eq!(reply[12..18], MAC.0);
-                        if let Some(segment) = reply.get(46..66) {
+                        if let Some(segment) = reply.get(46..).filter(|segment| segment.len() >= 20) {
                             let next = [segment[4], segment[5], segment[6], segment[7]];
-                            let moved = reply.len() - 66 + usize::from(segment[13] & 3 != 0);
-                            acknowledged = u32::from_be_bytes(next).wrapping_add(moved as u32);
+                            let payload = &segment[usize::from(segment[12] >> 4) * 4..];
+                            let moved = payload.len() as u32 + u32::from(segment[13] & 3 != 0);
+                            acknowledged = u32::from_be_bytes(next).wrapping_add(moved);
+                            answers += usize::from(payload.starts_with(b"HTTP/1.1 "));
                         }
                     }
                     service.poll(now, &store, &counters);
@@ -504,6 +508,7 @@ pub mod targets {
             assert!(service.connections() <= CONNECTIONS && service.replies() <= REPLIES_MAX);
             assert!(service.next_deadline(now).is_none_or(|at| at <= now + RETRY_MAX));
         }
+        answers
     }
 
     /// Longest that the service waits for anything: TCP's longest wait before it says a thing again (RFC 6298 section
@@ -607,7 +612,9 @@ mod tests {
             ("rng", targets::rng),
             ("block", targets::block),
             ("net", targets::net),
-            ("metadata", targets::metadata),
+            ("metadata", |input| {
+                targets::metadata(input);
+            }),
             ("vsock", targets::vsock),
             ("mmio", targets::mmio),
         ];
@@ -618,6 +625,11 @@ mod tests {
                 inputs += 1;
             }
             assert!(inputs >= 3, "the corpus of {name} has {inputs} inputs");
+        }
+        // The language of that target leads to where the requests are answered.
+        for seed in ["get", "long-answer", "token", "nonsense"] {
+            let input = std::fs::read(corpus.join("metadata").join(format!("seed-{seed}"))).unwrap();
+            assert_eq!(targets::metadata(&input), 1, "{seed}");
         }
     }
 }
