@@ -65,6 +65,23 @@ def read(register):
     return bytes([0x80, register // 4, 0, 0]) + bytes(4)
 
 
+def segment(flags, payload=b"", port=1):
+    """One operation of `targets::metadata`: a segment of that connection, where it stands."""
+    return bytes([port << 4 | 1, flags, len(payload)]) + payload
+
+
+def asks(request, port=1):
+    """A connection with a request, to its end."""
+    return (segment(SYN, port=port) + ANSWERS + segment(ACK, port=port) + segment(ACK | PSH, request, port)
+            + ANSWERS + segment(ACK | FIN, port=port) + ANSWERS)
+
+
+def later(milliseconds):
+    return bytes([4]) + struct.pack("<H", milliseconds)
+
+
+FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+ANSWERS = bytes([6])
 CONNECT = 1 << 30
 MAC = bytes([2, 0, 0, 0, 0, 1])
 ACTIVATE = (write(0x70, 1) + write(0x70, 3) + write(0x24, 1) + write(0x20, 1) + write(0x70, 11) + write(0x30, 0)
@@ -97,6 +114,18 @@ SEEDS = {
         "receive": b"".join(room(0, n, 2048) for n in range(40)) + kick(0) + source(0) + PAUSE + kick(0),
         "small": room(0, 0, 1024) + kick(0) + PAUSE + room(0, 1, 1024) + kick(0),
         **MALFORMED,
+    },
+    "metadata": {
+        "get": asks(b"GET /latest/meta-data/mac HTTP/1.1\r\n\r\n"),
+        "long-answer": asks(b"GET /latest/user-data HTTP/1.1\r\n\r\n") + ANSWERS * 3,
+        "token": asks(b"PUT /latest/api/token HTTP/1.1\r\nContent-Length: 0\r\n\r\n"),
+        "nonsense": asks(bytes(range(200)) + b"\r\n\r\n"),
+        "flood": b"".join(segment(SYN, port=n) for n in range(16)) * 6 + later(6000) + ANSWERS,
+        "silent": segment(SYN) + ANSWERS + segment(ACK | PSH, b"GET /") + later(2000) + later(4000) + ANSWERS,
+        "reset": segment(SYN) + ANSWERS + segment(ACK, b"GET ") + segment(RST) + segment(SYN) + bytes([5]),
+        "raw": bytes([0]) + bytes([0x45, 0, 0, 60, 0, 0, 0x20, 0, 64, 6]).ljust(120, b"\xff") + bytes([0x10])
+               + bytes([0, 1, 8, 0, 6, 4, 0, 1]).ljust(24, b"\1") + bytes([169, 254, 169, 254]).ljust(96, b"\0")
+               + ANSWERS,
     },
     "vsock": {
         "accept": room(0, 0, 4140) + source(0) + vsock(2, 1024, CONNECT, 0) + room(0, 1, 4140) + kick(0)

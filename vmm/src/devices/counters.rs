@@ -66,6 +66,16 @@ counters! {
     NetRxTooLong => "net_rx_too_long",
     /// Frames from the network that were too short to be Ethernet.
     NetRxBadFrame => "net_rx_bad_frame",
+    /// Frames from the network that said they came from the metadata address.
+    NetRxMetadataSource => "net_rx_metadata_source",
+    /// Frames from the guest to link-local addresses that nobody has.
+    NetLinkLocal => "net_link_local",
+    /// Frames to the metadata address that are longer than any honest one.
+    NetMetadataTooLong => "net_metadata_too_long",
+    /// Frames to the metadata address that were dropped because too many answers wait for buffers of the guest.
+    NetMetadataBusy => "net_metadata_busy",
+    /// Connections to the metadata address that were not over in time.
+    NetMetadataTimeout => "net_metadata_timeout",
     /// vsock packets with a header that makes no sense.
     VsockBadPacket => "vsock_bad_packet",
     /// vsock packets from a wrong address or to one that does not exist.

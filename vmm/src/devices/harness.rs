@@ -376,18 +376,22 @@ impl<'a> Input<'a> {
 pub mod targets {
     use super::super::block::{Block, LayeredDisk};
     use super::super::mmio::{MMIO_SIZE, MmioTransport};
-    use super::super::net::{Net, NetConfig};
+    use super::super::net::metadata::{CONNECTIONS, REPLIES_MAX, Service};
+    use super::super::net::{MetadataContent, MetadataStore, Net, NetConfig, NetShared};
     use super::super::rng::Rng;
     use super::super::vsock::Vsock;
-    use super::{EFD_NONBLOCK, EventFd, GuestAddress, GuestRam, Input, LOW_BYTES, MAX_SEGMENTS, Rig};
-    use model::net::MacAddress;
+    use super::{Counters, EFD_NONBLOCK, EventFd, GuestAddress, GuestRam, Input, LOW_BYTES};
+    use super::{MAX_OPERATIONS, MAX_SEGMENTS, Rig};
+    use model::net::{GATEWAY_MAC, METADATA_IPV4, MacAddress};
     use rustix::fs::{MemfdFlags, memfd_create};
     use rustix::io::Errno;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     use std::fs::File;
     use std::io::Write as _;
+    use std::net::Ipv4Addr;
     use std::os::unix::net::UnixListener;
     use std::path::Path;
+    use std::time::Duration;
 
     const DISK: u64 = 1 << 20;
 
@@ -429,13 +433,101 @@ pub mod targets {
             assert!(sent == Ok(len) || sent == Err(Errno::AGAIN));
         }
         let config = NetConfig { mac: MAC, mtu: 1500 };
-        let mut rig = Rig::new(Net::over_socket(ours, config).expect("a NIC over a socket"));
+        let nic = Net::over_socket(ours, config, &NetShared::default());
+        let mut rig = Rig::new(nic.expect("a NIC over a socket"));
         rig.abuse(input);
         // What left the NIC came from its own address.
         let mut frame = vec![0u8; 1 << 17];
         while let Ok(len) = rustix::io::read(&peer, frame.as_mut_slice()) {
             assert_eq!(&frame[18..24], &MAC.0, "a frame of {len} bytes");
+            let address = [frame[42], frame[43], frame[44], frame[45]];
+            let link_local = frame[24..26] == [8, 0] && Ipv4Addr::from(address).is_link_local();
+            assert!(!link_local || len < 46 || address == [169, 254, 1, 1], "a frame of {len} bytes");
         }
+    }
+
+    /// The metadata address, of which a guest asks with frames of any kind: right and wrong segments of connections,
+    /// in any order with the passing of time and with answers that are taken or left. Returns how many answers to
+    /// requests began.
+    ///
+    /// # Panics
+    /// When the service does not stand it, or breaks a bound.
+    pub fn metadata(input: &[u8]) -> usize {
+        let store = MetadataStore::new(MetadataContent {
+            instance_id: "fuzz".to_owned(),
+            hostname: "fuzz".to_owned(),
+            ipv4: Ipv4Addr::new(10, 0, 0, 2),
+            mac: MAC,
+            ssh_keys: vec!["ssh-ed25519 AAAA".to_owned()],
+            user_data: Some("x".repeat(10_000)),
+        });
+        let counters = Counters::default();
+        let mut service = Service::new(MAC, 1500, 1);
+        let (mut now, mut sequence, mut acknowledged) = (Duration::ZERO, 1u32, 0u32);
+        let mut answers = 0;
+        let mut input = Input(input);
+        for _ in 0..MAX_OPERATIONS {
+            let Some(operation) = input.byte() else { return answers };
+            let port = u16::from(operation >> 4);
+            match operation & 7 {
+                0 => {
+                    let kind = [[8, 0], [8, 6], [0x86, 0xdd], [0, 0]][usize::from(port % 4)];
+                    let bytes = input.take(120);
+                    service.take([&[0; 12][..], &kind, bytes].concat(), now, &store, &counters);
+                }
+                1..=3 => {
+                    let flags = input.byte().unwrap_or(0);
+                    let len = usize::from(input.byte().unwrap_or(0));
+                    // Mostly where the connection stands, sometimes a little beside it.
+                    let beside = if flags & 0x40 == 0 { 0 } else { u32::from(input.u16()) };
+                    let payload = input.take(len);
+                    let at = sequence.wrapping_sub(beside);
+                    let segment = segment(port, at, acknowledged, flags & 0x3f, payload);
+                    service.take(segment, now, &store, &counters);
+                    sequence = sequence.wrapping_add(payload.len() as u32 + u32::from(flags & 3 != 0));
+                }
+                4 => {
+                    now += Duration::from_millis(input.u16().into());
+                    service.poll(now, &store, &counters);
+                }
+                5 => service.clear(),
+                _ => {
+                    while let Some(reply) = service.next_reply() {
+                        assert_eq!(reply[12..18], MAC.0);
+                        if let Some(segment) = reply.get(46..).filter(|segment| segment.len() >= 20) {
+                            let next = [segment[4], segment[5], segment[6], segment[7]];
+                            let payload = &segment[usize::from(segment[12] >> 4) * 4..];
+                            let moved = payload.len() as u32 + u32::from(segment[13] & 3 != 0);
+                            acknowledged = u32::from_be_bytes(next).wrapping_add(moved);
+                            answers += usize::from(payload.starts_with(b"HTTP/1.1 "));
+                        }
+                    }
+                    service.poll(now, &store, &counters);
+                }
+            }
+            assert!(service.connections() <= CONNECTIONS && service.replies() <= REPLIES_MAX);
+            assert!(service.next_deadline(now).is_none_or(|at| at <= now + RETRY_MAX));
+        }
+        answers
+    }
+
+    /// Longest that the service waits for anything: TCP's longest wait before it says a thing again (RFC 6298 section
+    /// 2.4), which no connection lives to see.
+    const RETRY_MAX: Duration = Duration::from_secs(60);
+
+    /// A TCP segment of the guest to the metadata address.
+    fn segment(port: u16, sequence: u32, acknowledged: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = [&GATEWAY_MAC.0[..], &MAC.0, &[8, 0, 0x45, 0]].concat();
+        frame.extend((40 + payload.len() as u16).to_be_bytes());
+        frame.extend([0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 2]);
+        frame.extend(METADATA_IPV4.octets());
+        frame.extend(port.to_be_bytes());
+        frame.extend(80u16.to_be_bytes());
+        frame.extend(sequence.to_be_bytes());
+        frame.extend(acknowledged.to_be_bytes());
+        frame.extend([5 << 4, flags, 0x10, 0, 0, 0, 0, 0]);
+        frame.extend(payload);
+        frame
     }
 
     /// virtio-vsock with a client that asks for a port.
@@ -516,10 +608,13 @@ mod tests {
     #[test]
     fn the_corpus_of_the_fuzz_targets_passes() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
-        let all: [(&str, Target); 5] = [
+        let all: [(&str, Target); 6] = [
             ("rng", targets::rng),
             ("block", targets::block),
             ("net", targets::net),
+            ("metadata", |input| {
+                targets::metadata(input);
+            }),
             ("vsock", targets::vsock),
             ("mmio", targets::mmio),
         ];
@@ -530,6 +625,11 @@ mod tests {
                 inputs += 1;
             }
             assert!(inputs >= 3, "the corpus of {name} has {inputs} inputs");
+        }
+        // The language of that target leads to where the requests are answered.
+        for seed in ["get", "long-answer", "token", "nonsense"] {
+            let input = std::fs::read(corpus.join("metadata").join(format!("seed-{seed}"))).unwrap();
+            assert_eq!(targets::metadata(&input), 1, "{seed}");
         }
     }
 }

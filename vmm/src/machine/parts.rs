@@ -4,9 +4,9 @@ use super::console::Console;
 use super::control::{MachinePlan, VSOCK};
 use super::load::{self, LoadError};
 use super::vm::Parts;
-use crate::client::NicSpec;
+use crate::client::{MachineSpec, NicSpec};
 use crate::devices::block::{Block, DiskFolder, FolderError};
-use crate::devices::net::{Net, NetConfig, Traffic};
+use crate::devices::net::{MetadataContent, Net, NetConfig, NetShared};
 use crate::devices::rng::Rng;
 use crate::devices::vsock::{Vsock, VsockError};
 use crate::devices::{DeviceError, GuestRam, VirtioDevice};
@@ -17,7 +17,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 use vpc::client::VpcError;
 
@@ -74,9 +73,10 @@ pub struct Host {
     taps: Vec<OwnedFd>,
     vsock: UnixListener,
     disk: DiskFolder,
-    traffic: Arc<Mutex<Option<Arc<Traffic>>>>,
     /// Where the agent reports.
     pub agents: UnixListener,
+    /// What the NIC counts, and what it tells the guest.
+    pub nic: NetShared,
 }
 
 impl Host {
@@ -94,8 +94,12 @@ impl Host {
             }
             None => Vec::new(),
         };
+        let nic = NetShared::default();
+        if let Some(content) = metadata_of(&plan.spec) {
+            nic.metadata.replace(content);
+        }
         let disk = open_disk(plan)?;
-        Ok(Self { taps, vsock: listen(&base)?, disk, traffic: Arc::default(), agents })
+        Ok(Self { taps, vsock: listen(&base)?, disk, agents, nic })
     }
 
     /// The disk, to seal it.
@@ -110,11 +114,10 @@ impl Host {
         self.taps.iter().map(AsFd::as_fd).chain([self.vsock.as_fd()]).collect()
     }
 
-    /// Bytes that the NIC has moved since the machine was made.
+    /// Bytes of traffic that the NIC has moved since this process began.
     #[must_use]
     pub fn moved_bytes(&self) -> u64 {
-        let traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-        traffic.as_ref().map_or(0, |traffic| traffic.received() + traffic.sent())
+        self.nic.activity.bytes()
     }
 
     /// Makes the parts of one machine, with a saved memory or a blank one. Again after each restart of the guest.
@@ -129,9 +132,7 @@ impl Host {
         devices.push(Box::new(vsock));
         devices.push(Box::new(Rng::new()));
         if let (Some(nic), Some(tap)) = (&plan.spec.nic, self.taps.first()) {
-            let nic = make_nic(nic, tap)?;
-            *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = Some(nic.traffic());
-            devices.push(Box::new(nic));
+            devices.push(Box::new(make_nic(nic, tap, &self.nic)?));
         }
         let console = Console::open(&plan.folder, plan.console_bytes).map_err(PartsError::Console)?;
         let mem = match saved {
@@ -148,9 +149,23 @@ pub fn device_count(plan: &MachinePlan) -> usize {
     if plan.spec.nic.is_some() { 4 } else { 3 }
 }
 
-fn make_nic(nic: &NicSpec, tap: &OwnedFd) -> Result<Net, PartsError> {
+/// What the guest is told at the metadata address; nothing when it has no network.
+#[must_use]
+pub fn metadata_of(spec: &MachineSpec) -> Option<MetadataContent> {
+    let network = spec.boot.network.as_ref()?;
+    Some(MetadataContent {
+        instance_id: spec.vm.to_string(),
+        hostname: spec.boot.hostname.clone(),
+        ipv4: network.ipv4,
+        mac: network.mac,
+        ssh_keys: spec.metadata.ssh_keys.clone(),
+        user_data: spec.metadata.user_data.clone(),
+    })
+}
+
+fn make_nic(nic: &NicSpec, tap: &OwnedFd, shared: &NetShared) -> Result<Net, PartsError> {
     let tap = tap.try_clone().map_err(PartsError::Duplicate)?;
-    Net::over_tap(tap, NetConfig { mac: nic.mac, mtu: GUEST_MTU }).map_err(PartsError::Nic)
+    Net::over_tap(tap, NetConfig { mac: nic.mac, mtu: GUEST_MTU }, shared).map_err(PartsError::Nic)
 }
 
 /// Opens the VM's disk over the image, or makes it.

@@ -1,7 +1,9 @@
 //! The virtio-net device (virtio 1.2 section 5.1): one pair of queues over a descriptor that carries frames.
 
-use super::frame::{self, ETHERNET_HEADER, LONGEST_FRAME, PEEK, VNET_HEADER};
+use super::frame::{self, Destination, ETHERNET_HEADER, LONGEST_FRAME, PEEK, VNET_HEADER};
+use super::metadata::{FRAME_MAX, Responder};
 use super::receive::{Received, Receiver};
+use super::{Activity, MetadataStore};
 use crate::devices::chain::Chain;
 use crate::devices::device::{Progress, Source};
 use crate::devices::state::NetState;
@@ -12,7 +14,6 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_bindings::virtio_net as abi;
 use vm_memory::VolatileSlice;
 
@@ -38,25 +39,13 @@ pub struct NetConfig {
     pub mtu: u16,
 }
 
-/// Frames that mean activity (see [`frame::is_activity`]), counted for the life of the NIC.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    received: AtomicU64,
-    sent: AtomicU64,
-}
-
-impl Traffic {
-    /// Bytes to the guest.
-    #[must_use]
-    pub fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    /// Bytes from the guest.
-    #[must_use]
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
+/// What the NIC shares with the rest of the VM's process. A clone shares the same.
+#[derive(Clone, Debug, Default)]
+pub struct NetShared {
+    /// What the NIC counts.
+    pub activity: Arc<Activity>,
+    /// What the guest is told at the metadata address.
+    pub metadata: Arc<MetadataStore>,
 }
 
 /// What carries the frames, each with its virtio-net header.
@@ -68,13 +57,17 @@ enum Wire {
     Socket(OwnedFd),
 }
 
+/// The descriptors that wake the device: the wire, and the timer of the metadata address.
+const WIRE: usize = 0;
+
 /// The device.
 #[derive(Debug)]
 pub struct Net {
     wire: Wire,
     config: NetConfig,
-    traffic: Arc<Traffic>,
+    activity: Arc<Activity>,
     receiver: Receiver,
+    responder: Responder,
     chain: Chain,
 }
 
@@ -92,40 +85,35 @@ impl Net {
     /// and to the long header; no privilege is needed for that.
     ///
     /// # Errors
-    /// When the descriptor is not a TAP.
-    pub fn over_tap(tap: OwnedFd, config: NetConfig) -> Result<Self, DeviceError> {
+    /// When the descriptor is not a TAP, or the host gives no timer.
+    pub fn over_tap(tap: OwnedFd, config: NetConfig, shared: &NetShared) -> Result<Self, DeviceError> {
         sys::set_vnet_header_size(tap.as_fd(), VNET_HEADER as i32)
             .map_err(|source| DeviceError::Setup { operation: "TUNSETVNETHDRSZ", source })?;
-        Self::new(Wire::Tap(tap), config)
+        Self::new(Wire::Tap(tap), config, shared)
     }
 
     /// A NIC over a Unix datagram or seqpacket socket, whose messages are frames behind a header of
     /// [`VNET_HEADER`] bytes. The peer must take all offloads.
     ///
     /// # Errors
-    /// When the descriptor cannot be made non-blocking.
-    pub fn over_socket(socket: OwnedFd, config: NetConfig) -> Result<Self, DeviceError> {
-        Self::new(Wire::Socket(socket), config)
+    /// When the descriptor cannot be made non-blocking, or the host gives no timer.
+    pub fn over_socket(socket: OwnedFd, config: NetConfig, shared: &NetShared) -> Result<Self, DeviceError> {
+        Self::new(Wire::Socket(socket), config, shared)
     }
 
-    fn new(wire: Wire, config: NetConfig) -> Result<Self, DeviceError> {
+    fn new(wire: Wire, config: NetConfig, shared: &NetShared) -> Result<Self, DeviceError> {
         let fd = wire.fd();
         fcntl_getfl(fd)
             .and_then(|flags| fcntl_setfl(fd, flags | OFlags::NONBLOCK))
             .map_err(|error| DeviceError::Setup { operation: "fcntl", source: error.into() })?;
         Ok(Self {
+            responder: Responder::new(config.mac, config.mtu, Arc::clone(&shared.metadata))?,
             wire,
             config,
-            traffic: Arc::default(),
-            receiver: Receiver::default(),
+            activity: Arc::clone(&shared.activity),
+            receiver: Receiver::new(Arc::clone(&shared.activity)),
             chain: Chain::default(),
         })
-    }
-
-    /// The counts of this NIC, for whoever decides whether the machine is idle.
-    #[must_use]
-    pub fn traffic(&self) -> Arc<Traffic> {
-        Arc::clone(&self.traffic)
     }
 
     /// Moves frames to the guest until there are none, there is no room, or the bound is reached.
@@ -134,11 +122,12 @@ impl Net {
         for _ in 0..FRAMES_AT_ONCE {
             let Some(queue) = ctx.queues[RX].as_mut() else { return Ok(Progress::Done) };
             queue.disable_notification(ctx.mem)?;
+            if self.responder.has_replies() && self.receiver.held().is_empty() {
+                let reply = self.responder.next_reply(ctx.counters)?;
+                self.receiver.hold(reply.unwrap_or_default());
+            }
             match self.receiver.receive(self.wire.fd(), ctx.mem, queue, ctx.counters)? {
-                Received::Frame(active) => {
-                    self.traffic.received.fetch_add(active as u64, Ordering::Relaxed);
-                }
-                Received::Dropped => {}
+                Received::Frame | Received::Dropped => {}
                 Received::NoRoom if queue.enable_notification(ctx.mem)? => {}
                 Received::Nothing | Received::NoRoom => {
                     progress = Progress::Done;
@@ -198,14 +187,19 @@ impl Net {
             ctx.counters.count(Counter::NetSourceMac);
             return Ok(Sent::Used);
         }
+        match frame::destination(&head[VNET_HEADER..]) {
+            Destination::Wire => {}
+            Destination::Metadata => return self.ask_metadata(ctx),
+            Destination::Nobody => {
+                ctx.counters.count(Counter::NetLinkLocal);
+                return Ok(Sent::Used);
+            }
+        }
         let mut rest: Vec<VolatileSlice<'_>> = Vec::new();
         frame.slices(ctx.mem, copied, usize::MAX, &mut rest).map_err(unreachable)?;
         match sys::writev(self.wire.fd(), head, &rest) {
             Ok(_) => {
-                if frame::is_activity(&head[VNET_HEADER..]) {
-                    let bytes = frame.bytes() - VNET_HEADER;
-                    self.traffic.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-                }
+                self.activity.count(&head[VNET_HEADER..], frame.bytes() - VNET_HEADER);
                 Ok(Sent::Used)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Sent::Full),
@@ -217,6 +211,27 @@ impl Net {
                 Ok(Sent::Used)
             }
         }
+    }
+
+    /// Gives the frame of the chain that was taken to the metadata address. The guest may change it meanwhile; what
+    /// is copied here is looked at anew.
+    fn ask_metadata(&mut self, ctx: &Context<'_>) -> Result<Sent, Fault> {
+        let frame = &self.chain.readable;
+        // One byte more than the service takes tells it that there is too much.
+        let mut bytes = vec![0; (frame.bytes() - VNET_HEADER).min(FRAME_MAX + 1)];
+        let read = frame.read(ctx.mem, VNET_HEADER, &mut bytes);
+        read.map_err(|_| Fault::Guest(Counter::BadBuffer))?;
+        self.responder.take(bytes, ctx.counters)?;
+        Ok(Sent::Used)
+    }
+
+    /// Gives the guest what the metadata address has for it, after `progress` was made.
+    fn give_replies(&mut self, progress: Progress, ctx: &mut Context<'_>) -> Result<Progress, Fault> {
+        if !self.responder.has_replies() {
+            return Ok(progress);
+        }
+        let received = self.receive(ctx)?;
+        Ok(if received == Progress::More { received } else { progress })
     }
 }
 
@@ -252,8 +267,11 @@ impl VirtioDevice for Net {
     }
 
     fn sources(&self) -> Vec<Source<'_>> {
-        // Edges: frames wait in the TAP, not here, while the guest has no room for them.
-        vec![Source { fd: self.wire.fd(), interest: EventFlags::IN | EventFlags::OUT | EventFlags::ET }]
+        vec![
+            // Edges: frames wait in the TAP, not here, while the guest has no room for them.
+            Source { fd: self.wire.fd(), interest: EventFlags::IN | EventFlags::OUT | EventFlags::ET },
+            Source { fd: self.responder.timer(), interest: EventFlags::IN | EventFlags::ET },
+        ]
     }
 
     fn activate(&mut self, features: u64) -> Result<(), DeviceError> {
@@ -279,13 +297,22 @@ impl VirtioDevice for Net {
     }
 
     fn queue_event(&mut self, queue: usize, ctx: &mut Context<'_>) -> Result<Progress, Fault> {
-        if queue == RX { self.receive(ctx) } else { self.send(ctx) }
+        if queue == RX {
+            return self.receive(ctx);
+        }
+        let sent = self.send(ctx)?;
+        self.give_replies(sent, ctx)
     }
 
-    fn source_event(&mut self, _source: usize, ctx: &mut Context<'_>) -> Result<Progress, Fault> {
+    fn source_event(&mut self, source: usize, ctx: &mut Context<'_>) -> Result<Progress, Fault> {
+        if source != WIRE {
+            self.responder.expire(ctx.counters)?;
+            return self.give_replies(Progress::Done, ctx);
+        }
         // One edge stands for both directions.
         let received = self.receive(ctx)?;
         let sent = self.send(ctx)?;
+        let sent = self.give_replies(sent, ctx)?;
         let more = received == Progress::More || sent == Progress::More;
         Ok(if more { Progress::More } else { Progress::Done })
     }
@@ -299,8 +326,10 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.receiver.clear();
+        self.responder.clear();
     }
 
+    /// Connections to the metadata address are not saved: a guest that goes on elsewhere is told with a reset.
     fn save(&self) -> DeviceState {
         DeviceState::Net(NetState { held_frame: self.receiver.held().to_vec() })
     }

@@ -4,6 +4,7 @@
 //! buffers only when these hold the longest frame; otherwise into one buffer here, from which the frame is
 //! copied as soon as there is room. No frame is ever cut.
 
+use super::Activity;
 use super::frame::{self, ETHERNET_HEADER, LONGEST_FRAME, PEEK, VNET_HEADER};
 use crate::devices::chain::Chain;
 use crate::devices::queue::DeviceQueue;
@@ -11,6 +12,7 @@ use crate::devices::{Counter, Counters, Fault, GuestRam, sys};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use vm_memory::VolatileSlice;
 
 /// Offset of `num_buffers` in the virtio-net header.
@@ -19,8 +21,8 @@ const NUM_BUFFERS: usize = 10;
 /// What came of one attempt to receive.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// A frame for the guest, with how many bytes of it mean activity.
-    Frame(usize),
+    /// A frame for the guest.
+    Frame,
     /// A frame that was dropped; its reason is counted.
     Dropped,
     /// The network has nothing.
@@ -40,9 +42,15 @@ pub(super) struct Receiver {
     spare: Vec<Chain>,
     /// With its virtio-net header; empty when none waits.
     held: Vec<u8>,
+    activity: Arc<Activity>,
 }
 
 impl Receiver {
+    /// One that counts what the guest gets.
+    pub fn new(activity: Arc<Activity>) -> Self {
+        Self { activity, ..Self::default() }
+    }
+
     /// What the driver agreed to: several buffers for a frame, and frames of at most `longest` bytes.
     pub fn configure(&mut self, mergeable: bool, longest: usize) {
         self.mergeable = mergeable;
@@ -144,9 +152,15 @@ impl Receiver {
         let mut head = [0u8; VNET_HEADER + PEEK];
         let first = self.lent.front().map(|c| c.writable.read(mem, 0, &mut head));
         let peeked = first.transpose().map_err(|_| Fault::Guest(Counter::BadBuffer))?.unwrap_or(0);
-        let activity = frame::is_activity(&head[VNET_HEADER..peeked.min(len).max(VNET_HEADER)]);
+        let head = &head[VNET_HEADER..peeked.min(len).max(VNET_HEADER)];
+        if frame::claims_metadata(head) {
+            // The buffers stay lent for the next frame.
+            counters.count(Counter::NetRxMetadataSource);
+            return Ok(Received::Dropped);
+        }
+        self.activity.count(head, len - VNET_HEADER);
         self.hand_over(mem, queue, len)?;
-        Ok(Received::Frame(if activity { len - VNET_HEADER } else { 0 }))
+        Ok(Received::Frame)
     }
 
     fn read_held(
@@ -164,6 +178,10 @@ impl Receiver {
             return Ok(Received::Dropped);
         }
         frame.truncate(len);
+        if frame::claims_metadata(&frame[VNET_HEADER..]) {
+            counters.count(Counter::NetRxMetadataSource);
+            return Ok(Received::Dropped);
+        }
         self.held = frame;
         self.deliver_held(mem, queue, counters)
     }
@@ -193,10 +211,10 @@ impl Receiver {
             }
         }
         let len = self.held.len();
-        let activity = frame::is_activity(&self.held[VNET_HEADER..]);
+        self.activity.count(&self.held[VNET_HEADER..], len - VNET_HEADER);
         self.held.clear();
         self.hand_over(mem, queue, len)?;
-        Ok(Received::Frame(if activity { len - VNET_HEADER } else { 0 }))
+        Ok(Received::Frame)
     }
 
     /// Shows the driver a frame of `len` bytes, with its header, in the first lent buffers: all at once.
