@@ -12,7 +12,7 @@ use support::guest::Guest;
 use support::servers::{
     ask_tcp, ask_udp, name_server, pings, reaches_tcp, reaches_udp, resolve, whoami, whoami_udp,
 };
-use support::{HOST, METADATA, PRIVATE, SERVER, World, port};
+use support::{HOST, METADATA, PRIVATE, SERVER, World, permit, port};
 use vpc::client::{Refusal, VpcError};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -181,22 +181,6 @@ async fn dialled_connections_and_refusals() {
     let status = client.status().await.expect("status");
     assert_eq!(status.ports, 2);
     assert!(refusals.iter().all(|(_, _, reason)| status.refusals.contains(&(*reason, 1))), "{status:?}");
-}
-
-/// A permit as edge-proxy gets one: from a route table.
-fn permit(vm: &VmId, port: u16) -> model::route::Permit {
-    use model::route::{Route, RouteTable};
-    use model::view::{EdgeView, RouteEntry, VIEW_VERSION};
-    let host: model::host::HostName = "a.style.dev".parse().expect("host");
-    let view = EdgeView {
-        version: VIEW_VERSION,
-        generation: model::id::Generation(1),
-        api_hosts: vec![],
-        routes: vec![RouteEntry { host: host.clone(), vm: vm.clone(), port, run: 1 }].into(),
-        certificates: Vec::new().into(),
-    };
-    let Some(Route::Vm(permit)) = RouteTable::of(&view).host(&host) else { panic!("a route") };
-    permit
 }
 
 #[tokio::test(flavor = "multi_thread")]
