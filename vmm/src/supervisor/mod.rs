@@ -3,6 +3,7 @@
 //! - [`server`]: connections and requests. [`registry`]: what runs, and who is told.
 //! - [`folder`]: a VM's files. [`launch`]: starts a process, or adopts one. [`watch`]: follows it to its end.
 //! - [`stop`]: agent, power button, kill. [`connect`]: streams to the guest's vsock ports.
+//! - [`wakes`]: packets for VMs that have no process.
 //!
 //! A VM does not need its supervisor to run: killing the supervisor stops none, and the next one adopts them.
 //!
@@ -18,6 +19,7 @@ pub mod launch;
 pub mod registry;
 pub mod server;
 pub mod stop;
+pub mod wakes;
 pub mod watch;
 
 pub use server::{SupervisorError, serve};

@@ -2,7 +2,7 @@
 
 use super::folder;
 use super::registry::Registry;
-use super::{connect, launch, stop};
+use super::{connect, launch, stop, wakes};
 use crate::client::{Refusal, VmmEvent, VmmReply, VmmRequest};
 use crate::machine::console;
 use feed::wire::{MAX_MESSAGE_BYTES, Wire, WireError, WireListener};
@@ -16,6 +16,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
+use vpc::client::VpcClient;
 
 /// Connections at once. control uses one for each request that is under way.
 const MAX_CONNECTIONS: usize = 512;
@@ -56,6 +57,7 @@ struct Supervisor {
 pub async fn serve(config: VmmConfig, program: PathBuf) -> Result<(), SupervisorError> {
     let registry = Registry::default();
     launch::adopt_all(&config, &registry).await.map_err(SupervisorError::Folder)?;
+    tokio::spawn(wakes::follow(VpcClient::new(config.places.vpc_socket()), registry.clone()));
     let path = config.places.vmm_socket();
     let listener = WireListener::bind(&path, SOCKET_MODE)?;
     tracing::info!(path = %path.display(), machines = registry.count(), "ready");
@@ -210,6 +212,9 @@ impl Supervisor {
             wire.send(event, &[]).await?;
         }
         wire.send(&VmmEvent::Synced, &[]).await?;
+        for event in &self.registry.pending_wakes() {
+            wire.send(event, &[]).await?;
+        }
         loop {
             tokio::select! {
                 event = events.recv() => match event {
