@@ -128,7 +128,8 @@ impl Dialer {
         Self { shared: Arc::new(Shared { vpc, api, known: Mutex::default(), metrics }) }
     }
 
-    /// A new connection.
+    /// A new connection. Nothing here or in the engine ends the wait before vpc does: a VM that sleeps is woken by the
+    /// dial itself, and has [`vpc::client::WAKE_WAIT`] for that.
     ///
     /// # Errors
     /// Says who refused.
@@ -142,18 +143,21 @@ impl Dialer {
         }
     }
 
-    /// What the engine must know to take a pooled connection to a destination, or to have a new one made.
+    /// What the engine must know to take a pooled connection to a destination, or to have a new one made. With `fresh`
+    /// it gets one that nobody has used.
     ///
     /// # Errors
-    /// When the destination was never reached, and cannot be reached now.
-    pub async fn peer(&self, to: &Destination) -> Result<Box<HttpPeer>, DialError> {
-        let known = self.shared.known(to);
+    /// When the destination was never reached, or none of its connections is wanted, and it cannot be reached now.
+    pub async fn peer(&self, to: &Destination, fresh: bool) -> Result<Box<HttpPeer>, DialError> {
+        let known = if fresh { None } else { self.shared.known(to) };
         let (place, ready) = match known {
             Some(place) => (place, None),
             None => {
                 let ready = self.dial(to).await?;
                 let address = ready.address();
-                (self.shared.learn(to, address), Some(ready))
+                // In a group of its own there is nothing in the pool.
+                let place = if fresh { self.shared.alone(address) } else { self.shared.learn(to, address) };
+                (place, Some(ready))
             }
         };
         let mut peer = HttpPeer {
@@ -186,6 +190,13 @@ impl Shared {
             Destination::Api => known.api.clone(),
             Destination::Vm(permit) => known.vms.get(&key(permit)).cloned(),
         }
+    }
+
+    /// A place of no destination, for one connection.
+    fn alone(&self, address: SocketAddr) -> Place {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.last_group += 1;
+        Place { group: known.last_group, address }
     }
 
     /// Keeps the group number of a destination whose address has changed.

@@ -53,9 +53,9 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 use vpc::client::VpcClient;
 
-/// Tries of a request whose pooled connection turns out to be closed. Each takes another connection; there are seldom
-/// more than a few closed ones at once, and the last try is answered with an error page.
-const MAX_TRIES: usize = 4;
+/// Tries of a request whose pooled connection turns out to be closed. The second has a connection of its own, so that
+/// what it finds is the VM's present state and not another leftover.
+const MAX_TRIES: usize = 2;
 /// Requests at once over one HTTP/2 connection of a client: what RFC 9113 section 6.5.2 advises, and nginx nearly has.
 const CLIENT_STREAMS: u32 = 100;
 /// What a client may send ahead in one stream. Bounds what a VM that reads slowly makes us hold.

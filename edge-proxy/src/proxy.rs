@@ -187,10 +187,11 @@ impl ProxyHttp for Edge {
             Error::explain(ErrorType::InternalError, "a request without a destination was let through")
         })?;
         ctx.tries += 1;
-        if ctx.tries > 1 {
+        let again = ctx.tries > 1;
+        if again {
             self.metrics.count(Count::Retries);
         }
-        let mut peer = self.dialer.peer(destination).await.map_err(dial::refused)?;
+        let mut peer = self.dialer.peer(destination, again).await.map_err(dial::refused)?;
         self.tune(&mut peer, ctx.kind, destination);
         Ok(peer)
     }

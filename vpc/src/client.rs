@@ -17,8 +17,13 @@ use tokio::time::{Instant, timeout_at};
 
 /// Longest that vpc waits for a VM to accept a connection, or for a view that it has not seen yet.
 pub const SERVER_WAIT: Duration = Duration::from_secs(5);
+/// Longest that vpc waits for a VM that sleeps: its memory, of several GiB, is read from a disk before it answers, and
+/// the supervisor of the VMs gives a start as long.
+pub const WAKE_WAIT: Duration = Duration::from_secs(30);
 /// Longest that a caller waits for vpc: a restart of it, and its own wait.
 const CLIENT_WAIT: Duration = Duration::from_secs(20);
+/// The same for a dial, whose VM may have to wake.
+const DIAL_WAIT: Duration = WAKE_WAIT.saturating_add(CLIENT_WAIT);
 /// Longest that a starting VM waits for its TAP; less than the supervisor waits for a machine to report its start.
 const TAP_WAIT: Duration = Duration::from_secs(25);
 /// Between tries to reach a vpc that restarts. It needs a tenth of a second or more; no event tells when it listens.
@@ -113,7 +118,7 @@ pub enum VpcError {
     #[error("the network process cannot be reached: {0}")]
     Unreachable(#[from] WireError),
     /// vpc did not answer in time.
-    #[error("the network process did not answer within {CLIENT_WAIT:?}")]
+    #[error("the network process did not answer in time")]
     NoAnswer,
     /// vpc said no.
     #[error("{message}")]
@@ -150,7 +155,7 @@ impl VpcClient {
     /// See [`VpcError`]; [`Refusal::ConnectionRefused`] and [`Refusal::TimedOut`] are the VM's doing.
     pub async fn dial(&self, permit: &Permit) -> Result<TcpStream, VpcError> {
         let request = VpcRequest::Dial { vm: permit.vm().clone(), port: permit.port() };
-        let (reply, descriptors) = self.ask(&request).await?;
+        let (reply, descriptors) = self.ask(&request, DIAL_WAIT).await?;
         let VpcReply::Dialed = reply else { return Err(refusal(reply)) };
         let socket = only(descriptors)?;
         let stream = std::net::TcpStream::from(socket);
@@ -163,23 +168,42 @@ impl VpcClient {
     /// # Errors
     /// See [`VpcError`].
     pub async fn status(&self) -> Result<VpcStatus, VpcError> {
-        match self.ask(&VpcRequest::Status).await?.0 {
+        match self.ask(&VpcRequest::Status, CLIENT_WAIT).await?.0 {
             VpcReply::Status(status) => Ok(status),
             other => Err(refusal(other)),
         }
     }
 
-    /// Asks, and asks again while vpc restarts, so that its death costs its callers time and not their requests.
-    async fn ask(&self, request: &VpcRequest) -> Result<(VpcReply, Vec<OwnedFd>), VpcError> {
-        let until = Instant::now() + CLIENT_WAIT;
+    /// The VMs that have no process and for which packets wait: those for which they wait already first, then each
+    /// further one. Does not try again while vpc restarts: its end is the caller's to see, since all must be told anew.
+    ///
+    /// # Errors
+    /// See [`VpcError`]. A refusal comes with the first [`Wakes::next`].
+    pub async fn wakes(&self) -> Result<Wakes, VpcError> {
+        let wire = Wire::connect(&self.socket)?;
+        wire.send(&VpcRequest::Wakes, &[]).await?;
+        Ok(Wakes { wire })
+    }
+
+    /// Asks, and asks again while vpc restarts, so that its death costs its callers time and not their requests. `wait`
+    /// is for all of it; a vpc that is not there at all is not waited for longer than [`CLIENT_WAIT`].
+    async fn ask(&self, request: &VpcRequest, wait: Duration) -> Result<(VpcReply, Vec<OwnedFd>), VpcError> {
+        let until = Instant::now() + wait;
+        let mut there_until = Instant::now() + CLIENT_WAIT;
         loop {
-            match timeout_at(until, self.ask_once(request)).await {
+            let error = match timeout_at(until, self.ask_once(request)).await {
                 Err(_) => return Err(VpcError::NoAnswer),
-                Ok(Err(error)) if restarts(&error) && Instant::now() + ASK_AGAIN < until => {
-                    tokio::time::sleep(ASK_AGAIN).await;
-                }
-                Ok(answer) => return Ok(answer?),
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => error,
+            };
+            if !matches!(error, WireError::Connect { .. }) {
+                // It was there, and died over the request.
+                there_until = Instant::now() + CLIENT_WAIT;
             }
+            if !restarts(&error) || Instant::now() + ASK_AGAIN >= until.min(there_until) {
+                return Err(error.into());
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
         }
     }
 
@@ -187,6 +211,26 @@ impl VpcClient {
         let wire = Wire::connect(&self.socket)?;
         wire.send(request, &[]).await?;
         wire.receive().await
+    }
+}
+
+/// Wakes, as they are told. Its end means that vpc is gone: ask again.
+#[derive(Debug)]
+pub struct Wakes {
+    wire: Wire,
+}
+
+impl Wakes {
+    /// Waits for the next VM for which packets wait. It may have a process all the same, which has just begun or is
+    /// just about to end. Nothing is lost when the call is given up.
+    ///
+    /// # Errors
+    /// When vpc is gone, or refuses.
+    pub async fn next(&mut self) -> Result<VmId, VpcError> {
+        match self.wire.receive().await?.0 {
+            VpcReply::Wake { vm } => Ok(vm),
+            other => Err(refusal(other)),
+        }
     }
 }
 

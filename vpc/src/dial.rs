@@ -1,15 +1,20 @@
 //! Connected sockets to VMs: made inside the network's namespace, connected from there, handed out.
+//!
+//! A dial to a VM that sleeps is a dial like any other: its SYN waits in the TAP, wakes the VM, and is the first that
+//! the VM reads. Only the patience is another.
 
-use crate::client::{Refusal, SERVER_WAIT};
+use crate::client::{Refusal, SERVER_WAIT, WAKE_WAIT};
 use crate::io::namespace::{Inside, NamespaceError};
 use crate::pure::wanted::Port;
+use crate::switch::Switch;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use thiserror::Error;
 use tokio::net::TcpSocket;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until};
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -23,6 +28,9 @@ pub enum DialError {
     /// The VM does not answer.
     #[error("the VM did not answer on port {0} within {SERVER_WAIT:?}")]
     TimedOut(u16),
+    /// The VM was asleep, and is it still or does not answer yet.
+    #[error("the VM did not wake in time to answer on port {0}; it had {WAKE_WAIT:?}")]
+    NotWoken(u16),
     /// No socket can be made.
     #[error("no socket can be made: {0}")]
     Socket(#[source] io::Error),
@@ -46,31 +54,58 @@ impl DialError {
         match self {
             Self::NotDialable(_) => Refusal::PortNotDialable,
             Self::Refused(_) => Refusal::ConnectionRefused,
-            Self::TimedOut(_) => Refusal::TimedOut,
+            Self::TimedOut(_) | Self::NotWoken(_) => Refusal::TimedOut,
             Self::Namespace(NamespaceError::Busy) => Refusal::Busy,
             Self::Socket(_) | Self::Connect { .. } | Self::Namespace(_) => Refusal::Kernel,
         }
     }
 }
 
-/// Connects to a TCP port of a VM, from the gateway's address. Waits up to [`SERVER_WAIT`].
+/// Connects to a TCP port of a VM, from the gateway's address. Waits up to [`SERVER_WAIT`], or up to [`WAKE_WAIT`] when
+/// the VM sleeps or slept meanwhile.
 ///
 /// # Errors
 /// See [`DialError`].
-pub async fn dial(sockets: &Inside, to: &Port, port: u16) -> Result<OwnedFd, DialError> {
+pub async fn dial(switch: &Switch, sockets: &Inside, to: &Port, port: u16) -> Result<OwnedFd, DialError> {
     if !to.dialable.contains(&port) {
         return Err(DialError::NotDialable(port));
     }
     let mark = to.mark();
     let socket = sockets.run(move || make(mark)).await?.map_err(DialError::Socket)?;
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::from((to.ipv4, port)));
-    let connected = timeout(SERVER_WAIT, connecting).await.map_err(|_| DialError::TimedOut(port))?;
+    let connected = tokio::select! {
+        biased;
+        connected = pin!(connecting) => connected,
+        slept = patience(switch, to) => {
+            return Err(if slept { DialError::NotWoken(port) } else { DialError::TimedOut(port) });
+        }
+    };
     let stream = connected.map_err(|source| match source.kind() {
         io::ErrorKind::ConnectionRefused => DialError::Refused(port),
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => DialError::TimedOut(port),
         _ => DialError::Connect { port, source },
     })?;
     Ok(stream.into_std().map_err(DialError::Socket)?.into())
+}
+
+/// Resolves when the VM has had its time. True when it sleeps, or slept at any time since the call: it may fall asleep
+/// after the dial has begun, with the SYN in its queue.
+async fn patience(switch: &Switch, to: &Port) -> bool {
+    let begun = Instant::now();
+    let mut changes = switch.changes();
+    let mut slept = to.asleep;
+    loop {
+        slept |= switch.table().ports.get(&to.vm).is_some_and(|live| live.port.asleep);
+        let until = begun + if slept { WAKE_WAIT } else { SERVER_WAIT };
+        if Instant::now() >= until {
+            return slept;
+        }
+        tokio::select! {
+            // It fails only when the switch has ended; then nothing changes any more.
+            Ok(()) = changes.changed() => {}
+            () = sleep_until(until) => {}
+        }
+    }
 }
 
 /// A socket in the calling thread's namespace, whose flow goes when the port goes (its mark says whose it is).

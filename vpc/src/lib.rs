@@ -6,7 +6,7 @@
 //! ```text
 //!   view ──► pure::wanted ──► pure::plan ──► io::ports ──► the kernel ──► io::observe ──┐
 //!                                 ▲──────────────────────────────────────────────────────┘
-//!   client ──► server ──► dial (a socket made in the namespace) | TAP queues | status
+//!   client ──► server ──► dial (a socket made in the namespace) | TAP queues | wakes | status
 //!   guest  ──► resolver ──► the host's name servers
 //! ```
 
@@ -30,3 +30,5 @@ pub mod server;
 pub mod switch;
 #[cfg(feature = "switch")]
 pub mod sys;
+#[cfg(feature = "switch")]
+pub mod wakes;

@@ -2,19 +2,25 @@
 
 use crate::client::{Refusal, SERVER_WAIT, VpcReply, VpcRequest, VpcStatus};
 use crate::dial::dial;
+use crate::pure::plan::WAITING_FRAMES;
 use crate::switch::{LivePort, Switch, Table};
 use feed::wire::{Wire, WireError, WireListener};
 use model::id::{Generation, VmId};
 use rustix::fd::{AsFd, OwnedFd};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-/// Connections at once. Each costs a task and two descriptors, and a dial may take [`SERVER_WAIT`].
+/// Connections at once. Each costs a task and two descriptors, and a dial may take [`SERVER_WAIT`], or as long as a VM
+/// takes to wake.
 const MAX_CONNECTIONS: usize = 4096;
+/// Dials at once to one VM that sleeps: the SYN of a further one might find its TAP full. It also keeps one VM that never
+/// wakes from having all connections.
+const MAX_DIALS_TO_SLEEPER: u32 = WAITING_FRAMES;
 /// Longest that a connection may be silent, and that an answer may wait to be read.
 const IDLE: Duration = Duration::from_secs(30);
 /// Connections at once that are told that there are too many.
@@ -32,6 +38,8 @@ pub struct Server {
     slots: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
     refusals: Arc<Mutex<BTreeMap<Refusal, u64>>>,
+    /// Dials under way that found the VM asleep.
+    waking: Arc<Mutex<HashMap<VmId, u32>>>,
 }
 
 struct No {
@@ -46,7 +54,7 @@ impl Server {
         let allowed = allowed_uids.iter().copied().chain([0]).collect();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
-        Self { switch, allowed, slots, turned_away, refusals: Arc::default() }
+        Self { switch, allowed, slots, turned_away, refusals: Arc::default(), waking: Arc::default() }
     }
 
     /// Serves for ever.
@@ -82,8 +90,8 @@ impl Server {
     }
 
     async fn serve(&self, wire: &Wire) {
-        match wire.peer() {
-            Ok(peer) if self.allowed.contains(&peer.uid) => {}
+        let peer = match wire.peer() {
+            Ok(peer) if self.allowed.contains(&peer.uid) => peer,
             Ok(peer) => {
                 let no =
                     No { reason: Refusal::NotAllowed, message: format!("user {} may not ask", peer.uid) };
@@ -94,7 +102,7 @@ impl Server {
                 warn!(%error, "a connection without a known user");
                 return;
             }
-        }
+        };
         loop {
             let request = match timeout(IDLE, wire.receive::<VpcRequest>()).await {
                 // Descriptors that a request brings along are not wanted and closed here.
@@ -105,24 +113,22 @@ impl Server {
                     return;
                 }
             };
-            let (reply, descriptors) = self.answer(request).await;
+            let answered = match request {
+                VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
+                VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
+                VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
+                // Doors dial, and need not know who sleeps.
+                VpcRequest::Wakes if peer.uid != 0 => {
+                    let message = format!("user {} may not hear of wakes", peer.uid);
+                    Err(No { reason: Refusal::NotAllowed, message })
+                }
+                VpcRequest::Wakes => return self.tell_wakes(wire).await,
+            };
+            let (reply, descriptors) = answered.unwrap_or_else(|no| (self.refuse(no), Vec::new()));
             if !self.say(wire, &reply, descriptors).await {
                 return;
             }
         }
-    }
-
-    async fn answer(&self, request: VpcRequest) -> (VpcReply, Vec<OwnedFd>) {
-        let answered = match request {
-            VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
-            VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
-            VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
-            VpcRequest::Wakes => {
-                let message = "wakes are not told yet".to_owned();
-                Err(No { reason: Refusal::Busy, message })
-            }
-        };
-        answered.unwrap_or_else(|no| (self.refuse(no), Vec::new()))
     }
 
     async fn dial(&self, vm: &VmId, port: u16) -> Result<(VpcReply, Vec<OwnedFd>), No> {
@@ -130,13 +136,47 @@ impl Server {
         if !self.switch.reached(Generation::default(), SERVER_WAIT).await {
             return Err(unknown(&self.switch.table(), vm));
         }
+        let lost = |live: &LivePort| live.port.asleep && live.queues.is_none();
+        if self.switch.table().ports.get(vm).is_some_and(|live| lost(live)) {
+            // The queues ended with the VM's process, and a SYN would find none.
+            let looked = self.switch.look_again(SERVER_WAIT).await;
+            debug!(%vm, looked, "looked for the TAP of a sleeping VM");
+        }
         let table = self.switch.table();
         let live = table.ports.get(vm).ok_or_else(|| unknown(&table, vm))?;
         let sockets = table.sockets.as_ref().ok_or_else(|| unknown(&table, vm))?;
-        let socket = dial(sockets, &live.port, port)
+        let _waking = if live.port.asleep { Some(Waking::begin(&self.waking, vm)?) } else { None };
+        let socket = dial(&self.switch, sockets, &live.port, port)
             .await
             .map_err(|error| No { reason: error.refusal(), message: error.to_string() })?;
         Ok((VpcReply::Dialed, vec![socket]))
+    }
+
+    /// Tells of wakes until the subscriber is gone, or too slow.
+    async fn tell_wakes(&self, wire: &Wire) {
+        let (waiting, mut wakes) = self.switch.wakes().subscribe();
+        for vm in waiting {
+            if !self.say(wire, &VpcReply::Wake { vm }, Vec::new()).await {
+                return;
+            }
+        }
+        loop {
+            let vm = tokio::select! {
+                told = wakes.recv() => match told {
+                    Ok(vm) => vm,
+                    // It must ask again, and is told then for whom packets wait.
+                    Err(RecvError::Lagged(missed)) => {
+                        warn!(missed, "who asked for wakes is too slow and is cut off");
+                        return;
+                    }
+                    Err(RecvError::Closed) => return,
+                },
+                () = wire.closed() => return,
+            };
+            if !self.say(wire, &VpcReply::Wake { vm }, Vec::new()).await {
+                return;
+            }
+        }
     }
 
     async fn tap(&self, vm: &VmId, generation: Generation) -> Result<(VpcReply, Vec<OwnedFd>), No> {
@@ -158,7 +198,9 @@ impl Server {
             kernel("the TAP is in the hands of a process of this VM that still runs".to_owned())
         })?;
         let duplicates = queues.iter().map(OwnedFd::try_clone).collect::<Result<Vec<_>, _>>();
-        Ok((VpcReply::Tap, duplicates.map_err(|error| kernel(error.to_string()))?))
+        let duplicates = duplicates.map_err(|error| kernel(error.to_string()))?;
+        self.switch.wakes().taken(vm);
+        Ok((VpcReply::Tap, duplicates))
     }
 
     fn status(&self) -> VpcStatus {
@@ -201,6 +243,37 @@ impl Server {
                 false
             }
             Err(_) => false,
+        }
+    }
+}
+
+/// One of the dials to a VM that sleeps.
+struct Waking<'a> {
+    all: &'a Mutex<HashMap<VmId, u32>>,
+    vm: VmId,
+}
+
+impl<'a> Waking<'a> {
+    fn begin(all: &'a Mutex<HashMap<VmId, u32>>, vm: &VmId) -> Result<Self, No> {
+        let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(vm.clone()).or_default();
+        if *count >= MAX_DIALS_TO_SLEEPER {
+            let message = format!("{MAX_DIALS_TO_SLEEPER} connections wait for VM {vm} to wake already");
+            return Err(No { reason: Refusal::Busy, message });
+        }
+        *count += 1;
+        Ok(Self { all, vm: vm.clone() })
+    }
+}
+
+impl Drop for Waking<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.vm) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.vm);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::keeper::Keeper;
 use crate::pure::names::{DeviceName, Names};
 use crate::pure::plan::{Seen, Step, plan};
 use crate::pure::wanted::{Port, Wanted};
+use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
 use feed::subscribe::Feed;
 use model::id::{Generation, VmId};
@@ -25,6 +26,9 @@ use tracing::{info, warn};
 
 /// Time after which the kernel is looked at again though nothing was announced: somebody may have changed it.
 const AUDIT: Duration = Duration::from_secs(30);
+/// Time after which the kernel is looked at again when a sleeping VM's process still has the TAP and we do not: its end
+/// is no event to us, and until new queues are open frames for the VM are lost. Senders try again after a second.
+const LOOK_FOR_SLEEPERS: Duration = Duration::from_millis(200);
 /// Time after which a failed change is tried again; doubled each time, up to [`AUDIT`].
 const RETRY: Duration = Duration::from_secs(1);
 /// Plans for one view. The first does all; a second is for what a step found changed under it.
@@ -61,6 +65,7 @@ pub struct Switch {
     /// The newest decision that is complete in the kernel, or as complete as the kernel lets it be.
     applied: watch::Receiver<Option<Generation>>,
     nudge: Arc<Notify>,
+    wakes: Wakes,
 }
 
 impl Switch {
@@ -68,6 +73,20 @@ impl Switch {
     #[must_use]
     pub fn table(&self) -> Arc<Table> {
         self.table.load_full()
+    }
+
+    /// Who tells of packets for sleeping VMs.
+    #[must_use]
+    pub fn wakes(&self) -> &Wakes {
+        &self.wakes
+    }
+
+    /// A receiver that is told of each completed change of the table from now on.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Option<Generation>> {
+        let mut changes = self.applied.clone();
+        changes.mark_unchanged();
+        changes
     }
 
     /// Waits until a decision is in force; false when it is not after `patience`.
@@ -118,6 +137,7 @@ pub struct Keel {
     table: Arc<ArcSwap<Table>>,
     applied: watch::Sender<Option<Generation>>,
     nudge: Arc<Notify>,
+    wakes: Wakes,
     network: Option<Network>,
     memory: Memory,
     keeper: Keeper,
@@ -137,7 +157,13 @@ pub fn new(
     let table = Arc::new(ArcSwap::from_pointee(Table::default()));
     let (applied, watching) = watch::channel(None);
     let nudge = Arc::new(Notify::new());
-    let switch = Switch { table: Arc::clone(&table), applied: watching, nudge: Arc::clone(&nudge) };
+    let wakes = Wakes::default();
+    let switch = Switch {
+        table: Arc::clone(&table),
+        applied: watching,
+        nudge: Arc::clone(&nudge),
+        wakes: wakes.clone(),
+    };
     let memory = Memory { queues: held, ..Memory::default() };
     let keel = Keel {
         names,
@@ -145,6 +171,7 @@ pub fn new(
         table,
         applied,
         nudge,
+        wakes,
         network: None,
         memory,
         keeper,
@@ -165,7 +192,7 @@ impl Keel {
             let pause = match self.turn().await {
                 Ok(()) => {
                     retry = RETRY;
-                    AUDIT
+                    if self.sleeper_without_queues() { LOOK_FOR_SLEEPERS } else { AUDIT }
                 }
                 Err(error) => {
                     warn!(%error, again_in = ?retry, "the network is not as wanted");
@@ -178,7 +205,9 @@ impl Keel {
                 // The feed lives as long as we do.
                 changed = changes.changed() => if changed.is_err() { return },
                 () = self.nudge.notified() => {}
-                () = tokio::time::sleep(pause) => self.memory.chains = None,
+                () = tokio::time::sleep(pause) => if pause != LOOK_FOR_SLEEPERS {
+                    self.memory.chains = None;
+                },
             }
         }
     }
@@ -292,7 +321,12 @@ impl Keel {
         let ports: HashMap<_, _> = live.collect();
         let addresses = ports.values().map(|live| live.port.ipv4).collect();
         let sockets = self.network.as_ref().map(|network| network.sockets.clone());
+        self.wakes.follow(wanted.generation, &ports);
         self.table.store(Arc::new(Table { generation, ports, broken, addresses, sockets }));
+    }
+
+    fn sleeper_without_queues(&self) -> bool {
+        self.table.load().ports.values().any(|live| live.port.asleep && live.queues.is_none())
     }
 
     fn report(&mut self, wanted: &Wanted) {

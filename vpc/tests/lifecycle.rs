@@ -71,12 +71,6 @@ impl Transfer {
     }
 }
 
-async fn tap(world: &World, last: u8) -> Result<Vec<OwnedFd>, VpcError> {
-    let (socket, vm) = (world.places().vpc_socket(), port(last, 1, &[]).vm);
-    let generation = model::id::Generation(world.generation);
-    tokio::task::spawn_blocking(move || vpc::client::tap(&socket, &vm, generation)).await.expect("asked")
-}
-
 /// Waits until a frame stands in the queue.
 async fn readable(queue: &OwnedFd) {
     let queue = queue.try_clone().expect("duplicate");
@@ -85,23 +79,6 @@ async fn readable(queue: &OwnedFd) {
         poll(&mut [PollFd::new(&queue, PollFlags::IN)], Some(&patience)).expect("polled")
     });
     assert_eq!(ready.await.expect("waited"), 1, "no frame came");
-}
-
-/// The keeper of this world, by its command line.
-fn keeper_process(world: &World) -> rustix::process::Pid {
-    let config = world.config();
-    let (config, mut found) = (config.to_str().expect("text").as_bytes().to_vec(), Vec::new());
-    for entry in std::fs::read_dir("/proc").expect("mounted") {
-        let path = entry.expect("readable").path();
-        // Processes come and go while we look.
-        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        if words.contains(&&config[..]) && words.contains(&&b"--keeper"[..]) {
-            found.push(path.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number"));
-        }
-    }
-    assert_eq!(found.len(), 1, "one keeper");
-    rustix::process::Pid::from_raw(found[0]).expect("a process")
 }
 
 fn keeper_socket(world: &World) -> std::path::PathBuf {
@@ -122,11 +99,11 @@ async fn a_transfer_goes_on_while_vpc_is_dead_and_after_it_came_back() {
     world.start(&[]);
     world.settled().await;
     transfer.goes_on(50).await;
-    assert_eq!(tap(&world, 5).await.expect("taken over from the keeper").len(), 1);
-    assert_eq!(tap(&world, 6).await.expect("taken over from the keeper").len(), 2);
+    assert_eq!(world.tap(5).await.expect("taken over from the keeper").len(), 1);
+    assert_eq!(world.tap(6).await.expect("taken over from the keeper").len(), 2);
 
     // Now vpc and the keeper die together: the VM's own queue is all there is.
-    let keeper = keeper_process(&world);
+    let keeper = world.keeper();
     world.kill();
     rustix::process::kill_process(keeper, rustix::process::Signal::KILL).expect("killed");
     transfer.goes_on(50).await;
@@ -135,7 +112,7 @@ async fn a_transfer_goes_on_while_vpc_is_dead_and_after_it_came_back() {
     transfer.goes_on(50).await;
     assert!(transfer.end() >= 250);
     for last in [5, 6] {
-        match tap(&world, last).await {
+        match world.tap(last).await {
             Err(VpcError::Refused { reason: Refusal::Kernel, .. }) => {}
             other => panic!("its VM still has it: {other:?}"),
         }
@@ -143,7 +120,7 @@ async fn a_transfer_goes_on_while_vpc_is_dead_and_after_it_came_back() {
     guest.stop();
     drop((guest, other));
     for (last, queues) in [(5, 1), (6, 2)] {
-        assert_eq!(tap(&world, last).await.expect("free, and opened again").len(), queues);
+        assert_eq!(world.tap(last).await.expect("free, and opened again").len(), queues);
     }
 }
 
@@ -151,7 +128,7 @@ async fn a_transfer_goes_on_while_vpc_is_dead_and_after_it_came_back() {
 async fn frames_for_a_sleeping_vm_wait_in_its_queue_even_through_a_restart() {
     let ports = vec![port(5, 1, &[8000])];
     let mut world = World::with_ports(ports.clone()).await;
-    let queues = tap(&world, 5).await.expect("a TAP");
+    let queues = world.tap(5).await.expect("a TAP");
     let knocking = inside(&world.network(), || {
         TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::new(10, 201, 0, 5), 8000)), PATIENCE)
     });
@@ -160,7 +137,7 @@ async fn frames_for_a_sleeping_vm_wait_in_its_queue_even_through_a_restart() {
     world.kill();
     world.start(&[]);
     world.settled().await;
-    let queues = tap(&world, 5).await.expect("the same TAP");
+    let queues = world.tap(5).await.expect("the same TAP");
     readable(&queues[0]).await;
     let mut guest = Guest::asleep(&world, &ports[0]).await;
     let listening = guest.run(|| TcpListener::bind("0.0.0.0:8000").expect("bound")).await;

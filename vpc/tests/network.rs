@@ -12,8 +12,8 @@ use support::guest::Guest;
 use support::servers::{
     ask_tcp, ask_udp, name_server, pings, reaches_tcp, reaches_udp, resolve, whoami, whoami_udp,
 };
-use support::{HOST, METADATA, PRIVATE, SERVER, World, port};
-use vpc::client::{Refusal, VpcError};
+use support::{HOST, METADATA, PRIVATE, SERVER, World, permit, port};
+use vpc::client::{Refusal, VpcError, VpcReply, VpcRequest};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -183,22 +183,6 @@ async fn dialled_connections_and_refusals() {
     assert!(refusals.iter().all(|(_, _, reason)| status.refusals.contains(&(*reason, 1))), "{status:?}");
 }
 
-/// A permit as edge-proxy gets one: from a route table.
-fn permit(vm: &VmId, port: u16) -> model::route::Permit {
-    use model::route::{Route, RouteTable};
-    use model::view::{EdgeView, RouteEntry, VIEW_VERSION};
-    let host: model::host::HostName = "a.style.dev".parse().expect("host");
-    let view = EdgeView {
-        version: VIEW_VERSION,
-        generation: model::id::Generation(1),
-        api_hosts: vec![],
-        routes: vec![RouteEntry { host: host.clone(), vm: vm.clone(), port, run: 1 }].into(),
-        certificates: Vec::new().into(),
-    };
-    let Some(Route::Vm(permit)) = RouteTable::of(&view).host(&host) else { panic!("a route") };
-    permit
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn only_known_users_are_served_and_bad_requests_harm_nobody() {
     let ports = vec![port(5, 1, &[80])];
@@ -211,6 +195,10 @@ async fn only_known_users_are_served_and_bad_requests_harm_nobody() {
         let asked = std::thread::spawn(move || {
             let uid = rustix::process::Uid::from_raw(uid);
             rustix::thread::set_thread_res_uid(uid, uid, uid).expect("root may");
+            let wire = feed::wire::BlockingWire::connect(&socket).expect("any user may connect");
+            wire.send(&VpcRequest::Wakes, &[]).expect("sent");
+            let (told, _) = wire.receive::<VpcReply>().expect("answered");
+            assert!(matches!(told, VpcReply::Refused { reason: Refusal::NotAllowed, .. }), "{told:?}");
             vpc::client::tap(&socket, &vm, model::id::Generation(1)).map(|queues| queues.len())
         });
         match asked.join().expect("asked") {
@@ -224,7 +212,7 @@ async fn only_known_users_are_served_and_bad_requests_harm_nobody() {
     {
         let raw = feed::wire::BlockingWire::connect(&socket).expect("connected");
         rustix::net::send(&raw, bad, rustix::net::SendFlags::NOSIGNAL).expect("sent");
-        assert!(raw.receive::<vpc::client::VpcReply>().is_err(), "closed without an answer");
+        assert!(raw.receive::<VpcReply>().is_err(), "closed without an answer");
     }
     assert_eq!(world.client().status().await.expect("still there").ports, 1);
 }

@@ -136,7 +136,7 @@ impl Problem {
             Self::VmGone => ("The VM is not running", "Start the VM, or map the name to another one."),
             Self::VmSilent => (
                 "The VM does not answer",
-                "It may still be starting: try again in a moment. If this stays, look at the VM's firewall and console.",
+                "It may still be starting or waking: try again in a moment. If this stays, look at the VM's firewall and console.",
             ),
             Self::AnswerLate => (
                 "The VM took too long",

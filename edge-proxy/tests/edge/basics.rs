@@ -290,7 +290,7 @@ async fn the_api_is_behind_its_own_names() {
 }
 
 /// A client of HTTP/1.1 on one connection.
-async fn h1(
+pub async fn h1(
     world: &World,
     name: &str,
 ) -> (hyper::client::conn::http1::SendRequest<Full<Bytes>>, tokio::task::JoinHandle<()>) {
@@ -301,7 +301,7 @@ async fn h1(
     (sender, driving)
 }
 
-async fn ask(
+pub async fn ask(
     sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>,
     host: &str,
 ) -> (StatusCode, String) {

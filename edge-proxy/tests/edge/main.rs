@@ -4,5 +4,6 @@
 mod basics;
 mod hostile;
 mod process;
+mod sleep;
 mod streams;
 mod world;

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -39,6 +39,15 @@ pub enum Behind {
     Server(SocketAddr),
     /// Says no.
     Refuses(Refusal),
+    /// Is asleep, and connects to a server of the test when it is woken.
+    Sleeps {
+        /// A permit for each dial that came.
+        dialled: &'static Semaphore,
+        /// A permit lets one dial through.
+        woken: &'static Semaphore,
+        /// The server.
+        server: SocketAddr,
+    },
 }
 
 pub struct World {
@@ -358,16 +367,26 @@ async fn answer_dial(wire: &Wire, request: &VpcRequest, ports: &Mutex<HashMap<u1
     let VpcRequest::Dial { port, .. } = request else { panic!("edge-proxy only dials, not {request:?}") };
     let behind = ports.lock().expect("lock").get(port).copied();
     let refusal = match behind {
-        Some(Behind::Server(address)) => match TcpStream::connect(address).await {
-            Ok(tcp) => {
-                wire.send(&VpcReply::Dialed, &[tcp.as_fd()]).await.expect("send");
-                return;
-            }
-            Err(_) => Refusal::ConnectionRefused,
-        },
+        Some(Behind::Server(address)) => return connect(wire, address).await,
+        Some(Behind::Sleeps { dialled, woken, server }) => {
+            dialled.add_permits(1);
+            woken.acquire().await.expect("never closed").forget();
+            return connect(wire, server).await;
+        }
         Some(Behind::Refuses(refusal)) => refusal,
         None => Refusal::PortNotDialable,
     };
-    let reply = VpcReply::Refused { reason: refusal, message: "secret of the inside".into() };
+    refuse(wire, refusal).await;
+}
+
+async fn connect(wire: &Wire, server: SocketAddr) {
+    match TcpStream::connect(server).await {
+        Ok(tcp) => wire.send(&VpcReply::Dialed, &[tcp.as_fd()]).await.expect("send"),
+        Err(_) => refuse(wire, Refusal::ConnectionRefused).await,
+    }
+}
+
+async fn refuse(wire: &Wire, reason: Refusal) {
+    let reply = VpcReply::Refused { reason, message: "secret of the inside".into() };
     wire.send(&reply, &[]).await.expect("send");
 }

@@ -4,6 +4,7 @@
 //! - [`folder`]: a VM's files. [`launch`]: starts a process, or adopts one. [`watch`]: follows it to its end.
 //! - [`copies`]: frozen copies and snapshots. [`talk`]: a request to a VM's process.
 //! - [`stop`]: agent, power button, kill. [`connect`]: streams to the guest's vsock ports.
+//! - [`wakes`]: packets for VMs that have no process.
 //!
 //! A VM does not need its supervisor to run: killing the supervisor stops none, and the next one adopts them.
 //!
@@ -22,6 +23,7 @@ pub mod server;
 mod sleep;
 pub mod stop;
 pub mod talk;
+pub mod wakes;
 pub mod watch;
 
 pub use server::{SupervisorError, serve};

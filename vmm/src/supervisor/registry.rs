@@ -1,5 +1,6 @@
 //! What runs. Each change and its event are one step, so that a subscriber who is told the present misses nothing.
 
+use super::wakes::Woken;
 use crate::client::{ExitReason, VmmEvent};
 use crate::machine::control::MachineRequest;
 use model::id::{VmId, VmInstanceId};
@@ -102,6 +103,7 @@ pub struct Registry {
 #[derive(Debug)]
 struct Inner {
     slots: HashMap<VmId, Slot>,
+    woken: Woken,
     events: broadcast::Sender<VmmEvent>,
 }
 
@@ -114,7 +116,8 @@ struct Slot {
 
 impl Default for Registry {
     fn default() -> Self {
-        let inner = Inner { slots: HashMap::new(), events: broadcast::Sender::new(EVENTS_BEHIND) };
+        let events = broadcast::Sender::new(EVENTS_BEHIND);
+        let inner = Inner { slots: HashMap::new(), woken: Woken::default(), events };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 }
@@ -142,7 +145,26 @@ impl Registry {
     pub fn began(&self, vm: &VmId, running: Arc<Running>) {
         let mut inner = lock(&self.inner);
         inner.tell(present(vm, &running));
+        inner.woken.remove(vm);
         inner.slots.entry(vm.clone()).or_default().running = Some(running);
+    }
+
+    /// Packets wait for a VM. Told when it has no process; otherwise its process is given back.
+    pub fn wake(&self, vm: &VmId) -> Option<Arc<Running>> {
+        let mut inner = lock(&self.inner);
+        if let Some(running) = inner.slots.get(vm).and_then(|slot| slot.running.clone()) {
+            return Some(running);
+        }
+        inner.woken.insert(vm);
+        inner.tell(VmmEvent::Wake { vm: vm.clone() });
+        None
+    }
+
+    /// The wakes that were told of VMs which had no process since. Asked for after [`Self::subscribe`], some may be
+    /// among the events, too.
+    #[must_use]
+    pub fn pending_wakes(&self) -> Vec<VmmEvent> {
+        lock(&self.inner).woken.iter().map(|vm| VmmEvent::Wake { vm: vm.clone() }).collect()
     }
 
     /// The agent is ready.
@@ -177,6 +199,7 @@ impl Registry {
     /// Forgets a VM that does not run and for which nobody waits.
     pub fn forget(&self, vm: &VmId) {
         let mut inner = lock(&self.inner);
+        inner.woken.remove(vm);
         // One count is the slot's own, one is the caller's turn.
         let idle = |slot: &Slot| slot.running.is_none() && Arc::strong_count(&slot.turn) <= 2;
         if inner.slots.get(vm).is_some_and(idle) {

@@ -3,7 +3,7 @@
 use super::copies::Copies;
 use super::folder;
 use super::registry::Registry;
-use super::{connect, launch, stop};
+use super::{connect, launch, stop, wakes};
 use crate::client::{Refusal, VmmEvent, VmmReply, VmmRequest};
 use crate::machine::console;
 use feed::wire::{MAX_MESSAGE_BYTES, Wire, WireError, WireListener};
@@ -17,6 +17,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
+use vpc::client::VpcClient;
 
 /// Connections at once. control uses one for each request that is under way.
 const MAX_CONNECTIONS: usize = 512;
@@ -59,6 +60,7 @@ pub async fn serve(config: VmmConfig, program: PathBuf) -> Result<(), Supervisor
     let registry = Registry::default();
     Copies::tidy(&config).map_err(SupervisorError::Folder)?;
     launch::adopt_all(&config, &registry).await.map_err(SupervisorError::Folder)?;
+    tokio::spawn(wakes::follow(VpcClient::new(config.places.vpc_socket()), registry.clone()));
     let path = config.places.vmm_socket();
     let listener = WireListener::bind(&path, SOCKET_MODE)?;
     tracing::info!(path = %path.display(), machines = registry.count(), "ready");
@@ -220,6 +222,9 @@ impl Supervisor {
             wire.send(event, &[]).await?;
         }
         wire.send(&VmmEvent::Synced, &[]).await?;
+        for event in &self.registry.pending_wakes() {
+            wire.send(event, &[]).await?;
+        }
         loop {
             tokio::select! {
                 event = events.recv() => match event {

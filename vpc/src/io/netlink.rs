@@ -61,6 +61,8 @@ pub struct Link {
     pub mac: Option<MacAddress>,
     /// What somebody wrote on it.
     pub alias: Option<String>,
+    /// Frames that may wait in a queue of it.
+    pub queue_length: u32,
     /// Administratively up.
     pub up: bool,
     /// Made for several queues (TAPs).
@@ -193,12 +195,19 @@ impl Netlink {
         self.handle.link().add(pair).execute().await.map_err(refused("making the link to the host"))
     }
 
-    /// Sets a device's Ethernet address and alias.
+    /// Sets a device's Ethernet address, its alias, and how many frames may wait in a queue of it.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn dress(&self, index: u32, mac: MacAddress, alias: &str) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).alias(alias).build();
+    pub async fn dress(
+        &self,
+        index: u32,
+        mac: MacAddress,
+        alias: &str,
+        queue_length: u32,
+    ) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).alias(alias);
+        let message = message.txqueuelen(queue_length).build();
         self.handle.link().set(message).execute().await.map_err(refused("setting a device's address"))
     }
 
@@ -298,6 +307,7 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Address(bytes) => link.mac = mac_of(bytes),
+            LinkAttribute::TxQueueLen(length) => link.queue_length = *length,
             LinkAttribute::Carrier(value) => carrier = *value != 0,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

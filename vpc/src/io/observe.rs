@@ -60,6 +60,7 @@ pub async fn observe(network: &Network, memory: &mut Memory) -> Result<Seen, Net
         let tap = SeenTap {
             mac: link.mac,
             alias: link.alias,
+            waiting_frames: link.queue_length,
             multi_queue: link.multi_queue,
             up: link.up,
             attached: link.attached,

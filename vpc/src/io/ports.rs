@@ -8,7 +8,7 @@ use crate::io::observe::Memory;
 use crate::io::settings;
 use crate::keeper::Keeper;
 use crate::pure::names::DeviceName;
-use crate::pure::plan::Step;
+use crate::pure::plan::{Step, WAITING_FRAMES};
 use crate::pure::rules;
 use crate::pure::wanted::Port;
 use crate::sys::tun::{self, Opening};
@@ -92,7 +92,7 @@ async fn dress(network: &Network, port: &Port) -> Result<(), NetworkError> {
     let device = port.device.clone();
     network.inside.run(move || settings::apply(&settings::TAP, device.as_str())).await??;
     let device = index(network, &port.device).await?;
-    Ok(network.netlink.dress(device, GATEWAY_MAC, port.vm.as_str()).await?)
+    Ok(network.netlink.dress(device, GATEWAY_MAC, port.vm.as_str(), WAITING_FRAMES).await?)
 }
 
 async fn index(network: &Network, device: &DeviceName) -> Result<u32, NetworkError> {

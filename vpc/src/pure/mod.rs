@@ -6,5 +6,6 @@ pub mod dns;
 pub mod names;
 pub mod plan;
 pub mod rules;
+pub mod sleepers;
 pub mod transfer;
 pub mod wanted;

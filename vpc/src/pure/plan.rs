@@ -14,6 +14,11 @@ use model::net::{GATEWAY_MAC, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+/// Frames that wait in one queue of a TAP while nobody reads it; more are dropped, and the device counts them
+/// (`ip -s link`, TX dropped). Each connection that is dialled while the VM sleeps costs one frame, so this is more than
+/// the common backlogs of servers (511), and 8 KiB of slots in the kernel. A kernel's own choice would be 500.
+pub const WAITING_FRAMES: u32 = 1024;
+
 /// A TAP as the kernel and this process know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeenTap {
@@ -21,6 +26,8 @@ pub struct SeenTap {
     pub mac: Option<MacAddress>,
     /// The VM's whole id.
     pub alias: Option<String>,
+    /// Frames that may wait in a queue.
+    pub waiting_frames: u32,
     /// Made for several queues.
     pub multi_queue: bool,
     /// Administratively up.
@@ -51,7 +58,7 @@ pub enum Step {
     CreateTap(Port),
     /// Opens queues of a TAP that nobody holds.
     AttachTap(Port),
-    /// Sets Ethernet address, alias and the device's own settings.
+    /// Sets Ethernet address, alias, length of the queues and the device's own settings.
     DressTap(Port),
     /// Writes the anti-spoofing chains of all ports that lack theirs, in one transaction.
     FilterPorts(Vec<Port>),
@@ -127,8 +134,11 @@ fn make(port: &Port, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
         Some(tap) if tap.held == 0 && tap.attached == 0 => steps.push(Step::AttachTap(port.clone())),
         Some(_) => {}
     }
-    let dressed =
-        |tap: &SeenTap| tap.mac == Some(GATEWAY_MAC) && tap.alias.as_deref() == Some(port.vm.as_str());
+    let dressed = |tap: &SeenTap| {
+        tap.mac == Some(GATEWAY_MAC)
+            && tap.alias.as_deref() == Some(port.vm.as_str())
+            && tap.waiting_frames == WAITING_FRAMES
+    };
     if !tap.is_some_and(dressed) {
         steps.push(Step::DressTap(port.clone()));
     }
@@ -163,6 +173,7 @@ mod tests {
             ipv4,
             queues,
             dialable: BTreeSet::new(),
+            asleep: false,
         }
     }
 
@@ -185,6 +196,7 @@ mod tests {
                 let tap = SeenTap {
                     mac: Some(MacAddress([2, 0, 0, 0, 0, 1])),
                     multi_queue: port.queues > 1,
+                    waiting_frames: 500,
                     attached: u32::from(port.queues),
                     held: usize::from(port.queues),
                     ..SeenTap::default()
@@ -199,6 +211,7 @@ mod tests {
             Step::DressTap(port) => {
                 let mut tap = tap(seen, &port.device);
                 (tap.mac, tap.alias) = (Some(GATEWAY_MAC), Some(port.vm.to_string()));
+                tap.waiting_frames = WAITING_FRAMES;
                 seen.taps.insert(port.device.clone(), tap);
             }
             Step::FilterPorts(ports) => {
@@ -246,6 +259,7 @@ mod tests {
                     && tap.routes == BTreeSet::from([port.ipv4])
                     && tap.neighbours.get(&port.ipv4) == Some(&port.mac)
                     && tap.mac == Some(GATEWAY_MAC)
+                    && tap.waiting_frames == WAITING_FRAMES
             })
     }
 

@@ -247,6 +247,7 @@ mod tests {
             ipv4,
             queues: 1,
             dialable: BTreeSet::new(),
+            asleep: false,
         }
     }
 

@@ -10,8 +10,8 @@ use thiserror::Error;
 
 /// Most queue pairs of a TAP: their descriptors travel in one message.
 pub const MAX_QUEUES: u8 = 8;
-/// Most ports of one network: each costs a device, a chain and eight descriptors at most, and the process may hold
-/// about 65,000 of those.
+/// Most ports of one network: each costs a device, a chain and eight descriptors at most, as many again while its VM
+/// sleeps, and the process may hold about 65,000 of those.
 pub const MAX_PORTS: usize = 4096;
 
 /// A port of the switch, as it must stand in the kernel.
@@ -29,6 +29,8 @@ pub struct Port {
     pub queues: u8,
     /// TCP ports that may be dialled.
     pub dialable: BTreeSet<u16>,
+    /// The VM has no process, or is about to have none, and a packet is to wake it.
+    pub asleep: bool,
 }
 
 impl Port {
@@ -142,6 +144,7 @@ impl Wanted {
             ipv4: entry.ipv4,
             queues: entry.queues,
             dialable: entry.dialable.iter().copied().filter(|port| *port != 0).collect(),
+            asleep: entry.asleep,
         })
     }
 }

@@ -8,6 +8,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::io::PipeWriter;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use vpc::sys::tun::{self, Opening};
 
@@ -17,6 +19,8 @@ pub struct Guest {
     nic: Vec<OwnedFd>,
     stop: Option<PipeWriter>,
     carrying: Option<JoinHandle<()>>,
+    /// First packets of connections to the guest, again or not, that were carried.
+    pub syns: Arc<AtomicU64>,
 }
 
 impl Guest {
@@ -44,14 +48,15 @@ impl Guest {
              $n addr add {ipv4}/32 dev eth0; $n route add 169.254.1.1 dev eth0 scope link
              $n route add default via 169.254.1.1 dev eth0 onlink"
         ));
-        Self { namespace, port: port.clone(), nic, stop: None, carrying: None }
+        Self { namespace, port: port.clone(), nic, stop: None, carrying: None, syns: Arc::default() }
     }
 
     /// From now on frames are carried to and from these queues.
     pub fn wake(&mut self, queues: Vec<OwnedFd>) {
         let nic = self.nic[0].try_clone().expect("duplicate");
         let (stopped, stop) = std::io::pipe().expect("pipe");
-        self.carrying = Some(std::thread::spawn(move || carry(&queues, &nic, stopped.as_fd())));
+        let syns = Arc::clone(&self.syns);
+        self.carrying = Some(std::thread::spawn(move || carry(&queues, &nic, stopped.as_fd(), &syns)));
         self.stop = Some(stop);
     }
 
@@ -77,7 +82,7 @@ impl Drop for Guest {
 }
 
 /// Carries frames until told to stop, or until the TAP is gone.
-fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>) {
+fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>, syns: &AtomicU64) {
     loop {
         let mut watched: Vec<PollFd<'_>> =
             queues.iter().chain([nic]).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
@@ -89,7 +94,11 @@ fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>) {
         if watched.last().is_some_and(|stop| !stop.revents().is_empty()) {
             return;
         }
-        let alive = queues.iter().all(|queue| copy(queue, nic)) && copy(nic, &queues[0]);
+        let alive = queues.iter().all(|queue| {
+            copy(queue, nic, |frame| {
+                syns.fetch_add(u64::from(is_syn(frame)), Ordering::SeqCst);
+            })
+        }) && copy(nic, &queues[0], |_| {});
         if !alive {
             return;
         }
@@ -97,16 +106,26 @@ fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>) {
 }
 
 /// Copies the frames that are there; false when a device is gone.
-fn copy(from: &OwnedFd, to: &OwnedFd) -> bool {
+fn copy(from: &OwnedFd, to: &OwnedFd, seen: impl Fn(&[u8])) -> bool {
     let mut frame = vec![0; 1 << 17];
     loop {
         match rustix::io::read(from, &mut frame) {
-            Ok(length) => match rustix::io::write(to, &frame[..length]) {
-                Ok(_) | Err(Errno::AGAIN | Errno::IO | Errno::INVAL) => {}
-                Err(_) => return false,
-            },
+            Ok(length) => {
+                seen(&frame[..length]);
+                match rustix::io::write(to, &frame[..length]) {
+                    Ok(_) | Err(Errno::AGAIN | Errno::IO | Errno::INVAL) => {}
+                    Err(_) => return false,
+                }
+            }
             Err(Errno::AGAIN) => return true,
             Err(_) => return false,
         }
     }
+}
+
+/// Whether a frame, behind its vnet header, is an IPv4 packet that begins a TCP connection (RFC 9293 section 3.1).
+pub fn is_syn(frame: &[u8]) -> bool {
+    let Some(packet) = frame.get(12 + 14..).filter(|_| frame[24..26] == [8, 0]) else { return false };
+    let tcp = usize::from(packet[0] & 15) * 4;
+    packet[9] == 6 && packet[tcp + 13] & 0b1_0010 == 0b0_0010
 }

@@ -12,13 +12,14 @@ use model::net::{Ipv4Cidr, MacAddress};
 use model::view::{PortEntry, VIEW_VERSION, VpcView};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use vpc::client::{VpcClient, VpcStatus};
+use vpc::client::{VpcClient, VpcError, VpcStatus};
 use vpc::pure::names::TABLE;
 
 /// The host's public address.
@@ -180,6 +181,30 @@ impl World {
         process.wait().expect("ended");
     }
 
+    /// The keeper of this world, by its command line.
+    pub fn keeper(&self) -> rustix::process::Pid {
+        let config = self.config();
+        let (config, mut found) = (config.to_str().expect("text").as_bytes().to_vec(), Vec::new());
+        for entry in std::fs::read_dir("/proc").expect("mounted") {
+            let path = entry.expect("readable").path();
+            // Processes come and go while we look.
+            let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+            if words.contains(&&config[..]) && words.contains(&&b"--keeper"[..]) {
+                found.push(path.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number"));
+            }
+        }
+        assert_eq!(found.len(), 1, "one keeper");
+        rustix::process::Pid::from_raw(found[0]).expect("a process")
+    }
+
+    /// The TAP of the VM whose address ends in `last`, as its process would ask for it.
+    pub async fn tap(&self, last: u8) -> Result<Vec<OwnedFd>, VpcError> {
+        let (socket, vm) = (self.places().vpc_socket(), port(last, 1, &[]).vm);
+        let generation = Generation(self.generation);
+        tokio::task::spawn_blocking(move || vpc::client::tap(&socket, &vm, generation)).await.expect("asked")
+    }
+
     /// Waits until the newest view is in force.
     pub async fn settled(&self) -> VpcStatus {
         let begun = Instant::now();
@@ -324,6 +349,22 @@ pub fn port(last: u8, queues: u8, dialable: &[u16]) -> PortEntry {
         dialable: dialable.to_vec(),
         asleep: false,
     }
+}
+
+/// A permit as edge-proxy gets one: from a route table.
+pub fn permit(vm: &VmId, port: u16) -> model::route::Permit {
+    use model::route::{Route, RouteTable};
+    use model::view::{EdgeView, RouteEntry};
+    let host: model::host::HostName = "a.style.dev".parse().expect("host");
+    let view = EdgeView {
+        version: VIEW_VERSION,
+        generation: Generation(1),
+        api_hosts: vec![],
+        routes: vec![RouteEntry { host: host.clone(), vm: vm.clone(), port, run: 1 }].into(),
+        certificates: Vec::new().into(),
+    };
+    let Some(Route::Vm(permit)) = RouteTable::of(&view).host(&host) else { panic!("a route") };
+    permit
 }
 
 /// Runs a shell text and gives its output; a failure of its last command fails the test.
