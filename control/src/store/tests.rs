@@ -13,6 +13,8 @@ const LIMITS: VmLimits = VmLimits {
     largest: VmSize { vcpus: 4, memory_mib: 4096, disk_mib: 8192 },
     vms_per_account: 3,
     memory_mib: 1024,
+    kept_vms: 100,
+    snapshots_per_account: 3,
 };
 
 fn network() -> Ipv4Cidr {

@@ -94,6 +94,8 @@ fn config(folder: &Path) -> ControlConfig {
             largest: VmSize { vcpus: 4, memory_mib: 2048, disk_mib: 4096 },
             vms_per_account: 8,
             memory_mib: 2048,
+            kept_vms: 4,
+            snapshots_per_account: 3,
         },
         edge_gid: None,
     }
