@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::keys;
-use crate::pure::phase::{Ask, Event, Phase, step};
+use crate::pure::phase::{Ask, Event, Fate, Phase, step};
 use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
 use model::id::{AccountId, ApiKeyId};
@@ -26,6 +26,7 @@ fn new_vm(account: &AccountId, memory_mib: u32, hosts: &[&str]) -> NewVm {
         account: account.clone(),
         name: Some("name".to_owned()),
         image: "debian".to_owned(),
+        origin: None,
         size: VmSize { vcpus: 2, memory_mib, disk_mib: 4096 },
         idle_timeout_seconds: None,
         activity_threshold_bytes: Some(u64::MAX),
@@ -45,7 +46,7 @@ async fn insert(store: &Store, new: &NewVm) -> VmRecord {
 }
 
 async fn drive(store: &Store, vm: &VmRecord, event: Event) -> Admission<VmRecord> {
-    let step = step(vm.phase, event, false).expect("fits");
+    let step = step(vm.phase, event, Fate::default()).expect("fits");
     store.apply(vm, &step, None, &LIMITS).await.expect("store")
 }
 
