@@ -22,6 +22,10 @@ pub const CONFIG_FILE: &str = "/etc/gatehouse/gatehouse.toml";
 const CONSOLE_BYTES: u64 = 1 << 20;
 /// Open client connections at once: half of the usual limit of open files, since each needs two.
 const MAX_CONNECTIONS: usize = 16_384;
+/// VMs that are kept though they do not run: each has files and an address, and none of the host's memory.
+const KEPT_VMS: u32 = 5000;
+/// Snapshots of one account, as many as it may have VMs.
+const MAX_SNAPSHOTS: u32 = 1000;
 /// Longest settings file; it is written by hand.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
 /// The memory that is promised to VMs leaves this much to the host, in MiB.
@@ -85,6 +89,12 @@ pub struct Wishes {
     /// Memory that is promised to running VMs at once, in MiB [default: the host's less 1024]
     #[arg(long, value_name = "MIB")]
     pub vm_memory_mib: Option<u32>,
+    /// VMs that are kept though they do not run, of all accounts; over it sticky ones are deleted [default: 5000]
+    #[arg(long, value_name = "N")]
+    pub kept_vms: Option<u32>,
+    /// Snapshots of one account [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub max_snapshots: Option<u32>,
     /// Client connections at once [default: 16384]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
@@ -208,6 +218,8 @@ impl Wishes {
             default_disk_mib: self.default_disk_mib.or(below.default_disk_mib),
             max_vms: self.max_vms.or(below.max_vms),
             vm_memory_mib: self.vm_memory_mib.or(below.vm_memory_mib),
+            kept_vms: self.kept_vms.or(below.kept_vms),
+            max_snapshots: self.max_snapshots.or(below.max_snapshots),
             max_connections: self.max_connections.or(below.max_connections),
         }
     }
@@ -249,7 +261,13 @@ impl Wishes {
             return Err(value("vm-memory-mib", memory_mib, format!("a VM needs at least {MIN_VM_MIB} MiB")));
         }
         let largest = VmSize { vcpus: 8, memory_mib: 65_536.min(power_below(memory_mib)), disk_mib: 1 << 20 };
-        Ok(VmLimits { largest, vms_per_account: self.max_vms.unwrap_or(1000), memory_mib })
+        Ok(VmLimits {
+            largest,
+            vms_per_account: self.max_vms.unwrap_or(1000),
+            memory_mib,
+            kept_vms: self.kept_vms.unwrap_or(KEPT_VMS),
+            snapshots_per_account: self.max_snapshots.unwrap_or(MAX_SNAPSHOTS),
+        })
     }
 
     fn default_size(&self, limits: &VmLimits) -> Result<VmSize, SettingsError> {

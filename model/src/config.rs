@@ -152,4 +152,8 @@ pub struct VmLimits {
     pub vms_per_account: u32,
     /// Memory promised to running VMs at once, in MiB.
     pub memory_mib: u32,
+    /// VMs that are kept though they do not run, of all accounts together. Over it, sticky ones are deleted.
+    pub kept_vms: u32,
+    /// Snapshots of one account.
+    pub snapshots_per_account: u32,
 }

@@ -5,6 +5,7 @@ mod answer;
 mod auth;
 mod background;
 mod body;
+mod copies;
 mod domains;
 mod guest;
 mod openapi;
@@ -19,7 +20,7 @@ use crate::store::Store;
 use crate::vms::Machines;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::any;
+use axum::routing::{any, post};
 use background::Background;
 use model::config::ControlConfig;
 use model::id::AccountId;
@@ -76,10 +77,9 @@ impl Api {
         for route in routes::all() {
             router = router.route(route.path, route.handler);
         }
-        for path in unoffered::BEHIND_IDS {
-            router = router.route(path, any(unoffered::fallback));
-        }
         router
+            .route("/v1/vms/builds", any(unoffered::fallback))
+            .route("/v1/vms/snapshots", post(unoffered::ensure_snapshot))
             .fallback(unoffered::fallback)
             .method_not_allowed_fallback(unoffered::wrong_method)
             .layer(from_fn_with_state(self.clone(), auth::authenticate))

@@ -1,7 +1,7 @@
 //! The table of routes.
 
 use super::openapi::Shape;
-use super::{Api, admin, auth, background, domains, guest, openapi, vms};
+use super::{Api, admin, auth, background, copies, domains, guest, openapi, vms};
 use axum::routing::{self, MethodRouter};
 use model::api::Empty;
 use model::api::admin::{
@@ -11,9 +11,13 @@ use model::api::auth::{Logs, WhoAmI};
 use model::api::domain::{CreateMapping, Mapping, MappingQuery};
 use model::api::exec::{Exec, ExecResult};
 use model::api::file::{FileAnswer, FileContent};
+use model::api::snapshot::{
+    CreateSnapshot, ForkVm, RenameSnapshot, SnapshotCreated, SnapshotDeleted, SnapshotInfo, SnapshotList,
+    SnapshotQuery, SnapshotRenamed, VmForked,
+};
 use model::api::vm::{
-    CreateVm, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList, VmQuery, VmStarted,
-    VmStopped,
+    CreateVm, ResizeVm, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList, VmOptimized,
+    VmQuery, VmStarted, VmStopped, VmSuspended,
 };
 
 /// One route.
@@ -59,6 +63,8 @@ impl Route {
 /// All routes.
 pub fn all() -> Vec<Route> {
     let mut all = of_vms();
+    all.extend(of_lives());
+    all.extend(of_copies());
     all.extend(of_guests());
     all.extend(of_domains());
     all.extend(of_admin());
@@ -110,10 +116,15 @@ fn of_vms() -> Vec<Route> {
             Shape::of::<VmDeleted>(),
             routing::delete(vms::delete),
         ),
+    ]
+}
+
+fn of_lives() -> Vec<Route> {
+    vec![
         Route::new(
             "post",
             "/v1/vms/{vm_id}/start",
-            "Boots a VM; answers when it is ready",
+            "Boots a VM, or wakes it; answers when it is ready",
             Shape::of::<VmStarted>(),
             routing::post(vms::start),
         )
@@ -124,6 +135,28 @@ fn of_vms() -> Vec<Route> {
             "Shuts a VM down",
             Shape::of::<VmStopped>(),
             routing::post(vms::stop),
+        ),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/suspend",
+            "Lets a VM sleep in the state it is in; a request to it wakes it",
+            Shape::of::<VmSuspended>(),
+            routing::post(vms::suspend),
+        ),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/resize",
+            "Gives a VM another size; one that runs is stopped and started for it",
+            Shape::of::<Empty>(),
+            routing::post(vms::resize),
+        )
+        .taking(Shape::of::<ResizeVm>()),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/optimize",
+            "Gives memory and disk back to the host that a VM does not use",
+            Shape::of::<VmOptimized>(),
+            routing::post(vms::optimize),
         ),
         Route::new(
             "post",
@@ -139,6 +172,52 @@ fn of_vms() -> Vec<Route> {
             Shape::of::<VmExited>(),
             routing::post(vms::await_exit),
         ),
+    ]
+}
+
+fn of_copies() -> Vec<Route> {
+    let (all, one) = ("/v1/vms/snapshots", "/v1/vms/snapshots/{snapshot_id}");
+    vec![
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/snapshot",
+            "Copies a VM with its disk, and its memory if it has one; the copy outlives it",
+            Shape::of::<SnapshotCreated>(),
+            routing::post(copies::create),
+        )
+        .taking(Shape::of::<CreateSnapshot>()),
+        Route::new(
+            "get",
+            all,
+            "The account's snapshots",
+            Shape::of::<SnapshotList>(),
+            routing::get(copies::list),
+        )
+        .asking(Shape::of::<SnapshotQuery>()),
+        Route::new("get", one, "A snapshot", Shape::of::<SnapshotInfo>(), routing::get(copies::get)),
+        Route::new(
+            "patch",
+            one,
+            "Gives a snapshot another label",
+            Shape::of::<SnapshotRenamed>(),
+            routing::patch(copies::rename),
+        )
+        .taking(Shape::of::<RenameSnapshot>()),
+        Route::new(
+            "delete",
+            one,
+            "Deletes a snapshot; VMs made from it stay",
+            Shape::of::<SnapshotDeleted>(),
+            routing::delete(copies::delete),
+        ),
+        Route::new(
+            "post",
+            "/v1/vms/{vm_id}/fork",
+            "Makes running copies of a running VM, all or none",
+            Shape::of::<VmForked>(),
+            routing::post(copies::fork),
+        )
+        .taking(Shape::of::<ForkVm>()),
     ]
 }
 

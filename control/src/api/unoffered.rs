@@ -3,7 +3,6 @@
 
 use crate::fault::Fault;
 use axum::extract::Request;
-use axum::http::Method;
 
 /// Beginnings of paths of the contract, and what stands behind them.
 const FAMILIES: &[(&str, &str)] = &[
@@ -22,11 +21,6 @@ const FAMILIES: &[(&str, &str)] = &[
 ];
 /// Ends of paths below a VM.
 const OF_A_VM: &[(&str, &str)] = &[
-    ("suspend", "suspending"),
-    ("snapshot", "making a snapshot"),
-    ("fork", "forking"),
-    ("resize", "resizing"),
-    ("optimize", "compaction"),
     ("build", "building"),
     ("watch-files", "watching files"),
     ("stats", "the stream of statistics"),
@@ -35,15 +29,9 @@ const OF_A_VM: &[(&str, &str)] = &[
     ("systemd", "the systemd interface"),
 ];
 
-/// Paths that would be taken for a VM's.
-pub const BEHIND_IDS: [&str; 2] = ["/v1/vms/snapshots", "/v1/vms/builds"];
-
 /// For every path that no route has.
 pub async fn fallback(request: Request) -> Fault {
     let path = request.uri().path();
-    if let Some(fault) = snapshots(request.method(), path) {
-        return fault;
-    }
     let family = FAMILIES.iter().find(|(prefix, _)| path.starts_with(prefix));
     if let Some((_, what)) = family.or_else(|| of_a_vm(path)) {
         return Fault::not_offered(what);
@@ -51,21 +39,17 @@ pub async fn fallback(request: Request) -> Fault {
     Fault::new(404, "NOT_FOUND", format!("there is no {} {path}", request.method()))
 }
 
+/// `POST /v1/vms/snapshots`. It is repeated for ever with any code that the client does not know.
+pub async fn ensure_snapshot() -> Fault {
+    let what = "building a snapshot from a description is not offered by this version of Gatehouse; make a VM, and a \
+                snapshot of it";
+    Fault::new(400, "CREATE_SNAPSHOT_BAD_REQUEST", what)
+}
+
 /// For a path that other methods have.
 pub async fn wrong_method(request: Request) -> Fault {
     let message = format!("{} cannot be used on {}", request.method(), request.uri().path());
     Fault::new(405, "INVALID_REQUEST", message)
-}
-
-fn snapshots(method: &Method, path: &str) -> Option<Fault> {
-    let rest = path.strip_prefix("/v1/vms/snapshots")?;
-    let what = "snapshots are not offered by this version of Gatehouse";
-    Some(match rest.strip_prefix('/') {
-        Some(id) => Fault::new(404, "SNAPSHOT_NOT_FOUND", what).with("snapshotId", id),
-        // Repeated for ever with any code that the client does not know.
-        None if method == Method::POST => Fault::new(400, "CREATE_SNAPSHOT_BAD_REQUEST", what),
-        None => Fault::not_offered("the list of snapshots"),
-    })
 }
 
 fn of_a_vm(path: &str) -> Option<&'static (&'static str, &'static str)> {

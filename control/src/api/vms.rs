@@ -5,9 +5,11 @@ use super::answer::{Answer, slow};
 use super::auth::Caller;
 use super::background::accepted;
 use super::body::{Asked, SMALL_BODY, VmPath, json};
+use super::copies;
 use crate::fault::Fault;
-use crate::pure::phase::Ask;
-use crate::pure::request;
+use crate::pure::phase::{Ask, Phase};
+use crate::pure::request::{self, Wanted};
+use crate::pure::resize;
 use crate::store::{StoreError, VmRecord, rfc3339};
 use crate::vms::{Manner, Notes};
 use axum::Json;
@@ -16,9 +18,10 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use model::api::BACKGROUND_AFTER_HEADER;
+use model::api::Empty;
 use model::api::vm::{
-    CreateVm, Sizing, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList, VmQuery, VmRow,
-    VmStarted, VmState, VmStopped,
+    CreateVm, ResizeVm, Sizing, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList,
+    VmOptimized, VmQuery, VmRow, VmStarted, VmState, VmStopped, VmSuspended,
 };
 use model::host::HostName;
 use model::id::VmId;
@@ -28,7 +31,7 @@ use tokio::time::timeout;
 /// Largest body of a creation: a few files may be in it.
 const CREATE_BODY: usize = 96 << 20;
 /// Node's client gives up on a server that is silent for 300 s. An error keeps its status until shortly before.
-const PAD_LIFECYCLE_AFTER: Duration = Duration::from_secs(270);
+pub const PAD_LIFECYCLE_AFTER: Duration = Duration::from_secs(270);
 /// A long poll has no error to tell, so it begins early.
 const PAD_AWAIT_AFTER: Duration = Duration::from_secs(20);
 /// Longest that a client may have us wait before a creation goes on behind its back.
@@ -36,12 +39,8 @@ const MAX_BACKGROUND_AFTER: u64 = 240;
 
 /// `POST /v1/vms`.
 pub async fn create(State(api): State<Api>, caller: Caller, headers: HeaderMap, body: Body) -> Response {
-    let config = &api.0.config;
     // The code of each refusal must be one that the client knows: it repeats the request for ever otherwise.
-    let request = json::<CreateVm>(body, CREATE_BODY, "CREATE_VM_BAD_REQUEST")
-        .await
-        .and_then(|request| request::read(&request, config.default_size, &config.limits, &config.domain));
-    let wanted = match request {
+    let wanted = match wanted(&api, &caller, body).await {
         Ok(wanted) => wanted,
         Err(fault) => return fault.into_response(),
     };
@@ -52,7 +51,7 @@ pub async fn create(State(api): State<Api>, caller: Caller, headers: HeaderMap, 
         async move {
             let record =
                 api.0.machines.create(account, wanted, notes).await.map_err(|error| error.fault(None))?;
-            Ok(VmCreated { id: record.id, domains, snapshot_id: None })
+            Ok(VmCreated { id: record.id, domains, snapshot_id: record.origin.map(String::from) })
         }
     };
     match background_after(&headers) {
@@ -126,6 +125,40 @@ pub async fn stop(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) ->
     slow(PAD_LIFECYCLE_AFTER, work).await
 }
 
+/// `POST /v1/vms/{vm_id}/suspend`. One that sleeps already is answered as suspended.
+pub async fn suspend(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Response {
+    let work = async move {
+        let record = ask(&api, &caller, &vm, Ask::Suspend, Manner::default()).await?;
+        let snapshot_layer_id = format!("{vm}-{}", record.run);
+        Ok(VmSuspended { id: vm, vm_instance_id: record.instance, snapshot_layer_id })
+    };
+    slow(PAD_LIFECYCLE_AFTER, work).await
+}
+
+/// `POST /v1/vms/{vm_id}/resize`.
+pub async fn resize(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath, body: Body) -> Response {
+    let work = async move {
+        let request: ResizeVm = json(body, SMALL_BODY, "INVALID_REQUEST").await?;
+        let wish = resize::read(&request, api.0.config.limits.largest)?;
+        let resized = api.0.machines.resize(&caller.account, &vm, wish).await;
+        resized.map_err(|error| error.fault(Some(&vm)))?;
+        Ok(Empty {})
+    };
+    slow(PAD_LIFECYCLE_AFTER, work).await
+}
+
+/// `POST /v1/vms/{vm_id}/optimize`.
+pub async fn optimize(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Response {
+    let work = async move {
+        let done = api.0.machines.optimize(&caller.account, &vm).await;
+        done.map_err(|error| error.fault(Some(&vm)))?;
+        let message =
+            "memory that the guest does not use is given back, and the layers of its disk are merged";
+        Ok(VmOptimized { id: vm, message: message.to_owned() })
+    };
+    slow(PAD_LIFECYCLE_AFTER, work).await
+}
+
 /// `POST /v1/vms/{vm_id}/kill`. One that is down already is answered as killed.
 pub async fn kill(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> Response {
     let work = async move {
@@ -149,6 +182,19 @@ pub async fn await_exit(State(api): State<Api>, caller: Caller, VmPath(vm): VmPa
 pub fn stored(error: &StoreError) -> Fault {
     tracing::error!(%error, "store");
     Fault::internal(error.to_string())
+}
+
+async fn wanted(api: &Api, caller: &Caller, body: Body) -> Result<Wanted, Fault> {
+    let request: CreateVm = json(body, CREATE_BODY, "CREATE_VM_BAD_REQUEST").await?;
+    let base = match request::source(&request)? {
+        Some(id) => Some(copies::found(api, caller, id.as_str()).await?),
+        None => None,
+    };
+    if let Some(base) = &base {
+        request::usable(base)?;
+    }
+    let config = &api.0.config;
+    request::read(&request, base.as_ref(), config.default_size, &config.limits, &config.domain)
 }
 
 async fn ask(api: &Api, caller: &Caller, vm: &VmId, ask: Ask, manner: Manner) -> Result<VmRecord, Fault> {
@@ -215,7 +261,8 @@ fn row(vm: &VmRecord) -> VmRow {
         state: vm.phase.shown(),
         created_at: Some(rfc3339(vm.created_ms)),
         persistence: Some(vm.persistence.clone()),
-        snapshot_id: None,
+        // A child that is being made has a copy that nobody else knows.
+        snapshot_id: vm.origin.clone().filter(|_| vm.phase != Phase::Building).map(String::from),
         deleted: false,
         sizing: Sizing {
             vcpu_count: u32::from(vm.size.vcpus),

@@ -14,6 +14,8 @@ const MAX_LAYERS: usize = 32;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Flat {
     /// Of the innermost layer.
+    pub snapshot_id: Option<String>,
+    /// Of the innermost layer.
     pub vcpu_count: Option<f64>,
     /// Of the innermost layer.
     pub mem_size_gb: Option<f64>,
@@ -44,6 +46,7 @@ pub fn flatten(outermost: &Spec) -> Result<Flat, Fault> {
             flat.files.entry(path.clone()).or_insert_with(|| file.clone());
         }
         let Some(inner) = &layer.snapshot else {
+            flat.snapshot_id.clone_from(&layer.snapshot_id);
             flat.vcpu_count = layer.vcpu_count;
             flat.mem_size_gb = layer.mem_size_gb;
             flat.rootfs_size_gb = layer.rootfs_size_gb;
@@ -52,14 +55,6 @@ pub fn flatten(outermost: &Spec) -> Result<Flat, Fault> {
         layer = inner;
     }
     Err(bad(format!("the description has more than {MAX_LAYERS} layers")))
-}
-
-/// A snapshot cannot be had where snapshots are not made yet.
-pub fn refuse_snapshot(id: Option<&str>) -> Result<(), Fault> {
-    let Some(id) = id else { return Ok(()) };
-    let message =
-        format!("there is no snapshot {id:?}: this version of Gatehouse makes none; leave snapshotId out");
-    Err(Fault::new(404, "SNAPSHOT_NOT_FOUND", message).with("snapshotId", id))
 }
 
 /// Refuses a list that has something in it.
@@ -123,7 +118,6 @@ fn check_sources(layer: &Spec, depth: usize) -> Result<(), Fault> {
 }
 
 fn refuse_unoffered(layer: &Spec) -> Result<(), Fault> {
-    refuse_snapshot(layer.snapshot_id.as_deref())?;
     refuse_value(layer.base_image.as_ref(), "baseImage")?;
     refuse_workdir(layer.workdir.as_deref())?;
     refuse_list(layer.ports.as_ref(), "ports")?;
@@ -163,7 +157,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
-        assert_eq!(read(json!({"snapshotId": "sc-1"})), Err("SNAPSHOT_NOT_FOUND"));
+        let below = read(json!({"snapshot": {"snapshot": {"snapshotId": "sc-1"}}})).expect("good");
+        assert_eq!(below.snapshot_id.as_deref(), Some("sc-1"));
         assert_eq!(read(json!({"snapshot": {"aptDeps": ["git"]}})), Err("CREATE_VM_BAD_REQUEST"));
         assert_eq!(read(json!({"systemd": {"services": [{"name": "x"}]}})), Err("CREATE_VM_BAD_REQUEST"));
         assert_eq!(

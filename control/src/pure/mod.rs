@@ -3,8 +3,11 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod address;
+pub mod evict;
 pub mod host;
 pub mod layers;
 pub mod phase;
 pub mod plan;
 pub mod request;
+pub mod resize;
+pub mod retry;

@@ -68,7 +68,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             ipv4: vm.ipv4,
             queues: TAP_QUEUES,
             dialable: ports.into_iter().collect(),
-            asleep: false,
+            asleep: vm.phase == Phase::Suspended,
         }
     };
     let ports: Vec<PortEntry> = facts.vms.iter().map(port).collect();
@@ -107,11 +107,13 @@ mod tests {
             phase,
             instance: VmInstanceId::from_random([number; 20]),
             run: 4,
+            origin: None,
             idle_timeout_seconds: None,
             activity_threshold_bytes: None,
             persistence: model::api::vm::Persistence::Persistent,
             exit_status: None,
             created_ms: 0,
+            last_used_ms: 0,
         }
     }
 
@@ -150,6 +152,24 @@ mod tests {
         assert_eq!(plan.edge.api_hosts, ["api.style.dev".parse().expect("host")]);
         let dialable: Vec<_> = plan.vpc.ports.iter().map(|port| port.dialable.clone()).collect();
         assert_eq!(dialable, [vec![22, 3000], vec![22, 80], vec![22]]);
+        assert!(plan.vpc.ports.iter().all(|port| !port.asleep));
         assert_eq!((plan.edge.generation, plan.vpc.generation), (Generation(8), Generation(8)));
+    }
+
+    #[test]
+    fn a_packet_wakes_exactly_those_that_sleep() {
+        for phase in Phase::ALL {
+            let vms = [vm(1, phase)];
+            let plan = plan(&Facts {
+                generation: Generation(8),
+                vms: &vms,
+                mappings: &[],
+                certificates: &[],
+                domain: &"style.dev".parse().expect("domain"),
+                network: "10.201.0.0/16".parse().expect("network"),
+            });
+            let asleep: Vec<bool> = plan.vpc.ports.iter().map(|port| port.asleep).collect();
+            assert_eq!(asleep, [phase == Phase::Suspended], "{phase:?}");
+        }
     }
 }

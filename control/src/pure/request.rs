@@ -3,9 +3,9 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::host;
-use super::layers::{self, Flat, refuse_list, refuse_snapshot, refuse_value, refuse_workdir};
+use super::layers::{self, Flat, refuse_list, refuse_value, refuse_workdir};
 use crate::fault::Fault;
-use crate::store::NewMapping;
+use crate::store::{NewMapping, SnapshotRecord, SnapshotState};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use model::agent::MAX_FILE_BYTES;
@@ -14,6 +14,7 @@ use model::api::spec::SpecFile;
 use model::api::vm::{CreateVm, DEFAULT_IDLE_TIMEOUT_SECONDS, Persistence};
 use model::config::{VmLimits, VmSize};
 use model::host::HostName;
+use model::id::SnapshotId;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -22,15 +23,18 @@ pub const DEFAULT_READY_WAIT: Duration = Duration::from_secs(180);
 /// Longest that a caller may have us wait for the agent.
 const MAX_READY_WAIT: Duration = Duration::from_secs(1800);
 /// Smallest memory: a Debian kernel with its initramfs needs it.
-const MIN_MEMORY_MIB: u32 = 128;
+pub(super) const MIN_MEMORY_MIB: u32 = 128;
 /// Smallest root file system.
 const MIN_DISK_MIB: u32 = 256;
 /// Characters of a VM's label.
-const MAX_NAME_CHARS: usize = 256;
+pub const MAX_NAME_CHARS: usize = 256;
 /// Names that may be mapped to a VM when it is made.
 const MAX_DOMAINS: usize = 64;
 /// Files that may be put into a VM when it is made.
 const MAX_FILES: usize = 256;
+
+/// What is wrong with a creation, when nothing says it better.
+const BAD_REQUEST: &str = "CREATE_VM_BAD_REQUEST";
 
 /// A file to put into a new VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub struct WantedFile {
 pub struct Wanted {
     /// A label.
     pub name: Option<String>,
+    /// What it begins with, and the image that this was made from.
+    pub origin: Option<(SnapshotId, String)>,
     /// How large it is.
     pub size: VmSize,
     /// Suspend after so long without traffic; never when absent.
@@ -64,34 +70,99 @@ pub struct Wanted {
     pub ready_wait: Duration,
 }
 
-/// Reads the request.
+/// The snapshot that is named, wherever the package puts it.
+///
+/// # Errors
+/// `INVALID_SNAPSHOT_ID`, and what [`read`] refuses of the layers.
+pub fn source(request: &CreateVm) -> Result<Option<SnapshotId>, Fault> {
+    let (flat, _) = layers_of(request)?;
+    match (&request.snapshot_id, &flat.snapshot_id) {
+        (Some(one), Some(other)) if one != other => {
+            Err(bad("snapshotId and the description name two snapshots; name one".to_owned()))
+        }
+        (Some(id), _) | (None, Some(id)) => snapshot_id(id).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A snapshot's id.
+///
+/// # Errors
+/// `INVALID_SNAPSHOT_ID`.
+pub fn snapshot_id(text: &str) -> Result<SnapshotId, Fault> {
+    text.parse()
+        .map_err(|error: model::id::IdError| Fault::new(400, "INVALID_SNAPSHOT_ID", error.to_string()))
+}
+
+/// Refuses a snapshot from which nothing can be made.
+///
+/// # Errors
+/// The contract's word for why.
+pub fn usable(snapshot: &SnapshotRecord) -> Result<(), Fault> {
+    let id = snapshot.id.as_str();
+    let (status, code, what) = match snapshot.state {
+        _ if snapshot.deleted => (410, "SOURCE_SNAPSHOT_DELETED", "is deleted"),
+        SnapshotState::Building => (409, "SOURCE_SNAPSHOT_BUILDING", "is being made; try again later"),
+        SnapshotState::Failed => (409, "SOURCE_SNAPSHOT_LOST", "could not be made"),
+        SnapshotState::Ready => return Ok(()),
+    };
+    let fault = Fault::new(status, code, format!("the snapshot {id} {what}")).with("snapshotId", id);
+    Err(match &snapshot.failure {
+        Some(failure) => fault.with("reason", failure.as_str()),
+        None => fault,
+    })
+}
+
+/// A label.
+///
+/// # Errors
+/// The given code when it is too long.
+pub fn name(name: Option<String>, code: &'static str) -> Result<Option<String>, Fault> {
+    if name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME_CHARS) {
+        return Err(Fault::new(400, code, format!("name is longer than {MAX_NAME_CHARS} characters")));
+    }
+    Ok(name)
+}
+
+/// What becomes of a VM or snapshot that nobody uses.
+///
+/// # Errors
+/// The given code when the priority is none.
+pub fn persistence(wanted: Persistence, code: &'static str) -> Result<Persistence, Fault> {
+    if matches!(wanted, Persistence::Sticky { priority: Some(11..) }) {
+        return Err(Fault::new(400, code, "persistence.priority must be within 0 and 10"));
+    }
+    Ok(wanted)
+}
+
+/// Reads the request; `base` is the snapshot that [`source`] found in it.
 ///
 /// # Errors
 /// A code of the contract for each thing that is wrong or not offered.
 pub fn read(
     request: &CreateVm,
+    base: Option<&SnapshotRecord>,
     default_size: VmSize,
     limits: &VmLimits,
     domain: &HostName,
 ) -> Result<Wanted, Fault> {
     refuse_unoffered(request)?;
     let (flat, template_persistence) = layers_of(request)?;
-    let name = request.name.clone().or_else(|| request.spec.as_ref().and_then(|spec| spec.name.clone()));
-    if name.as_ref().is_some_and(|name| name.chars().count() > MAX_NAME_CHARS) {
-        return Err(bad(format!("name is longer than {MAX_NAME_CHARS} characters")));
-    }
-    let persistence = request.persistence.clone().or(template_persistence).unwrap_or_default();
-    if matches!(persistence, Persistence::Sticky { priority: Some(11..) }) {
-        return Err(bad("persistence.priority must be within 0 and 10".to_owned()));
-    }
+    let label = request.name.clone().or_else(|| request.spec.as_ref().and_then(|spec| spec.name.clone()));
+    let kept = request.persistence.clone().or(template_persistence).unwrap_or_default();
+    let size = match base {
+        None => size(&flat, default_size, limits)?,
+        Some(base) => fitting(size(&flat, base.size, limits)?, base)?,
+    };
     let idle = request.idle_timeout_seconds.or(flat.idle_timeout_seconds);
     let ready = request.ready_signal_timeout_seconds.or(flat.ready_signal_timeout_seconds);
     Ok(Wanted {
-        name,
-        size: size(&flat, default_size, limits)?,
+        name: name(label, BAD_REQUEST)?,
+        origin: base.map(|base| (base.id.clone(), base.image.clone())),
+        size,
         idle_timeout_seconds: idle.unwrap_or(Some(DEFAULT_IDLE_TIMEOUT_SECONDS)),
         activity_threshold_bytes: request.activity_threshold_bytes,
-        persistence,
+        persistence: persistence(kept, BAD_REQUEST)?,
         mappings: mappings(request, domain)?,
         files: files(&flat.files)?,
         ready_wait: ready_wait(ready),
@@ -105,7 +176,24 @@ pub fn ready_wait(wanted_seconds: Option<u64>) -> Duration {
 }
 
 fn bad(message: String) -> Fault {
-    Fault::new(400, "CREATE_VM_BAD_REQUEST", message)
+    Fault::new(400, BAD_REQUEST, message)
+}
+
+/// A machine that goes on cannot find itself with other memory or CPUs, and no disk shrinks.
+fn fitting(size: VmSize, base: &SnapshotRecord) -> Result<VmSize, Fault> {
+    let id = &base.id;
+    if base.has_memory && (size.vcpus, size.memory_mib) != (base.size.vcpus, base.size.memory_mib) {
+        return Err(bad(format!(
+            "the snapshot {id} holds a running machine of {} vCPUs and {} MiB, which cannot be changed; leave vcpuCount \
+             and memSizeGb out, and resize the VM once it runs",
+            base.size.vcpus, base.size.memory_mib
+        )));
+    }
+    if size.disk_mib < base.size.disk_mib {
+        let has = base.size.disk_mib;
+        return Err(bad(format!("the snapshot {id} has a disk of {has} MiB, which can only grow")));
+    }
+    Ok(size)
 }
 
 fn layers_of(request: &CreateVm) -> Result<(Flat, Option<Persistence>), Fault> {
@@ -124,7 +212,6 @@ fn layers_of(request: &CreateVm) -> Result<(Flat, Option<Persistence>), Fault> {
 }
 
 fn refuse_unoffered(request: &CreateVm) -> Result<(), Fault> {
-    refuse_snapshot(request.snapshot_id.as_deref())?;
     refuse_value(request.base_image.as_ref(), "baseImage")?;
     refuse_list(request.nics.as_ref(), "nics")?;
     refuse_list(request.ports.as_ref(), "ports")?;
@@ -211,12 +298,12 @@ fn disk(wanted_gb: f64, max: u32) -> Result<u32, Fault> {
 }
 
 /// GiB, possibly a part of one, as whole MiB.
-fn mib(gib: f64) -> Option<u32> {
+pub(super) fn mib(gib: f64) -> Option<u32> {
     whole(gib * 1024.0)
 }
 
 /// A number without a fraction that fits.
-fn whole(value: f64) -> Option<u32> {
+pub(super) fn whole(value: f64) -> Option<u32> {
     let fits = value.fract() == 0.0 && value >= 0.0 && value <= f64::from(u32::MAX);
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked on the line above")]
     fits.then_some(value as u32)
@@ -273,11 +360,13 @@ mod tests {
         largest: VmSize { vcpus: 8, memory_mib: 16384, disk_mib: 65536 },
         vms_per_account: 10,
         memory_mib: 32768,
+        kept_vms: 100,
+        snapshots_per_account: 10,
     };
 
     fn wanted(value: Value) -> Result<Wanted, Fault> {
         let request: CreateVm = serde_json::from_value(value).expect("a request");
-        read(&request, DEFAULT, &LIMITS, &"style.dev".parse().expect("domain"))
+        read(&request, None, DEFAULT, &LIMITS, &"style.dev".parse().expect("domain"))
     }
 
     fn code(value: Value) -> &'static str {
@@ -327,11 +416,64 @@ mod tests {
             assert_eq!(code(json!({field: [item]})), "CREATE_VM_BAD_REQUEST", "{field}");
             assert!(wanted(json!({field: []})).is_ok(), "{field}");
         }
-        assert_eq!(code(json!({"snapshotId": "sc-1"})), "SNAPSHOT_NOT_FOUND");
         assert_eq!(code(json!({"recreate": true})), "CREATE_VM_BAD_REQUEST");
         assert_eq!(code(json!({"spec": {}, "template": {}})), "CREATE_VM_BAD_REQUEST");
         assert_eq!(code(json!({"gitRepos": [1], "git": {"repos": [1]}})), "INVALID_GIT_REPO_SPEC_ERROR");
         assert_eq!(code(json!({"domains": [{"domain": "example.com"}]})), "DOMAIN_OWNERSHIP_NOT_VERIFIED");
+    }
+
+    #[test]
+    fn a_snapshot_is_found_wherever_it_is_named_and_decides_the_size() {
+        let id = SnapshotId::from_random([1; 20]);
+        let base = |has_memory| SnapshotRecord {
+            id: id.clone(),
+            account: model::id::AccountId::from_random([1; 20]),
+            name: None,
+            source_vm: model::id::VmId::from_random([1; 20]),
+            source_instance: model::id::VmInstanceId::from_random([1; 20]),
+            state: SnapshotState::Ready,
+            failure: None,
+            deleted: false,
+            files: true,
+            persistence: Persistence::default(),
+            image: "debian".to_owned(),
+            size: VmSize { vcpus: 2, memory_mib: 1024, disk_mib: 4096 },
+            has_memory,
+            created_ms: 0,
+        };
+        let request = |body: Value| serde_json::from_value::<CreateVm>(body).expect("a request");
+        for body in [
+            json!({"snapshotId": id}),
+            json!({"template": {"snapshotId": id}}),
+            json!({"spec": {"snapshotId": id, "name": null}}),
+            json!({"spec": {"snapshot": {"snapshotId": id}}, "snapshotId": id}),
+        ] {
+            assert_eq!(source(&request(body.clone())), Ok(Some(id.clone())), "{body}");
+        }
+        let refused = |body: Value| source(&request(body)).expect_err("refused").code;
+        assert_eq!(refused(json!({"snapshotId": "sc-1"})), "INVALID_SNAPSHOT_ID");
+        assert_eq!(refused(json!({"snapshotId": id, "template": {"snapshotId": "sc-1"}})), BAD_REQUEST);
+        let sized = |body: Value, has_memory| {
+            let domain = "style.dev".parse().expect("domain");
+            let read = read(&request(body), Some(&base(has_memory)), DEFAULT, &LIMITS, &domain);
+            read.map(|wanted| wanted.size).map_err(|fault| fault.code)
+        };
+        assert_eq!(sized(json!({}), true), Ok(base(true).size));
+        let grown = json!({"template": {"rootfsSizeGb": 8, "memSizeGb": 1}});
+        assert_eq!(sized(grown, true), Ok(VmSize { disk_mib: 8192, ..base(true).size }));
+        assert_eq!(sized(json!({"template": {"rootfsSizeGb": 1}}), false), Err(BAD_REQUEST));
+        for body in [json!({"template": {"memSizeGb": 2}}), json!({"template": {"vcpuCount": 4}})] {
+            assert_eq!(sized(body.clone(), true), Err(BAD_REQUEST), "{body}");
+            assert!(sized(body.clone(), false).is_ok(), "{body}: it boots");
+        }
+        let word = |record: SnapshotRecord| usable(&record).map_err(|fault| (fault.status, fault.code));
+        assert_eq!(word(base(true)), Ok(()));
+        let deleted = SnapshotRecord { deleted: true, ..base(true) };
+        assert_eq!(word(deleted), Err((410, "SOURCE_SNAPSHOT_DELETED")));
+        let building = SnapshotRecord { state: SnapshotState::Building, ..base(true) };
+        assert_eq!(word(building), Err((409, "SOURCE_SNAPSHOT_BUILDING")));
+        let failed = SnapshotRecord { state: SnapshotState::Failed, ..base(true) };
+        assert_eq!(word(failed), Err((409, "SOURCE_SNAPSHOT_LOST")));
     }
 
     #[test]

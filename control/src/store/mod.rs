@@ -1,14 +1,17 @@
-//! What must survive: accounts, keys, VMs, mappings and counters, in SQLite.
+//! What must survive: accounts, keys, VMs, their copies, mappings and counters, in SQLite.
 //!
 //! One connection writes and several read, so that a transaction that reads before it writes cannot be overtaken.
 //! The statements keep to what PostgreSQL understands too.
 
 mod accounts;
+mod forks;
 mod mappings;
+mod snapshots;
 mod vms;
 
 pub use accounts::{Account, KeyRecord};
 pub use mappings::{MappingRecord, NewMapping, PutMapping};
+pub use snapshots::{NewSnapshot, SnapshotRecord, SnapshotState};
 pub use vms::{Admission, NewVm, VmRecord};
 
 use model::id::Generation;
@@ -32,7 +35,10 @@ const READERS: u32 = 4;
 /// Names of people's VMs and hashes of their keys are nobody else's business.
 const PRIVATE_MODE: u32 = 0o600;
 /// The migrations, in order. One that has been released is never changed.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "first", include_str!("../../migrations/0001_first.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "first", include_str!("../../migrations/0001_first.sql")),
+    (2, "sleep", include_str!("../../migrations/0002_sleep.sql")),
+];
 
 /// Why the store could not do it. Nothing was changed.
 #[derive(Debug, Error)]
@@ -174,6 +180,12 @@ fn parsed<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, StoreE
     value.parse().map_err(|_| StoreError::Corrupt { column, value })
 }
 
+/// The same, where it may be missing.
+fn maybe_parsed<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<Option<T>, StoreError> {
+    let value: Option<String> = row.try_get(column)?;
+    value.map(|value| value.parse().map_err(|_| StoreError::Corrupt { column, value })).transpose()
+}
+
 /// A column that holds a number within the bounds of a `T`.
 fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<T, StoreError> {
     let value: i64 = row.try_get(column)?;
@@ -186,6 +198,11 @@ fn maybe_number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Resul
     value
         .map(|value| T::try_from(value).map_err(|_| StoreError::Corrupt { column, value: value.to_string() }))
         .transpose()
+}
+
+/// A column that holds yes or no.
+fn flag(row: &SqliteRow, column: &'static str) -> Result<bool, StoreError> {
+    Ok(number::<i64>(row, column)? != 0)
 }
 
 /// SQL knows signed numbers alone; what does not fit is beyond any use.

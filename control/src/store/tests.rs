@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::keys;
-use crate::pure::phase::{Ask, Event, Phase, step};
+use crate::pure::phase::{Ask, Event, Fate, Phase, step};
 use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
 use model::id::{AccountId, ApiKeyId};
@@ -13,6 +13,8 @@ const LIMITS: VmLimits = VmLimits {
     largest: VmSize { vcpus: 4, memory_mib: 4096, disk_mib: 8192 },
     vms_per_account: 3,
     memory_mib: 1024,
+    kept_vms: 100,
+    snapshots_per_account: 3,
 };
 
 fn network() -> Ipv4Cidr {
@@ -24,6 +26,7 @@ fn new_vm(account: &AccountId, memory_mib: u32, hosts: &[&str]) -> NewVm {
         account: account.clone(),
         name: Some("name".to_owned()),
         image: "debian".to_owned(),
+        origin: None,
         size: VmSize { vcpus: 2, memory_mib, disk_mib: 4096 },
         idle_timeout_seconds: None,
         activity_threshold_bytes: Some(u64::MAX),
@@ -43,7 +46,7 @@ async fn insert(store: &Store, new: &NewVm) -> VmRecord {
 }
 
 async fn drive(store: &Store, vm: &VmRecord, event: Event) -> Admission<VmRecord> {
-    let step = step(vm.phase, event, false).expect("fits");
+    let step = step(vm.phase, event, Fate::default()).expect("fits");
     store.apply(vm, &step, None, &LIMITS).await.expect("store")
 }
 

@@ -1,19 +1,22 @@
 //! VMs, their addresses, and how many there may be.
 
 use super::mappings::{self, NewMapping};
-use super::{Store, StoreError, maybe_number, now_ms, number, parsed, signed};
+use super::{Store, StoreError, maybe_number, maybe_parsed, now_ms, number, parsed, signed};
 use crate::pure::address;
-use crate::pure::phase::{Next, Phase, Step};
+use crate::pure::phase::{Next, Phase, Run, Step};
 use crate::random;
 use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
 use model::host::HostName;
-use model::id::{AccountId, VmId, VmInstanceId};
+use model::id::{AccountId, SnapshotId, VmId, VmInstanceId};
 use model::net::Ipv4Cidr;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+
+/// A VM's last use is written at most so often: each write waits for the disk.
+const LAST_USE_STEP_MS: i64 = 10_000;
 
 /// A VM as control knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +37,10 @@ pub struct VmRecord {
     pub phase: Phase,
     /// Its newest run.
     pub instance: VmInstanceId,
-    /// Grows with each start and each reboot.
+    /// Grows with each start, each wake and each reboot.
     pub run: u64,
+    /// The copy that it was made from, if it was not made from its image.
+    pub origin: Option<SnapshotId>,
     /// Suspend after so long without traffic; never when absent.
     pub idle_timeout_seconds: Option<u64>,
     /// Bytes within that time which count as traffic.
@@ -46,6 +51,8 @@ pub struct VmRecord {
     pub exit_status: Option<String>,
     /// Since the Unix epoch.
     pub created_ms: i64,
+    /// Started, woken, or a command or file asked for: since the Unix epoch, to a few seconds.
+    pub last_used_ms: i64,
 }
 
 /// A VM to make.
@@ -57,6 +64,8 @@ pub struct NewVm {
     pub name: Option<String>,
     /// The folder below `images` from which it boots.
     pub image: String,
+    /// The copy to make it from; its image when absent.
+    pub origin: Option<SnapshotId>,
     /// How large it is.
     pub size: VmSize,
     /// See [`VmRecord`].
@@ -94,17 +103,22 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, account_id, name, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id, run,
-             idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms FROM vms ",
+             idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms, origin_id, last_used_ms
+             FROM vms ",
             $rest
         )
     };
 }
 
-/// VMs in these phases hold memory of the host.
+/// VMs in these phases hold memory of the host. One that sleeps has given it back.
 macro_rules! promised {
-    () => {
-        "(SELECT COALESCE(SUM(memory_mib), 0) FROM vms
-          WHERE phase IN ('building', 'starting', 'running', 'stopping', 'killing'))"
+    ($but:literal) => {
+        concat!(
+            "(SELECT COALESCE(SUM(memory_mib), 0) FROM vms WHERE phase IN ('building', 'starting', 'resuming',
+             'running', 'suspending', 'stopping', 'killing')",
+            $but,
+            ")"
+        )
     };
 }
 
@@ -120,33 +134,12 @@ impl Store {
         network: Ipv4Cidr,
     ) -> Result<Admission<VmRecord>, StoreError> {
         let mut transaction = self.begin().await?;
-        if let Some(refused) = no_room(&mut transaction, new, limits).await? {
-            return Ok(refused);
+        let id = VmId::from_random(random::bytes());
+        let made = insert_one(&mut transaction, id, new, limits, network).await?;
+        if matches!(made, Admission::Done(_)) {
+            transaction.commit().await?;
         }
-        let record = VmRecord {
-            id: VmId::from_random(random::bytes()),
-            account: new.account.clone(),
-            name: new.name.clone(),
-            image: new.image.clone(),
-            size: new.size,
-            ipv4: take_address(&mut transaction, network).await?,
-            phase: Phase::Building,
-            instance: VmInstanceId::from_random(random::bytes()),
-            run: 1,
-            idle_timeout_seconds: new.idle_timeout_seconds,
-            activity_threshold_bytes: new.activity_threshold_bytes,
-            persistence: new.persistence.clone(),
-            exit_status: None,
-            created_ms: now_ms(),
-        };
-        insert(&mut transaction, &record).await?;
-        for mapping in &new.mappings {
-            if mappings::put(&mut transaction, &new.account, &record.id, mapping).await?.is_none() {
-                return Ok(Admission::Taken(mapping.host.clone()));
-            }
-        }
-        transaction.commit().await?;
-        Ok(Admission::Done(record))
+        Ok(made)
     }
 
     /// The VM of that id, whoever owns it.
@@ -199,11 +192,15 @@ impl Store {
             return Ok(Admission::Done(next));
         };
         next.phase = phase;
-        if step.new_run {
+        if step.run == Run::New {
             next.instance = VmInstanceId::from_random(random::bytes());
-            next.run += 1;
         }
-        let limit_mib = if step.new_run { i64::from(limits.memory_mib) } else { i64::MAX };
+        let mut limit_mib = i64::MAX;
+        if step.run != Run::Same {
+            next.run += 1;
+            next.last_used_ms = now_ms();
+            limit_mib = i64::from(limits.memory_mib);
+        }
         let mut transaction = self.begin().await?;
         if phase == Phase::Deleting {
             sqlx::query("DELETE FROM mappings WHERE vm_id = $1")
@@ -212,8 +209,10 @@ impl Store {
                 .await?;
         }
         let done = sqlx::query(concat!(
-            "UPDATE vms SET phase = $1, instance_id = $2, run = $3, exit_status = $4 WHERE id = $5 AND ($6 - memory_mib) >= ",
-            promised!()
+            "UPDATE vms SET phase = $1, instance_id = $2, run = $3, exit_status = $4,
+             last_used_ms = COALESCE($7, last_used_ms)
+             WHERE id = $5 AND ($6 - memory_mib) >= ",
+            promised!(" AND id <> $5")
         ))
         .bind(phase.as_str())
         .bind(next.instance.as_str())
@@ -221,6 +220,7 @@ impl Store {
         .bind(next.exit_status.as_deref())
         .bind(vm.id.as_str())
         .bind(limit_mib)
+        .bind((step.run != Run::Same).then_some(next.last_used_ms))
         .execute(&mut *transaction)
         .await?;
         if done.rows_affected() == 0 {
@@ -270,13 +270,44 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
+    /// Changes how large a VM is; counts from its next start.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn set_size(&self, id: &VmId, size: VmSize) -> Result<(), StoreError> {
+        sqlx::query("UPDATE vms SET vcpus = $1, memory_mib = $2, disk_mib = $3 WHERE id = $4")
+            .bind(i64::from(size.vcpus))
+            .bind(i64::from(size.memory_mib))
+            .bind(i64::from(size.disk_mib))
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes that a VM is used, if that was not noted a moment ago.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn touch(&self, vm: &VmRecord) -> Result<(), StoreError> {
+        let now = now_ms();
+        if now - vm.last_used_ms >= LAST_USE_STEP_MS {
+            sqlx::query("UPDATE vms SET last_used_ms = $1 WHERE id = $2 AND last_used_ms < $1")
+                .bind(now)
+                .bind(vm.id.as_str())
+                .execute(&self.writer)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Memory that is promised to VMs, in MiB.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn promised_memory_mib(&self) -> Result<u64, StoreError> {
         let row =
-            sqlx::query(concat!("SELECT ", promised!(), " AS promised")).fetch_one(&self.readers).await?;
+            sqlx::query(concat!("SELECT ", promised!(""), " AS promised")).fetch_one(&self.readers).await?;
         number(&row, "promised")
     }
 }
@@ -286,6 +317,45 @@ pub(super) async fn all(transaction: &mut Transaction<'static, Sqlite>) -> Resul
     rows.iter().map(record).collect()
 }
 
+/// Makes one VM within a transaction, which is to be given up unless the answer is [`Admission::Done`].
+pub(super) async fn insert_one(
+    transaction: &mut Transaction<'static, Sqlite>,
+    id: VmId,
+    new: &NewVm,
+    limits: &VmLimits,
+    network: Ipv4Cidr,
+) -> Result<Admission<VmRecord>, StoreError> {
+    if let Some(refused) = no_room(transaction, new, limits).await? {
+        return Ok(refused);
+    }
+    let now = now_ms();
+    let record = VmRecord {
+        id,
+        account: new.account.clone(),
+        name: new.name.clone(),
+        image: new.image.clone(),
+        size: new.size,
+        ipv4: take_address(transaction, network).await?,
+        phase: Phase::Building,
+        instance: VmInstanceId::from_random(random::bytes()),
+        run: 1,
+        origin: new.origin.clone(),
+        idle_timeout_seconds: new.idle_timeout_seconds,
+        activity_threshold_bytes: new.activity_threshold_bytes,
+        persistence: new.persistence.clone(),
+        exit_status: None,
+        created_ms: now,
+        last_used_ms: now,
+    };
+    insert(transaction, &record).await?;
+    for mapping in &new.mappings {
+        if mappings::put(transaction, &new.account, &record.id, mapping).await?.is_none() {
+            return Ok(Admission::Taken(mapping.host.clone()));
+        }
+    }
+    Ok(Admission::Done(record))
+}
+
 async fn no_room(
     transaction: &mut Transaction<'static, Sqlite>,
     new: &NewVm,
@@ -293,7 +363,7 @@ async fn no_room(
 ) -> Result<Option<Admission<VmRecord>>, StoreError> {
     let row = sqlx::query(concat!(
         "SELECT (SELECT COUNT(*) FROM vms WHERE account_id = $1) AS mine, ",
-        promised!(),
+        promised!(""),
         " AS promised"
     ))
     .bind(new.account.as_str())
@@ -332,8 +402,9 @@ async fn take_address(
 async fn insert(transaction: &mut Transaction<'static, Sqlite>, vm: &VmRecord) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO vms (id, account_id, name, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id,
-             run, idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+             run, idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms, origin_id,
+             last_used_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
     )
     .bind(vm.id.as_str())
     .bind(vm.account.as_str())
@@ -351,6 +422,8 @@ async fn insert(transaction: &mut Transaction<'static, Sqlite>, vm: &VmRecord) -
     .bind(serde_json::to_string(&vm.persistence).unwrap_or_default())
     .bind(vm.exit_status.as_deref())
     .bind(vm.created_ms)
+    .bind(vm.origin.as_ref().map(SnapshotId::as_str))
+    .bind(vm.last_used_ms)
     .execute(&mut **transaction)
     .await?;
     Ok(())
@@ -378,5 +451,7 @@ fn record(row: &SqliteRow) -> Result<VmRecord, StoreError> {
             .map_err(|_| StoreError::Corrupt { column: "persistence", value: persistence })?,
         exit_status: row.try_get("exit_status")?,
         created_ms: number(row, "created_ms")?,
+        origin: maybe_parsed(row, "origin_id")?,
+        last_used_ms: number(row, "last_used_ms")?,
     })
 }

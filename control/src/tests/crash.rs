@@ -5,34 +5,66 @@ use super::{PATIENCE, ask, config};
 use crate::Control;
 use crate::vms::FailPoints;
 use model::config::ControlConfig;
-use serde_json::Value;
-use std::sync::Arc;
+use model::id::VmId;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// More places than there are: the walk ends at the first that is not reached.
-const MAX_PLACES: i64 = 200;
+const MAX_PLACES: i64 = 300;
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime")
 }
 
+/// What callers were told and may rely on.
+#[derive(Debug, Default)]
+struct Told {
+    vms: BTreeSet<String>,
+    asleep: Option<String>,
+    snapshots: BTreeSet<String>,
+}
+
 /// What callers do while control dies under them.
-async fn script(config: ControlConfig) {
+async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
+    let told = || told.lock().expect("no test panics with it");
     let call = async |method: &str, path: &str, body: &str| -> Value {
-        ask(config.places.admin_socket(), method, path, &[], Some(body)).await.body
+        ask(config.places.admin_socket(), method, path, &[], Some(body)).await.good()
     };
     let body = r#"{"domains":[{"domain":"a.style.dev"}],"spec":{"additionalFiles":{"/a":{"content":"a"}}}}"#;
     let kept = call("POST", "/v1/vms", body).await["id"].as_str().expect("id").to_owned();
+    told().vms.insert(kept.clone());
     call("POST", &format!("/v1/vms/{kept}/stop"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/start"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/kill"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/exec-await"), r#"{"command":"true"}"#).await;
     let gone = call("POST", "/v1/vms", "{}").await["id"].as_str().expect("id").to_owned();
     call("DELETE", &format!("/v1/vms/{gone}"), "{}").await;
+
+    call("POST", &format!("/v1/vms/{kept}/suspend"), "{}").await;
+    told().asleep = Some(kept.clone());
+    let copy = call("POST", &format!("/v1/vms/{kept}/snapshot"), "{}").await;
+    let copy = copy["snapshotId"].as_str().expect("id").to_owned();
+    told().snapshots.insert(copy.clone());
+    told().asleep = None;
+    call("POST", &format!("/v1/vms/{kept}/start"), "{}").await;
+    let made = call("POST", "/v1/vms", &json!({"snapshotId": copy}).to_string()).await;
+    told().vms.insert(made["id"].as_str().expect("id").to_owned());
+    told().snapshots.remove(&copy);
+    call("DELETE", &format!("/v1/vms/snapshots/{copy}"), "{}").await;
+    let forked = call("POST", &format!("/v1/vms/{kept}/fork"), r#"{"count":2}"#).await;
+    for fork in forked["forks"].as_array().expect("list") {
+        told().vms.insert(fork["id"].as_str().expect("id").to_owned());
+    }
+    call("POST", &format!("/v1/vms/{kept}/resize"), r#"{"memSizeGb":0.5}"#).await;
+    call("POST", &format!("/v1/vms/{kept}/suspend"), "{}").await;
+    told().vms.remove(&kept);
+    call("DELETE", &format!("/v1/vms/{kept}"), "{}").await;
 }
 
 /// Starts a control in a runtime of its own and serves.
@@ -47,39 +79,63 @@ fn start(config: &ControlConfig, failpoints: FailPoints) -> Runtime {
     runtime
 }
 
-/// What does not agree between what control says and what there is; none when all is well and at rest.
-async fn disagreement(config: &ControlConfig, world: &World) -> Option<String> {
-    let list = ask(config.places.admin_socket(), "GET", "/v1/vms", &[], None).await.body;
+/// What does not agree between what control says, what there is and what was told; none when all is well and at rest.
+async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>) -> Option<String> {
+    let get = async |path: &str| ask(config.places.admin_socket(), "GET", path, &[], None).await.body;
+    let list = get("/v1/vms").await;
     let rows = list["vms"].as_array().expect("list").clone();
-    let (up, disks) = {
+    let (up, disks, asleep, copies) = {
         let state = world.state();
-        (state.up.clone(), state.disks.clone())
+        (state.up.clone(), state.disks.clone(), state.asleep.clone(), state.copies.clone())
     };
     let view = std::fs::read(config.places.feed().join("vpc.json")).expect("view");
     let view: Value = serde_json::from_slice(&view).expect("json");
+    let ports = view["ports"].as_array().expect("list");
     for row in &rows {
-        let id = row["id"].as_str().expect("id").parse().expect("id");
-        let running = match row["state"].as_str().expect("state") {
+        let id: VmId = row["id"].as_str().expect("id").parse().expect("id");
+        let state = row["state"].as_str().expect("state");
+        let running = match state {
             "running" => true,
-            "stopped" => false,
+            "stopped" | "suspended" => false,
             other => return Some(format!("{id} is {other}")),
         };
         if running != up.contains_key(&id) || !disks.contains(&id) {
-            return Some(format!("{id} runs: {running}; the world has {up:?} and {disks:?}"));
+            return Some(format!("{id} is {state}; the world has {up:?} and {disks:?}"));
         }
-        if running {
-            let path = format!("/v1/vms/{id}");
-            let info = ask(config.places.admin_socket(), "GET", &path, &[], None).await.body;
-            if info["vmInstanceId"] != up[&id].0.as_str() {
-                return Some(format!("{id} runs as another instance"));
-            }
+        if state == "suspended" && !asleep.contains_key(&id) {
+            return Some(format!("{id} is suspended, and its memory is gone"));
+        }
+        let port = ports.iter().find(|port| port["vm"] == id.as_str());
+        if port.is_none_or(|port| port["asleep"] != json!(state == "suspended")) {
+            return Some(format!("{id} is {state}, and its port is {port:?}"));
+        }
+        if running && get(&format!("/v1/vms/{id}")).await["vmInstanceId"] != up[&id].0.as_str() {
+            return Some(format!("{id} runs as another instance"));
         }
     }
-    let ports = view["ports"].as_array().expect("list").len();
-    if up.len() > rows.len() || disks.len() > rows.len() || ports != rows.len() {
-        return Some(format!("{} VMs, but {up:?}, {disks:?}, {ports} ports", rows.len()));
+    if up.len() > rows.len() || disks.len() > rows.len() || ports.len() != rows.len() {
+        return Some(format!("{} VMs, but {up:?}, {disks:?}, {} ports", rows.len(), ports.len()));
     }
-    None
+    let snapshots = get("/v1/vms/snapshots").await;
+    let ready: BTreeSet<&str> = snapshots["snapshots"]
+        .as_array()
+        .expect("list")
+        .iter()
+        .filter(|snapshot| snapshot["state"] == "ready")
+        .filter_map(|snapshot| snapshot["snapshotId"].as_str())
+        .collect();
+    if snapshots["buildingCount"] != 0 || ready != copies.keys().map(|id| id.as_str()).collect() {
+        return Some(format!("{snapshots}, but {copies:?}"));
+    }
+    let told = told.lock().expect("no test panics with it");
+    if let Some(lost) = told.vms.iter().find(|vm| rows.iter().all(|row| row["id"] == vm.as_str())) {
+        return Some(format!("{lost} is lost"));
+    }
+    if let Some(lost) = told.snapshots.iter().find(|id| !ready.contains(id.as_str())) {
+        return Some(format!("{lost} is lost"));
+    }
+    let sleeps = |vm: &String| rows.iter().any(|row| row["id"] == vm.as_str() && row["state"] == "suspended");
+    told.asleep.as_ref().filter(|vm| !sleeps(vm)).map(|vm| format!("{vm} does not sleep"))
 }
 
 /// Lets control die at a place, and tells the place's name; none when it is not reached.
@@ -92,7 +148,8 @@ fn die_at(place: i64) -> Option<String> {
     let mut dead = reached.subscribe();
     let countdown = crate::vms::Countdown { left: AtomicI64::new(place), reached };
     let inside = start(&config, FailPoints { stop_at: Some(Arc::new(countdown)) });
-    let mut calling = outside.spawn(script(config.clone()));
+    let told = Arc::new(Mutex::new(Told::default()));
+    let mut calling = outside.spawn(script(config.clone(), Arc::clone(&told)));
     let name = outside.block_on(async {
         tokio::select! {
             name = dead.wait_for(Option::is_some) => name.expect("the sender lives").clone(),
@@ -108,7 +165,7 @@ fn die_at(place: i64) -> Option<String> {
         let mut last = None;
         let settled = timeout(PATIENCE, async {
             loop {
-                last = disagreement(&config, &world).await;
+                last = disagreement(&config, &world, &told).await;
                 if last.is_none() {
                     return;
                 }
@@ -116,14 +173,20 @@ fn die_at(place: i64) -> Option<String> {
             }
         });
         let settled = settled.await;
-        assert!(settled.is_ok(), "after death at {name}: {last:?}");
+        assert!(settled.is_ok(), "after death at place {place}, {name}: {last:?}; told: {told:?}");
         let list = ask(config.places.admin_socket(), "GET", "/v1/vms", &[], None).await.body;
         for row in list["vms"].as_array().expect("list") {
             let path = format!("/v1/vms/{}", row["id"].as_str().expect("id"));
             ask(config.places.admin_socket(), "DELETE", &path, &[], None).await.good();
         }
+        let list = ask(config.places.admin_socket(), "GET", "/v1/vms/snapshots", &[], None).await.body;
+        for row in list["snapshots"].as_array().expect("list") {
+            let path = format!("/v1/vms/snapshots/{}", row["snapshotId"].as_str().expect("id"));
+            ask(config.places.admin_socket(), "DELETE", &path, &[], None).await.good();
+        }
         let state = world.state();
-        assert!(state.up.is_empty() && state.disks.is_empty(), "after death at {name}: {state:?}");
+        let left = !(state.up.is_empty() && state.disks.is_empty() && state.asleep.is_empty());
+        assert!(!left && state.copies.is_empty(), "after death at {name}: {state:?}");
     });
     second.shutdown_timeout(PATIENCE);
     Some(name)
@@ -140,9 +203,30 @@ fn control_may_die_anywhere() {
     }
     println!("died at {} places: {places:?}", places.len());
     assert!(places.len() > 20 && (places.len() as i64) < MAX_PLACES, "{places:?}");
-    for needed in
-        ["inserted", "published", "done Launch", "done AwaitAgent", "done Stop", "done Kill", "done Remove"]
-    {
+    for needed in [
+        "inserted",
+        "published",
+        "done Launch",
+        "done AwaitAgent",
+        "done Stop",
+        "done Kill",
+        "done Remove",
+        "stored Phase(Suspending)",
+        "done Suspend",
+        "stored Phase(Suspended)",
+        "done Publish",
+        "stored Phase(Resuming)",
+        "snapshot inserted",
+        "copied",
+        "snapshot ready",
+        "snapshot deleted",
+        "snapshot removed",
+        "fork inserted",
+        "frozen",
+        "raised",
+        "thawed",
+        "resized",
+    ] {
         assert!(places.iter().any(|place| place == needed), "{needed} is not among {places:?}");
     }
 }

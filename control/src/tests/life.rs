@@ -1,29 +1,10 @@
 //! What a VM lives through, as callers see it.
 
 use super::world::Manner;
-use super::{Bench, PATIENCE, call, nothing};
+use super::{Bench, call, eventually, id, nothing};
 use model::api::BACKGROUND_AFTER_HEADER;
-use model::id::VmId;
 use serde_json::{Value, json};
-use std::time::Duration;
-use tokio::time::timeout;
 use vmm::client::ExitReason;
-
-fn id(text: &str) -> VmId {
-    text.parse().expect("an id")
-}
-
-async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let found = timeout(PATIENCE, async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    found.await.unwrap_or_else(|_| panic!("never: {what}"))
-}
 
 async fn state(bench: &Bench, vm: &str) -> Value {
     bench.admin("GET", &format!("/v1/vms/{vm}"), nothing()).await.body["state"].clone()

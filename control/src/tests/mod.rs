@@ -1,9 +1,11 @@
 //! Control as a whole, over its real sockets. What stands beyond its borders (the supervisor of the VMs, the agents in
 //! them) is played by [`world`], which speaks their protocols: machines need KVM, and the end-to-end tests have it.
 
+mod copies;
 mod crash;
 mod life;
 mod refusals;
+mod sleep;
 mod world;
 
 use crate::Control;
@@ -13,6 +15,7 @@ use axum::http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use model::config::{ControlConfig, Places, VmLimits, VmSize};
+use model::id::VmId;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -74,6 +77,23 @@ impl Bench {
         made["id"].as_str().expect("id").to_owned()
     }
 
+    /// Asks something of a VM.
+    async fn post(&self, vm: &str, what: &str, body: Value) -> Reply {
+        self.admin("POST", &format!("/v1/vms/{vm}/{what}"), body).await
+    }
+
+    /// What is told of a VM.
+    async fn info(&self, vm: &str) -> Value {
+        self.admin("GET", &format!("/v1/vms/{vm}"), nothing()).await.body
+    }
+
+    async fn until(&self, vm: &str, state: &str) {
+        let _reached: () = eventually(&format!("{vm} is {state}"), async || {
+            (self.info(vm).await["state"] == state).then_some(())
+        })
+        .await;
+    }
+
     fn view(&self, name: &str) -> Value {
         let bytes = std::fs::read(self.config.places.feed().join(format!("{name}.json"))).expect("view");
         serde_json::from_slice(&bytes).expect("json")
@@ -94,6 +114,8 @@ fn config(folder: &Path) -> ControlConfig {
             largest: VmSize { vcpus: 4, memory_mib: 2048, disk_mib: 4096 },
             vms_per_account: 8,
             memory_mib: 2048,
+            kept_vms: 4,
+            snapshots_per_account: 3,
         },
         edge_gid: None,
     }
@@ -132,6 +154,22 @@ async fn ask(
     let body = serde_json::from_slice(&bytes)
         .unwrap_or_else(|_| panic!("no JSON: {:?}", String::from_utf8_lossy(&bytes)));
     Reply { status: parts.status, headers: parts.headers, body }
+}
+
+fn id(text: &str) -> VmId {
+    text.parse().expect("an id")
+}
+
+async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = timeout(PATIENCE, async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    found.await.unwrap_or_else(|_| panic!("never: {what}"))
 }
 
 fn nothing() -> Value {

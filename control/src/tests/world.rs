@@ -5,7 +5,7 @@ use feed::wire::{Wire, WireListener};
 use model::agent::{
     AgentErrorKind, AgentReply, AgentRequest, DirectoryEntry, FileKind, FrameKind, HEADER_BYTES,
 };
-use model::id::{VmId, VmInstanceId};
+use model::id::{SnapshotId, VmId, VmInstanceId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::broadcast;
 use tokio::time::timeout;
-use vmm::client::{ExitReason, MachineSpec, Refusal, VmmEvent, VmmReply, VmmRequest};
+use vmm::client::{ExitReason, IdleWatch, MachineSpec, Origin, Refusal, VmmEvent, VmmReply, VmmRequest};
 
 /// How machines behave that are launched from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +33,17 @@ pub struct State {
     pub disks: BTreeSet<VmId>,
     pub launched: Vec<MachineSpec>,
     pub manner: Manner,
+    /// Suspended states.
+    pub asleep: HashMap<VmId, VmInstanceId>,
+    /// Copies, and whether they have the memory.
+    pub copies: BTreeMap<SnapshotId, bool>,
+    /// How suspends, snapshots and freezes are refused.
+    pub unwilling: Option<Refusal>,
+    /// Suspended states cannot be used.
+    pub unfit: Option<Refusal>,
+    /// So many more machines can be launched.
+    pub places: usize,
+    pub watched: Vec<(VmId, Option<IdleWatch>)>,
     files: BTreeMap<(VmId, String), (Vec<u8>, Option<u32>)>,
 }
 
@@ -50,6 +61,12 @@ impl World {
             disks: BTreeSet::new(),
             launched: Vec::new(),
             manner: Manner::Ready,
+            asleep: HashMap::new(),
+            copies: BTreeMap::new(),
+            unwilling: None,
+            unfit: None,
+            places: usize::MAX,
+            watched: Vec::new(),
             files: BTreeMap::new(),
         };
         let world = Self { state: Arc::new(Mutex::new(state)), events: broadcast::Sender::new(256) };
@@ -82,6 +99,17 @@ impl World {
         self.tell(VmmEvent::AgentReady { vm: vm.clone(), instance });
     }
 
+    /// A NIC was idle for a period.
+    pub fn idle(&self, vm: &VmId) {
+        let instance = self.state().up.get(vm).expect("up").0.clone();
+        self.tell(VmmEvent::Idle { vm: vm.clone(), instance });
+    }
+
+    /// Packets wait for a VM.
+    pub fn packets(&self, vm: &VmId) {
+        self.tell(VmmEvent::Wake { vm: vm.clone() });
+    }
+
     fn tell(&self, event: VmmEvent) {
         // Nobody listens while control is away.
         drop(self.events.send(event));
@@ -104,14 +132,23 @@ impl World {
                 VmmRequest::Remove { vm } => {
                     self.exit(&vm, ExitReason::Killed);
                     self.state().disks.remove(&vm);
+                    self.state().asleep.remove(&vm);
                     wire.send(&VmmReply::Done, &[]).await
                 }
-                VmmRequest::Suspend { .. }
-                | VmmRequest::Snapshot { .. }
-                | VmmRequest::Freeze { .. }
-                | VmmRequest::RemoveSnapshot { .. }
-                | VmmRequest::WatchIdle { .. }
-                | VmmRequest::Optimize { .. } => wire.send(&VmmReply::Done, &[]).await,
+                VmmRequest::Suspend { vm } => wire.send(&self.suspend(&vm), &[]).await,
+                VmmRequest::Snapshot { vm, snapshot } => {
+                    wire.send(&self.copy(&vm, snapshot, false), &[]).await
+                }
+                VmmRequest::Freeze { vm, snapshot } => wire.send(&self.copy(&vm, snapshot, true), &[]).await,
+                VmmRequest::RemoveSnapshot { snapshot } => {
+                    self.state().copies.remove(&snapshot);
+                    wire.send(&VmmReply::Done, &[]).await
+                }
+                VmmRequest::WatchIdle { vm, idle } => {
+                    self.state().watched.push((vm, idle));
+                    wire.send(&VmmReply::Done, &[]).await
+                }
+                VmmRequest::Optimize { .. } => wire.send(&VmmReply::Done, &[]).await,
                 VmmRequest::Console { .. } => {
                     wire.send(&VmmReply::Console { text: String::new() }, &[]).await
                 }
@@ -141,16 +178,71 @@ impl World {
         }
     }
 
+    fn suspend(&self, vm: &VmId) -> VmmReply {
+        let mut state = self.state();
+        if let Some(reason) = state.unwilling {
+            return refused(reason);
+        }
+        let Some((instance, _)) = state.up.remove(vm) else {
+            let asleep = state.asleep.contains_key(vm);
+            return if asleep { VmmReply::Done } else { refused(Refusal::NotRunning) };
+        };
+        state.asleep.insert(vm.clone(), instance.clone());
+        drop(state);
+        self.tell(VmmEvent::Exited { vm: vm.clone(), instance, reason: ExitReason::Suspended });
+        VmmReply::Done
+    }
+
+    fn copy(&self, vm: &VmId, snapshot: SnapshotId, running: bool) -> VmmReply {
+        let mut state = self.state();
+        if let Some(reason) = state.unwilling {
+            return refused(reason);
+        }
+        let up = state.up.contains_key(vm);
+        if running && !up {
+            return refused(Refusal::NotRunning);
+        }
+        let memory = up || state.asleep.contains_key(vm);
+        state.copies.insert(snapshot, memory);
+        VmmReply::Copied { memory }
+    }
+
+    /// What a machine needs to begin from what it is to begin from.
+    fn begin(state: &mut State, spec: &MachineSpec) -> Result<(), Refusal> {
+        match &spec.origin {
+            Origin::Boot => {
+                state.asleep.remove(&spec.vm);
+                Ok(())
+            }
+            Origin::Suspended => {
+                if let Some(unfit) = state.unfit {
+                    return Err(unfit);
+                }
+                let instance = state.asleep.remove(&spec.vm).ok_or(Refusal::NoState)?;
+                assert_eq!(instance, spec.instance, "the instance that slept goes on");
+                Ok(())
+            }
+            Origin::Snapshot { snapshot } => state.copies.get(snapshot).map(|_| ()).ok_or(Refusal::NoState),
+        }
+    }
+
     fn launch(&self, spec: MachineSpec) -> VmmReply {
         let mut state = self.state();
         state.launched.push(spec.clone());
         if state.up.contains_key(&spec.vm) {
             return VmmReply::Launched { pid: 1 };
         }
+        if state.places == 0 {
+            return refused(Refusal::Kvm);
+        }
+        state.places -= 1;
         let manner = state.manner.clone();
         let (vm, instance) = (spec.vm.clone(), spec.instance.clone());
         if let Manner::Refuse(reason) = manner {
-            return VmmReply::Refused { reason, message: format!("refused: {reason:?}") };
+            return refused(reason);
+        }
+        if let Err(reason) = Self::begin(&mut state, &spec) {
+            return refused(reason);
         }
         state.disks.insert(vm.clone());
         state.up.insert(vm.clone(), (instance.clone(), manner == Manner::Ready));
@@ -224,6 +316,10 @@ impl World {
     pub fn mode(&self, vm: &VmId, path: &str) -> Option<u32> {
         self.state().files.get(&(vm.clone(), path.to_owned())).and_then(|(_, mode)| *mode)
     }
+}
+
+fn refused(reason: Refusal) -> VmmReply {
+    VmmReply::Refused { reason, message: format!("refused: {reason:?}") }
 }
 
 async fn run(stream: &mut UnixStream, command: &str, user: Option<&str>, limit: Option<u64>) {

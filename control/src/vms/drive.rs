@@ -5,17 +5,20 @@ use super::notes::Notes;
 use super::observed::describe;
 use super::slots::Turn;
 use super::{Inner, STOP_GRACE};
-use crate::pure::phase::{Effect, Event, Next, Phase, Seen, step};
-use crate::store::{Admission, VmRecord};
+use crate::pure::phase::{Ask, Effect, Event, Fate, Lack, Next, Phase, Seen, step};
+use crate::store::VmRecord;
 use model::agent::BootConfig;
-use model::api::vm::{DeleteEvent, Persistence};
 use model::id::Generation;
 use model::net::{GATEWAY_IPV4, GUEST_MTU, GuestNetwork, MacAddress};
 use std::net::IpAddr;
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::info;
-use vmm::client::{ExitReason, MachineSpec, Metadata, NicSpec, Origin, Refusal, VmmError};
+use vmm::client::{ExitReason, IdleWatch, MachineSpec, Metadata, NicSpec, Origin, Refusal, VmmError};
+
+/// Longest wait for the supervisor's own word about a machine that it has ended: it goes out before the answer, on
+/// another connection, and must not be taken for the end of the next run.
+const EXIT_WORD_WAIT: Duration = Duration::from_secs(2);
 
 /// A VM that is being driven, by whoever has its turn.
 pub(super) struct Drive<'a> {
@@ -24,6 +27,10 @@ pub(super) struct Drive<'a> {
     pub turn: &'a mut Turn,
     pub ready_wait: Duration,
     pub notes: &'a Notes,
+    /// What becomes of it when it comes to rest.
+    pub fate: Fate,
+    /// Why the supervisor could not use its suspended state.
+    pub unfit: Option<String>,
     /// The first thing that went wrong: what the caller is told, however well it was repaired.
     pub trouble: Option<OpError>,
 }
@@ -36,17 +43,11 @@ impl Drive<'_> {
     pub async fn run(&mut self, first: Event) -> Result<bool, OpError> {
         let mut event = first;
         loop {
-            let step = step(self.record.phase, event, self.ephemeral())?;
+            let step = step(self.record.phase, event, self.fate)?;
             let before = self.record.phase;
-            let exit = goes_down(before, event).then(|| self.exit_text());
-            self.record =
-                match self.inner.store.apply(&self.record, &step, exit.as_deref(), &self.inner.limits).await?
-                {
-                    Admission::Done(record) => record,
-                    Admission::NoMemory { limit_mib } => return Err(OpError::NoMemory { limit_mib }),
-                    Admission::TooMany { limit, current } => return Err(OpError::TooMany { limit, current }),
-                    Admission::Taken(host) => return Err(OpError::Taken(host)),
-                };
+            let exit = self.told(event);
+            let applied = self.inner.store.apply(&self.record, &step, exit.as_deref(), &self.inner.limits);
+            self.record = super::admitted(applied.await?)?;
             self.inner.stored.send_modify(|count| *count += 1);
             self.inner.failpoints.pass(|| format!("stored {:?}", step.next)).await;
             if step.next != Next::Phase(before) {
@@ -74,15 +75,23 @@ impl Drive<'_> {
             Effect::Stop => {
                 self.notes.add("stopping the machine");
                 let done = self.inner.vmm.stop(&self.record.id, STOP_GRACE).await;
-                Some(self.down(done, ExitReason::Stopped))
+                Some(self.down(done, ExitReason::Stopped).await)
             }
             Effect::Kill => {
                 let done = self.inner.vmm.kill(&self.record.id).await;
-                Some(self.down(done, ExitReason::Killed))
+                Some(self.down(done, ExitReason::Killed).await)
             }
+            Effect::Suspend => Some(self.suspend().await),
             Effect::Remove => Some(self.remove().await),
+            Effect::Publish => {
+                if let Err(error) = self.inner.planner.publish().await {
+                    self.trouble(error);
+                }
+                None
+            }
             Effect::Withdraw => {
                 self.inner.observed.forget(&self.record.id);
+                self.inner.unwatch(&self.record.id);
                 if let Err(error) = self.inner.planner.publish().await {
                     self.trouble(error);
                 }
@@ -98,17 +107,66 @@ impl Drive<'_> {
         };
         self.inner.failpoints.pass(|| "published".to_owned()).await;
         self.notes.add("launching the machine");
+        let seen = self.inner.observed.seen(&self.record.id, &self.record.instance);
+        if self.record.phase == Phase::Resuming && seen != Seen::Ours {
+            // The same instance goes on: that it went down to sleep is no news any more.
+            self.inner.observed.forget(&self.record.id);
+        }
         match self.inner.vmm.launch(machine(&self.record, generation)).await {
             Ok(pid) => {
                 info!(vm = %self.record.id, pid, "launched");
                 self.inner.observed.is_up(&self.record.id, &self.record.instance);
                 Event::Launched
             }
-            Err(error) => {
-                let refused = refusal(&error);
-                self.trouble(error);
-                refused.unwrap_or(Event::Failed)
+            Err(error) => match refusal(&error) {
+                Some(Event::Refused(Lack::State)) if self.record.phase == Phase::Resuming => {
+                    let why = format!("its suspended memory was lost, and it booted from its disk: {error}");
+                    tracing::warn!(vm = %self.record.id, why, "VM");
+                    self.notes.add(why.clone());
+                    self.unfit = Some(why);
+                    Event::Refused(Lack::State)
+                }
+                refused => {
+                    self.trouble(error);
+                    refused.unwrap_or(Event::Failed)
+                }
+            },
+        }
+    }
+
+    async fn suspend(&mut self) -> Event {
+        self.notes.add("suspending the machine");
+        match self.inner.vmm.suspend(&self.record.id).await {
+            Ok(()) => {
+                self.ended(ExitReason::Suspended).await;
+                Event::Suspended
             }
+            Err(error @ VmmError::Refused { reason, .. }) => match reason {
+                Refusal::Woken => {
+                    self.trouble(error);
+                    Event::Woken
+                }
+                Refusal::NotRunning => {
+                    self.trouble(error);
+                    Event::Down
+                }
+                Refusal::BadSpec
+                | Refusal::Image
+                | Refusal::Disk
+                | Refusal::Network
+                | Refusal::Kvm
+                | Refusal::NoListener
+                | Refusal::NoState
+                | Refusal::StateUnfit
+                | Refusal::NotAllowed
+                | Refusal::Busy
+                | Refusal::Internal => {
+                    // A refusal changes nothing: it runs on.
+                    self.trouble(OpError::SuspendFailed(error));
+                    Event::Woken
+                }
+            },
+            Err(error) => self.failed(error),
         }
     }
 
@@ -157,17 +215,25 @@ impl Drive<'_> {
         }
     }
 
-    fn down(&mut self, done: Result<(), VmmError>, reason: ExitReason) -> Event {
+    async fn down(&mut self, done: Result<(), VmmError>, reason: ExitReason) -> Event {
         match done {
             Ok(()) => {
-                // What the supervisor itself tells of the end, if it came first, says more.
-                let told = self.inner.observed.get(&self.record.id).is_some_and(|machine| !machine.up);
-                if !told {
-                    self.inner.observed.is_down(&self.record.id, &self.record.instance, reason);
-                }
+                self.ended(reason).await;
                 Event::Down
             }
             Err(error) => self.failed(error),
+        }
+    }
+
+    /// The supervisor has ended the machine. What it tells of the end itself says more.
+    async fn ended(&self, reason: ExitReason) {
+        let (vm, observed) = (&self.record.id, &self.inner.observed);
+        let mut changes = observed.changes();
+        let told = async {
+            while observed.get(vm).is_some_and(|machine| machine.up) && changes.changed().await.is_ok() {}
+        };
+        if timeout(EXIT_WORD_WAIT, told).await.is_err() || observed.get(vm).is_none() {
+            observed.is_down(vm, &self.record.instance, reason);
         }
     }
 
@@ -183,11 +249,31 @@ impl Drive<'_> {
         self.trouble.get_or_insert(error);
     }
 
-    fn ephemeral(&self) -> bool {
-        matches!(
-            self.record.persistence,
-            Persistence::Ephemeral { delete_event: None | Some(DeleteEvent::OnStop) }
-        )
+    /// What is remembered about an event that ends a run.
+    fn told(&mut self, event: Event) -> Option<String> {
+        let phase = self.record.phase;
+        match event {
+            Event::Asked(Ask::Stop | Ask::Kill) if phase == Phase::Suspended => {
+                Some("stopped while it was suspended".to_owned())
+            }
+            Event::Refused(Lack::State) => self.unfit.take(),
+            Event::Down => Some(self.exit_text()),
+            Event::Resumed(Seen::Absent)
+                if matches!(phase, Phase::Running | Phase::Stopping | Phase::Killing) =>
+            {
+                Some(self.exit_text())
+            }
+            Event::Asked(_)
+            | Event::Resumed(_)
+            | Event::Launched
+            | Event::Refused(_)
+            | Event::Ready
+            | Event::NotReady
+            | Event::Suspended
+            | Event::Woken
+            | Event::Removed
+            | Event::Failed => None,
+        }
     }
 
     fn exit_text(&self) -> String {
@@ -199,7 +285,10 @@ impl Drive<'_> {
             Phase::Killing => "killed".to_owned(),
             Phase::Building
             | Phase::Starting
+            | Phase::Resuming
             | Phase::Running
+            | Phase::Suspending
+            | Phase::Suspended
             | Phase::Stopped
             | Phase::Lost
             | Phase::Deleting => "down when the supervisor was asked".to_owned(),
@@ -211,34 +300,31 @@ impl Drive<'_> {
 fn refusal(error: &VmmError) -> Option<Event> {
     let VmmError::Refused { reason, .. } = error else { return None };
     match reason {
-        Refusal::Disk => Some(Event::Refused { disk: true }),
-        Refusal::BadSpec
-        | Refusal::Image
-        | Refusal::Network
-        | Refusal::Kvm
-        | Refusal::NoState
-        | Refusal::StateUnfit
-        | Refusal::NotAllowed => Some(Event::Refused { disk: false }),
+        Refusal::Disk => Some(Event::Refused(Lack::Disk)),
+        Refusal::NoState | Refusal::StateUnfit => Some(Event::Refused(Lack::State)),
+        Refusal::BadSpec | Refusal::Image | Refusal::Network | Refusal::Kvm | Refusal::NotAllowed => {
+            Some(Event::Refused(Lack::Other))
+        }
         Refusal::NotRunning | Refusal::NoListener | Refusal::Woken | Refusal::Busy | Refusal::Internal => {
             None
         }
     }
 }
 
-/// Whether the event tells that a machine which was meant to run is down.
-fn goes_down(phase: Phase, event: Event) -> bool {
-    match event {
-        Event::Down => true,
-        Event::Resumed(seen) => {
-            seen == Seen::Absent && matches!(phase, Phase::Running | Phase::Stopping | Phase::Killing)
-        }
-        Event::Asked(_)
-        | Event::Launched
-        | Event::Refused { .. }
-        | Event::Ready
-        | Event::NotReady
-        | Event::Removed
-        | Event::Failed => false,
+/// When the NIC of a VM counts as idle.
+pub(super) fn idle_watch(vm: &VmRecord) -> Option<IdleWatch> {
+    vm.idle_timeout_seconds.map(|seconds| IdleWatch {
+        seconds: seconds.max(1),
+        threshold_bytes: vm.activity_threshold_bytes.unwrap_or(1).max(1),
+    })
+}
+
+/// What a VM's machine begins from.
+fn origin(vm: &VmRecord) -> Origin {
+    match (vm.phase, &vm.origin) {
+        (Phase::Resuming, _) => Origin::Suspended,
+        (Phase::Building, Some(snapshot)) => Origin::Snapshot { snapshot: snapshot.clone() },
+        _ => Origin::Boot,
     }
 }
 
@@ -266,8 +352,8 @@ fn machine(vm: &VmRecord, generation: Generation) -> MachineSpec {
             unix_nanoseconds: 0,
             restored: None,
         },
-        origin: Origin::Boot,
-        idle: None,
+        origin: origin(vm),
+        idle: idle_watch(vm),
         metadata: Metadata::default(),
     }
 }

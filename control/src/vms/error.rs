@@ -4,11 +4,11 @@ use super::observed::describe;
 use crate::agent::AgentError;
 use crate::fault::Fault;
 use crate::publish::PlanError;
-use crate::pure::phase::Misfit;
+use crate::pure::phase::{Ask, Event, Misfit, Phase};
 use crate::store::StoreError;
 use model::agent::AgentErrorKind;
 use model::host::HostName;
-use model::id::VmId;
+use model::id::{SnapshotId, VmId};
 use std::time::Duration;
 use thiserror::Error;
 use vmm::client::{ExitReason, Refusal, VmmError};
@@ -80,6 +80,48 @@ pub enum OpError {
     /// A file could not be put into a new VM.
     #[error("the new VM could not be set up: {0}")]
     Setup(#[source] Box<OpError>),
+    /// The VM could not be suspended, and runs on.
+    #[error("the VM could not be suspended and runs on: {0}")]
+    SuspendFailed(#[source] VmmError),
+    /// Too many VMs are kept that do not run, and none of them may be given up.
+    #[error(
+        "{current} VMs are kept that do not run, {limit} may be, and none of them may be given up; delete some"
+    )]
+    TooManyKept {
+        /// So many.
+        limit: u64,
+        /// There are so many.
+        current: u64,
+    },
+    /// No such snapshot, or another account's.
+    #[error("there is no snapshot {0}")]
+    NoSnapshot(SnapshotId),
+    /// It is being made.
+    #[error("the snapshot {0} is being made; try again later")]
+    SnapshotBuilding(SnapshotId),
+    /// Somebody was faster.
+    #[error("the snapshot {0} is deleted already")]
+    SnapshotDeleted(SnapshotId),
+    /// The account has as many snapshots as it may have.
+    #[error("the account has {current} snapshots, and may have {limit}")]
+    TooManySnapshots {
+        /// So many.
+        limit: u64,
+        /// It has so many.
+        current: u64,
+    },
+    /// A VM whose disk is lost has nothing that could be copied.
+    #[error("the VM's disk is lost, there is nothing to copy")]
+    NothingToCopy,
+    /// No such VM to be forked.
+    #[error("there is no VM {0:?}")]
+    NoForkVm(String),
+    /// A copy could not be made, so there is none.
+    #[error("the VM could not be forked: {0}")]
+    ForkFailed(#[source] Box<OpError>),
+    /// The request makes no sense for this VM.
+    #[error("{0}")]
+    Wrong(Fault),
     /// The task that did it ended early.
     #[error("the operation was cut short: {0}")]
     Task(#[from] tokio::task::JoinError),
@@ -89,12 +131,23 @@ impl OpError {
     /// What the caller is told.
     #[must_use]
     pub fn fault(&self, vm: Option<&VmId>) -> Fault {
+        if let Self::Wrong(fault) = self {
+            return fault.clone();
+        }
         let (status, code) = self.word();
         let fault = Fault::new(status, code, self.to_string());
         let fault = match self {
-            Self::TooMany { limit, current } => fault.with("limit", *limit).with("current", *current),
+            Self::TooMany { limit, current }
+            | Self::TooManyKept { limit, current }
+            | Self::TooManySnapshots { limit, current } => {
+                fault.with("limit", *limit).with("current", *current)
+            }
             Self::Taken(host) => fault.with("domain", host.as_str()),
             Self::Setup(inner) => fault.with("failedReason", inner.to_string()),
+            Self::NoSnapshot(id) | Self::SnapshotBuilding(id) | Self::SnapshotDeleted(id) => {
+                return fault.with("snapshotId", id.as_str());
+            }
+            Self::NoForkVm(id) => return fault.with("forkVmId", id.as_str()),
             _ => fault,
         };
         match (vm, self) {
@@ -112,7 +165,17 @@ impl OpError {
             Self::NoSupervisor | Self::Crowded => (503, "INTERNAL_ERROR"),
             Self::Store(StoreError::NoAddress) => (503, "NO_LOCAL_STORAGE_CAPACITY"),
             Self::Store(_) | Self::Plan(_) | Self::Task(_) => (500, "INTERNAL_ERROR"),
-            Self::Misfit(_) => (409, "STILL_CREATING"),
+            Self::Misfit(misfit) => misfit_word(misfit),
+            Self::SuspendFailed(_) => (500, "SUSPEND_FAILED_VM_RESUMED"),
+            Self::TooManyKept { .. } => (403, "TOTAL_VM_LIMIT_EXCEEDED"),
+            Self::NoSnapshot(_) => (404, "SNAPSHOT_NOT_FOUND"),
+            Self::SnapshotBuilding(_) => (409, "SOURCE_SNAPSHOT_BUILDING"),
+            Self::SnapshotDeleted(_) => (409, "SNAPSHOT_ALREADY_DELETED"),
+            Self::TooManySnapshots { .. } => (403, "SNAPSHOT_LIMIT_EXCEEDED"),
+            Self::NothingToCopy => (400, "SNAPSHOT_VM_BAD_REQUEST"),
+            Self::NoForkVm(_) => (404, "FORK_VM_NOT_FOUND"),
+            Self::ForkFailed(_) => (500, "INTERNAL_ERROR"),
+            Self::Wrong(fault) => (fault.status, fault.code),
             Self::TooMany { .. } => (403, "TOTAL_VM_LIMIT_EXCEEDED"),
             Self::NoMemory { .. } => (503, "NO_LOCAL_STORAGE_CAPACITY"),
             Self::Taken(_) => (401, "DOMAIN_OWNERSHIP_NOT_VERIFIED"),
@@ -124,6 +187,14 @@ impl OpError {
             Self::AgentSilent(_) => (504, "VM_START_TIMEOUT"),
             Self::Setup(_) => (500, "VM_SETUP_FAILED"),
         }
+    }
+}
+
+fn misfit_word(misfit: &Misfit) -> (u16, &'static str) {
+    match (misfit.event, misfit.phase) {
+        (Event::Asked(Ask::Suspend), Phase::Stopped | Phase::Lost) => (400, "VM_NOT_RUNNING"),
+        (_, Phase::Suspending) => (409, "VM_IS_SUSPENDING"),
+        _ => (409, "STILL_CREATING"),
     }
 }
 

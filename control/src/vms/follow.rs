@@ -7,7 +7,7 @@ use super::notes::Notes;
 use crate::pure::phase::{Event, Phase, Seen};
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::store::VmRecord;
-use model::id::{VmId, VmInstanceId};
+use model::id::{SnapshotId, VmId, VmInstanceId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,8 +108,11 @@ fn take(machines: &Machines, event: VmmEvent) {
             machines.0.observed.set_ready(&vm, &instance, false);
             tokio::spawn(rebooted(machines.clone(), vm));
         }
-        // Nothing sleeps yet.
-        VmmEvent::Idle { .. } | VmmEvent::Wake { .. } => {}
+        VmmEvent::Idle { vm, instance } => {
+            let machines = machines.clone();
+            tokio::spawn(async move { log(&vm, machines.idle(&vm, &instance).await) });
+        }
+        VmmEvent::Wake { vm } => machines.wake(vm),
         VmmEvent::Exited { vm, instance, reason } => {
             info!(%vm, ?reason, "a machine is down");
             machines.0.observed.is_down(&vm, &instance, reason);
@@ -139,9 +142,13 @@ async fn repair(machines: &Machines, repairs: &Arc<Semaphore>, first: bool) {
             return;
         }
     };
+    let dead = repair_copies(machines, &vms).await;
     let mut unknown = if first { machines.0.observed.up() } else { HashMap::new() };
     for vm in vms {
         unknown.remove(&vm.id);
+        if vm.origin.as_ref().is_some_and(|origin| dead.contains(origin)) {
+            continue;
+        }
         if first && !agrees(machines, &vm) || !vm.phase.at_rest() {
             let (machines, repairs) = (machines.clone(), Arc::clone(repairs));
             tokio::spawn(async move {
@@ -162,12 +169,39 @@ async fn repair(machines: &Machines, repairs: &Arc<Semaphore>, first: bool) {
     }
 }
 
+/// Goes on with what is owed of snapshots and forks. Returns the forks whose children are being deleted.
+async fn repair_copies(machines: &Machines, vms: &[VmRecord]) -> Vec<SnapshotId> {
+    let cleaning = machines.clone();
+    tokio::spawn(async move { cleaning.clean().await });
+    let dead = match machines.0.store.dead_forks(&machines.0.me).await {
+        Ok(dead) => dead,
+        Err(error) => {
+            warn!(%error, "forks cannot be repaired");
+            return Vec::new();
+        }
+    };
+    for fork in dead.clone() {
+        let children = vms.iter().filter(|vm| vm.origin.as_ref() == Some(&fork));
+        let children: Vec<VmId> = children.map(|vm| vm.id.clone()).collect();
+        warn!(%fork, ?children, "a fork that was not done is given up");
+        let machines = machines.clone();
+        tokio::spawn(async move { machines.give_up(&fork, &children).await });
+    }
+    dead
+}
+
 fn agrees(machines: &Machines, vm: &VmRecord) -> bool {
     let seen = machines.0.observed.seen(&vm.id, &vm.instance);
     match vm.phase {
         Phase::Running => seen == Seen::Ours,
-        Phase::Stopped | Phase::Lost => seen == Seen::Absent,
-        Phase::Building | Phase::Starting | Phase::Stopping | Phase::Killing | Phase::Deleting => false,
+        Phase::Suspended | Phase::Stopped | Phase::Lost => seen == Seen::Absent,
+        Phase::Building
+        | Phase::Starting
+        | Phase::Resuming
+        | Phase::Suspending
+        | Phase::Stopping
+        | Phase::Killing
+        | Phase::Deleting => false,
     }
 }
 
@@ -177,27 +211,46 @@ async fn settle(machines: &Machines, vm: &VmId) -> Result<(), OpError> {
     let Some(record) = machines.0.store.vm(vm).await? else { return Ok(()) };
     let event = machines.0.resumption(&record);
     let notes = Notes::default();
-    machines.0.drive(record, &mut turn, DEFAULT_READY_WAIT, &notes).run(event).await?;
+    let before = record.clone();
+    let mut drive = machines.0.drive(record, &mut turn, DEFAULT_READY_WAIT, &notes);
+    let there = drive.run(event).await?;
+    let now = drive.record;
+    drop(turn);
+    if there {
+        machines.restart_if_crashed(&before, &now);
+    }
     Ok(())
 }
 
 impl super::Inner {
     /// How a VM is to be taken up again. A boot whose machine went down in the meantime is over.
     pub(super) fn resumption(&self, record: &VmRecord) -> Event {
-        let ended = self
+        let exit = self
             .observed
             .get(&record.id)
-            .is_some_and(|machine| machine.instance == record.instance && machine.exit.is_some());
-        match record.phase {
-            Phase::Building | Phase::Starting if ended => Event::Down,
-            Phase::Building
-            | Phase::Starting
-            | Phase::Running
-            | Phase::Stopping
-            | Phase::Killing
-            | Phase::Stopped
-            | Phase::Lost
-            | Phase::Deleting => Event::Resumed(self.observed.seen(&record.id, &record.instance)),
+            .filter(|machine| machine.instance == record.instance)
+            .and_then(|machine| machine.exit);
+        match (record.phase, exit) {
+            (Phase::Running | Phase::Suspending, Some(ExitReason::Suspended)) => Event::Suspended,
+            (Phase::Resuming, Some(ExitReason::Suspended)) => Event::Resumed(Seen::Absent),
+            (Phase::Building | Phase::Starting | Phase::Resuming, Some(_)) => Event::Down,
+            // A process that died while it slept in may have been done before: its next start finds out.
+            (Phase::Suspending, Some(ExitReason::ProcessDied { .. })) => Event::Resumed(Seen::Absent),
+            (Phase::Suspending, Some(_)) => Event::Down,
+            (
+                Phase::Building
+                | Phase::Starting
+                | Phase::Resuming
+                | Phase::Running
+                | Phase::Suspending
+                | Phase::Suspended
+                | Phase::Stopping
+                | Phase::Killing
+                | Phase::Stopped
+                | Phase::Lost
+                | Phase::Deleting,
+                _,
+            ) => Event::Resumed(self.observed.seen(&record.id, &record.instance)),
         }
     }
 }

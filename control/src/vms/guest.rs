@@ -1,5 +1,6 @@
 //! Commands and files inside a VM, which is started first when it is down.
 
+use super::busy::UnderWay;
 use super::error::OpError;
 use super::{Machines, Manner};
 use crate::agent::{self, AgentError, Content, ExecOutcome};
@@ -44,7 +45,7 @@ impl Machines {
         command: &str,
         timeout_milliseconds: Option<u64>,
     ) -> Result<ExecOutcome, OpError> {
-        let mut stream = self.agent(place.account, place.vm).await?;
+        let (mut stream, _under_way) = self.agent(place.account, place.vm).await?;
         let bound = timeout_milliseconds.unwrap_or(MAX_EXEC_MILLISECONDS).min(MAX_EXEC_MILLISECONDS);
         let mut outcome = ExecOutcome::default();
         let running = agent::exec(
@@ -67,7 +68,7 @@ impl Machines {
     /// # Errors
     /// See [`OpError`].
     pub async fn read_file(&self, place: Place<'_>, path: &str) -> Result<Content, OpError> {
-        let mut stream = self.agent(place.account, place.vm).await?;
+        let (mut stream, _under_way) = self.agent(place.account, place.vm).await?;
         within(FILE_WAIT, agent::read(&mut stream, path, place.user)).await
     }
 
@@ -76,7 +77,7 @@ impl Machines {
     /// # Errors
     /// See [`OpError`].
     pub async fn write_file(&self, place: Place<'_>, path: &str, content: &[u8]) -> Result<(), OpError> {
-        let mut stream = self.agent(place.account, place.vm).await?;
+        let (mut stream, _under_way) = self.agent(place.account, place.vm).await?;
         within(FILE_WAIT, agent::write(&mut stream, path, place.user, None, content)).await
     }
 
@@ -87,15 +88,18 @@ impl Machines {
         within(FILE_WAIT, writing).await
     }
 
-    /// A stream to the agent of the account's VM.
-    async fn agent(&self, account: &AccountId, vm: &VmId) -> Result<UnixStream, OpError> {
+    /// A stream to the agent of the account's VM, which does not fall asleep by itself meanwhile.
+    async fn agent(&self, account: &AccountId, vm: &VmId) -> Result<(UnixStream, UnderWay), OpError> {
+        // Entered before it is looked at: what runs then goes on running.
+        let under_way = self.0.busy.enter(vm);
         let mut record = self.get(account, vm).await?;
         let up =
             self.0.observed.get(vm).is_some_and(|machine| machine.up && machine.instance == record.instance);
-        if record.phase != Phase::Running || !up {
+        if record.phase != Phase::Running || !up || under_way.falls_asleep {
             record = self.ask(account, vm, Ask::Start, Manner::default()).await?;
         }
-        self.connect(&record).await
+        self.0.store.touch(&record).await?;
+        Ok((self.connect(&record).await?, under_way))
     }
 
     async fn connect(&self, record: &VmRecord) -> Result<UnixStream, OpError> {

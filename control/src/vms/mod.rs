@@ -2,36 +2,47 @@
 //!
 //! Each operation runs in a task of its own, so that a caller who goes away does not leave it half done.
 
+mod busy;
 mod drive;
 mod error;
 mod failpoint;
 mod follow;
+mod fork;
 mod guest;
 mod notes;
 pub mod observed;
+mod resize;
+mod restart;
+mod sleep;
 mod slots;
+mod snapshot;
 
 pub use error::OpError;
 #[cfg(test)]
 pub use failpoint::Countdown;
 pub use failpoint::FailPoints;
 pub use follow::follow;
+pub use fork::MAX_FORKS;
 pub use guest::Place;
 pub use notes::Notes;
 
 use crate::publish::Planner;
-use crate::pure::phase::{Ask, Event, Phase, Seen};
+use crate::pure::phase::{Ask, Event, Fate, Phase, Seen};
 use crate::pure::request::{DEFAULT_READY_WAIT, Wanted};
+use crate::random;
 use crate::store::{Admission, NewVm, Store, VmRecord};
+use busy::Busy;
 use drive::Drive;
 use model::config::{ControlConfig, VmLimits};
-use model::id::{AccountId, VmId};
+use model::id::{AccountId, RequestId, VmId};
 use model::net::Ipv4Cidr;
 use observed::Observed;
+use restart::Restarts;
+use sleep::Wakes;
 use slots::{Slots, Turn};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use vmm::client::VmmClient;
 
@@ -40,6 +51,8 @@ use vmm::client::VmmClient;
 const STOP_GRACE: Duration = Duration::from_secs(30);
 /// Longest wait for the supervisor to come back: it restarts in less than a second.
 const SUPERVISOR_WAIT: Duration = Duration::from_secs(10);
+/// VMs that were idle while their last command ended, and wait to be put to sleep.
+const SLEEPERS: usize = 1024;
 
 /// The VMs. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -55,6 +68,11 @@ struct Inner {
     limits: VmLimits,
     network: Ipv4Cidr,
     image: String,
+    /// Names this life of control: what another one was making is not made any more.
+    me: String,
+    busy: Busy,
+    wakes: Wakes,
+    restarts: Restarts,
     /// Changes with each intent that is written down.
     stored: watch::Sender<u64>,
     failpoints: FailPoints,
@@ -81,7 +99,8 @@ impl Machines {
     /// The VMs of a store.
     #[must_use]
     pub fn new(config: &ControlConfig, store: Store, planner: Planner, failpoints: FailPoints) -> Self {
-        Self(Arc::new(Inner {
+        let (sleepers, told) = mpsc::channel(SLEEPERS);
+        let machines = Self(Arc::new(Inner {
             store,
             planner,
             vmm: VmmClient::new(config.places.vmm_socket()),
@@ -90,9 +109,15 @@ impl Machines {
             limits: config.limits,
             network: config.default_network,
             image: config.default_image.clone(),
+            me: RequestId::from_random(random::bytes()).to_string(),
+            busy: Busy::new(sleepers),
+            wakes: Wakes::default(),
+            restarts: Restarts::default(),
             stored: watch::Sender::new(0),
             failpoints,
-        }))
+        }));
+        tokio::spawn(machines.clone().put_to_sleep(told));
+        machines
     }
 
     /// Whether the supervisor is there.
@@ -171,22 +196,23 @@ impl Machines {
         notes: &Notes,
     ) -> Result<VmRecord, OpError> {
         self.supervisor().await?;
+        self.make_place().await?;
+        let (origin, image) = match wanted.origin {
+            Some((snapshot, image)) => (Some(snapshot), image),
+            None => (None, self.0.image.clone()),
+        };
         let new = NewVm {
             account,
             name: wanted.name,
-            image: self.0.image.clone(),
+            image,
+            origin,
             size: wanted.size,
             idle_timeout_seconds: wanted.idle_timeout_seconds,
             activity_threshold_bytes: wanted.activity_threshold_bytes,
             persistence: wanted.persistence,
             mappings: wanted.mappings,
         };
-        let made = match self.0.store.insert_vm(&new, &self.0.limits, self.0.network).await? {
-            Admission::Done(record) => record,
-            Admission::TooMany { limit, current } => return Err(OpError::TooMany { limit, current }),
-            Admission::NoMemory { limit_mib } => return Err(OpError::NoMemory { limit_mib }),
-            Admission::Taken(host) => return Err(OpError::Taken(host)),
-        };
+        let made = admitted(self.0.store.insert_vm(&new, &self.0.limits, self.0.network).await?)?;
         self.0.failpoints.pass(|| "inserted".to_owned()).await;
         notes.add(format!("VM {} is being made", made.id));
         let mut turn = self.0.slots.turn(&made.id).await?;
@@ -222,8 +248,8 @@ impl Machines {
         self.supervisor().await?;
         let impatient = match ask {
             Ask::Delete => true,
-            Ask::Kill => seen.phase == Phase::Starting,
-            Ask::Start | Ask::Stop => false,
+            Ask::Kill => matches!(seen.phase, Phase::Starting | Phase::Resuming),
+            Ask::Start | Ask::Suspend | Ask::Stop => false,
         };
         if impatient {
             self.0.slots.want_down(vm);
@@ -234,12 +260,16 @@ impl Machines {
             (Err(OpError::NoVm(_)), Ask::Delete) => return Ok(seen),
             (found, _) => found?,
         };
+        // Whatever is asked now counts, and not what was to be done after a crash.
+        self.0.restarts.cancel(vm);
+        // A command that comes from now on waits for its turn.
+        let _closed = (ask == Ask::Suspend).then(|| self.0.busy.close(vm));
         let notes = Notes::default();
         let resume = match ask {
             Ask::Delete => false,
             Ask::Kill => matches!(record.phase, Phase::Building | Phase::Deleting),
             // Also a VM whose machine went down a moment ago, which nobody has taken in yet.
-            Ask::Start | Ask::Stop => !record.phase.at_rest() || self.gone(&record),
+            Ask::Start | Ask::Suspend | Ask::Stop => !record.phase.at_rest() || self.gone(&record),
         };
         if resume {
             let event = self.0.resumption(&record);
@@ -249,15 +279,28 @@ impl Machines {
             }
             record = drive.record;
         }
-        self.0.store.set_idle(vm, manner.idle_timeout_seconds, manner.activity_threshold_bytes).await?;
-        let mut drive = self.0.drive(record, &mut turn, manner.ready_wait, &notes);
-        let there = drive.run(Event::Asked(ask)).await?;
-        let record = drive.record;
+        self.set_idle(&mut record, manner).await?;
+        let (there, record) = self.perform(record, &mut turn, manner.ready_wait, &notes, ask).await?;
         drop(turn);
         if !there {
             self.0.slots.sweep();
         }
         Ok(record)
+    }
+
+    /// Changes when a VM counts as idle, if that is asked for; at once when it runs.
+    async fn set_idle(&self, record: &mut VmRecord, manner: Manner) -> Result<(), OpError> {
+        if manner.idle_timeout_seconds.is_none() && manner.activity_threshold_bytes.is_none() {
+            return Ok(());
+        }
+        let (timeout, threshold) = (manner.idle_timeout_seconds, manner.activity_threshold_bytes);
+        self.0.store.set_idle(&record.id, timeout, threshold).await?;
+        record.idle_timeout_seconds = timeout.unwrap_or(record.idle_timeout_seconds);
+        record.activity_threshold_bytes = threshold.or(record.activity_threshold_bytes);
+        if record.phase == Phase::Running {
+            self.0.vmm.watch_idle(&record.id, drive::idle_watch(record)).await?;
+        }
+        Ok(())
     }
 
     fn gone(&self, record: &VmRecord) -> bool {
@@ -282,6 +325,21 @@ impl Inner {
         ready_wait: Duration,
         notes: &'a Notes,
     ) -> Drive<'a> {
-        Drive { inner: self, record, turn, ready_wait, notes, trouble: None }
+        let fate = Fate::of(&record.persistence);
+        Drive { inner: self, record, turn, ready_wait, notes, fate, unfit: None, trouble: None }
+    }
+
+    /// A VM is gone: nothing is to be done for it any more.
+    fn unwatch(&self, vm: &VmId) {
+        self.restarts.cancel(vm);
+    }
+}
+
+fn admitted<T>(admission: Admission<T>) -> Result<T, OpError> {
+    match admission {
+        Admission::Done(done) => Ok(done),
+        Admission::TooMany { limit, current } => Err(OpError::TooMany { limit, current }),
+        Admission::NoMemory { limit_mib } => Err(OpError::NoMemory { limit_mib }),
+        Admission::Taken(host) => Err(OpError::Taken(host)),
     }
 }

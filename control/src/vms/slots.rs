@@ -48,6 +48,16 @@ impl Slots {
         Ok(Turn { slot, wanted_down, _held: held })
     }
 
+    /// One's turn, if nobody else has it.
+    pub fn try_turn(&self, vm: &VmId) -> Option<Turn> {
+        let waiting = Waiting::new(self.slot(vm)).ok()?;
+        let held = Arc::clone(&waiting.slot.turn).try_lock_owned().ok()?;
+        let slot = waiting.taken();
+        let mut wanted_down = slot.wanted_down.subscribe();
+        wanted_down.mark_unchanged();
+        Some(Turn { slot, wanted_down, _held: held })
+    }
+
     /// Ends the wait of whoever has the turn for the VM to start.
     pub fn want_down(&self, vm: &VmId) {
         self.slot(vm).wanted_down.send_modify(|count| *count += 1);

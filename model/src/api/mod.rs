@@ -12,6 +12,7 @@ pub mod exec;
 pub mod file;
 #[cfg(feature = "schema")]
 mod schema;
+pub mod snapshot;
 pub mod spec;
 pub mod vm;
 

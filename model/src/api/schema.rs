@@ -1,7 +1,7 @@
 //! JSON schemas of the ids and names, which are texts of a known form.
 
 use crate::host::HostName;
-use crate::id::{AccountId, ApiKeyId, Generation, MappingId, RequestId, VmId, VmInstanceId};
+use crate::id::{AccountId, ApiKeyId, Generation, MappingId, RequestId, SnapshotId, VmId, VmInstanceId};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
 
@@ -24,6 +24,7 @@ macro_rules! text {
 text! {
     VmId, "^[a-z0-9]{20}$";
     VmInstanceId, "^in-[a-z0-9]{20}$";
+    SnapshotId, "^sc-[a-z0-9]{20}$";
     AccountId, "^ac-[a-z0-9]{20}$";
     ApiKeyId, "^ak-[a-z0-9]{20}$";
     MappingId, "^dm-[a-z0-9]{20}$";

@@ -375,6 +375,45 @@ pub struct VmKilled {
     pub id: VmId,
 }
 
+/// Answer of `POST /v1/vms/{vm_id}/suspend`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct VmSuspended {
+    /// Which.
+    pub id: VmId,
+    /// The run that sleeps, and goes on when it is woken.
+    pub vm_instance_id: VmInstanceId,
+    /// What the memory is kept as; a name for logs, with which nothing can be asked.
+    pub snapshot_layer_id: String,
+}
+
+/// `POST /v1/vms/{vm_id}/resize`. What is missing stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ResizeVm {
+    /// Virtual CPUs, a power of two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vcpu_count: Option<f64>,
+    /// Memory in GiB, a power of two in MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem_size_gb: Option<f64>,
+    /// Root file system in GiB; it can only grow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rootfs_size_gb: Option<f64>,
+}
+
+/// Answer of `POST /v1/vms/{vm_id}/optimize`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct VmOptimized {
+    /// Which.
+    pub id: VmId,
+    /// What was done.
+    pub message: String,
+}
+
 /// Answer of `POST /v1/vms/{vm_id}/await`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

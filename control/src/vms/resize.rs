@@ -1,0 +1,78 @@
+//! Other sizes for VMs, and less waste.
+
+use super::Machines;
+use super::error::OpError;
+use super::notes::Notes;
+use super::slots::Turn;
+use crate::pure::phase::{Ask, Event, Fate, Phase};
+use crate::pure::request::DEFAULT_READY_WAIT;
+use crate::pure::resize::Wish;
+use crate::store::VmRecord;
+use model::id::{AccountId, VmId};
+
+impl Machines {
+    /// Gives a VM another size. One that runs is stopped for that and started again; one that sleeps is woken, so that
+    /// it can shut down in order. Goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// See [`OpError`]. When the new size does not fit into the host, the VM runs with its old one.
+    pub async fn resize(&self, account: &AccountId, vm: &VmId, wish: Wish) -> Result<(), OpError> {
+        let (machines, account, vm) = (self.clone(), account.clone(), vm.clone());
+        tokio::spawn(async move { machines.resize_here(&account, &vm, wish).await }).await?
+    }
+
+    /// Gives memory that the guest does not use back to the host, and merges the layers of its disk.
+    ///
+    /// # Errors
+    /// See [`OpError`].
+    pub async fn optimize(&self, account: &AccountId, vm: &VmId) -> Result<(), OpError> {
+        self.get(account, vm).await?;
+        self.supervisor().await?;
+        let mut turn = self.0.slots.turn(vm).await?;
+        let record = self.rested(self.get(account, vm).await?, &mut turn).await?;
+        Ok(self.0.vmm.optimize(&record.id).await?)
+    }
+
+    async fn resize_here(&self, account: &AccountId, vm: &VmId, wish: Wish) -> Result<(), OpError> {
+        // Refused before anything is touched.
+        wish.applied(self.get(account, vm).await?.size).map_err(OpError::Wrong)?;
+        self.supervisor().await?;
+        let mut turn = self.0.slots.turn(vm).await?;
+        let mut record = self.rested(self.get(account, vm).await?, &mut turn).await?;
+        let (old, new) = (record.size, wish.applied(record.size).map_err(OpError::Wrong)?);
+        if new == old {
+            return Ok(());
+        }
+        self.0.restarts.cancel(vm);
+        let was_up = matches!(record.phase, Phase::Running | Phase::Suspended);
+        if was_up {
+            record = self.shut_down(record, &mut turn).await?;
+        }
+        self.0.store.set_size(vm, new).await?;
+        record.size = new;
+        self.0.failpoints.pass(|| "resized".to_owned()).await;
+        if !was_up {
+            return Ok(());
+        }
+        let notes = Notes::default();
+        match self.perform(record.clone(), &mut turn, DEFAULT_READY_WAIT, &notes, Ask::Start).await {
+            Err(error @ OpError::NoMemory { .. }) => {
+                self.0.store.set_size(vm, old).await?;
+                record.size = old;
+                self.perform(record, &mut turn, DEFAULT_READY_WAIT, &notes, Ask::Start).await?;
+                Err(error)
+            }
+            done => done.map(drop),
+        }
+    }
+
+    /// Shuts a VM down that runs or sleeps; it is kept even if it is ephemeral.
+    async fn shut_down(&self, record: VmRecord, turn: &mut Turn) -> Result<VmRecord, OpError> {
+        let notes = Notes::default();
+        let (_, record) = self.perform(record, turn, DEFAULT_READY_WAIT, &notes, Ask::Start).await?;
+        let mut drive = self.0.drive(record, turn, DEFAULT_READY_WAIT, &notes);
+        drive.fate = Fate::default();
+        drive.run(Event::Asked(Ask::Stop)).await?;
+        Ok(drive.record)
+    }
+}
