@@ -12,11 +12,11 @@ use crate::devices::vsock::{Vsock, VsockError};
 use crate::devices::{DeviceError, GuestRam, VirtioDevice};
 use model::agent::{BOOT_PORT, GUEST_CID};
 use model::net::GUEST_MTU;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::fs::File;
 use thiserror::Error;
 use vpc::client::VpcError;
 
@@ -170,8 +170,8 @@ fn make_nic(nic: &NicSpec, tap: &OwnedFd, shared: &NetShared) -> Result<Net, Par
 
 /// Opens the VM's disk over the image, or makes it.
 fn open_disk(plan: &MachinePlan) -> Result<DiskFolder, PartsError> {
-    let base = File::open(&plan.rootfs)
-        .map_err(|source| PartsError::Base { path: plan.rootfs.clone(), source })?;
+    let base =
+        File::open(&plan.rootfs).map_err(|source| PartsError::Base { path: plan.rootfs.clone(), source })?;
     Ok(DiskFolder::open(&plan.folder, Some(base), u64::from(plan.spec.disk_mib) * MIB)?)
 }
 

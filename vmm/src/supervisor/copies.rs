@@ -331,8 +331,11 @@ async fn write(config: &VmmConfig, snapshot: &SnapshotId, frozen: &Frozen) -> Re
 fn link_state(from: &Path, to: &Path) -> Result<(), FolderError> {
     for name in [MEMORY, STATE] {
         let path = to.join(name);
-        std::fs::hard_link(from.join(name), &path)
-            .map_err(|source| FolderError::Io { operation: "link", path, source })?;
+        std::fs::hard_link(from.join(name), &path).map_err(|source| FolderError::Io {
+            operation: "link",
+            path,
+            source,
+        })?;
     }
     Ok(())
 }

@@ -154,7 +154,9 @@ async fn spawn_copy(registry: &Registry, spawner: &Spawner, plan: MachinePlan) -
     let begun = async {
         match wire.receive::<MachineMessage>().await.map_err(LaunchError::Wire)?.0 {
             MachineMessage::Running { .. } => {}
-            MachineMessage::Refused { reason, message } => return Err(LaunchError::Refused { reason, message }),
+            MachineMessage::Refused { reason, message } => {
+                return Err(LaunchError::Refused { reason, message });
+            }
             MachineMessage::Done
             | MachineMessage::AgentReady
             | MachineMessage::Idle

@@ -108,7 +108,8 @@ impl Supervisor {
                     let vm = spec.vm.clone();
                     let turn = self.registry.turn(&vm);
                     let _turn = turn.lock().await;
-                    let launched = launch::launch(&self.config, &self.program, &self.registry, &self.copies, *spec);
+                    let launched =
+                        launch::launch(&self.config, &self.program, &self.registry, &self.copies, *spec);
                     let launched = launched.await;
                     let reply = match launched {
                         Ok(pid) => VmmReply::Launched { pid },

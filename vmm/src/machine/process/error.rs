@@ -84,7 +84,9 @@ pub enum ProcessError {
 #[must_use]
 pub fn refusal(error: &ProcessError) -> Refusal {
     match error {
-        ProcessError::Parts(PartsError::Disk(_)) | ProcessError::Disk(_) | ProcessError::Flush(_) => Refusal::Disk,
+        ProcessError::Parts(PartsError::Disk(_)) | ProcessError::Disk(_) | ProcessError::Flush(_) => {
+            Refusal::Disk
+        }
         ProcessError::Parts(PartsError::Base { .. }) => Refusal::Image,
         ProcessError::Parts(PartsError::Tap(_) | PartsError::Nic(_)) => Refusal::Network,
         ProcessError::Machine(MachineError::Load(
