@@ -14,6 +14,9 @@ use vmm::client::{
 };
 use vmm::machine::control::{STATE, SUSPENDED, SUSPENDING};
 
+/// For a stop: nobody listens to the agent's part of it, the button comes after half.
+const GRACE: Duration = Duration::from_secs(4);
+
 /// Prints "a"; then "b" at the first event, which a restore raises; then "c" at the second, and powers off.
 fn letters() -> Code {
     Code::new().print("a").await_event().print("b").await_event().print("c").power_off()
@@ -154,12 +157,12 @@ async fn forks_go_on_from_one_moment_and_neither_side_sees_the_other() {
     console(&house, &parent, "a").await;
     house.client.remove_snapshot(&copy).await.expect("let go");
     assert_eq!(reason(house.client.launch(from(9, &copy)).await), Refusal::NoState);
-    house.client.stop(&parent.vm, Duration::from_secs(30)).await.expect("stop");
+    house.client.stop(&parent.vm, GRACE).await.expect("stop");
     // The parent has had no restore: the button is its first event, and it waits for a second.
     assert_eq!(exit(&mut events, &parent).await, ExitReason::Killed);
     console(&house, &parent, "ab").await;
     for child in &children {
-        house.client.stop(&child.vm, Duration::from_secs(30)).await.expect("stop");
+        house.client.stop(&child.vm, GRACE).await.expect("stop");
         console(&house, child, "bc").await;
     }
     nobody(&house).await;
@@ -262,7 +265,7 @@ async fn a_suspend_is_broken_off_by_whoever_wants_something() {
     console(&house, &machine, "a").await;
     // Nobody listens in this guest, but that is for the guest to say: it must be there for that.
     let mut broken_off = 0;
-    for _ in 0..20 {
+    for _ in 0..3 {
         let (suspended, connected) =
             tokio::join!(house.client.suspend(&machine.vm), house.client.connect(&machine.vm, 1024));
         drop(connected);
@@ -278,5 +281,5 @@ async fn a_suspend_is_broken_off_by_whoever_wants_something() {
         }
         assert!(!house.folder_of(&machine.vm).join(SUSPENDING).exists(), "nothing is left of it");
     }
-    println!("broken off {broken_off} times");
+    assert!(broken_off > 0, "the connection comes while it is written");
 }
