@@ -1,20 +1,26 @@
 //! The call home: at boot the agent asks the host who it is, and holds the line.
+//!
+//! A machine that was restored does not boot, but its line breaks: the host resets the vsock transport, on which the
+//! waiting read ends with an error at once. So the agent calls again, and the answer says what to mend. The order of
+//! that is in [`crate::pure::plan`]; what may take long waits for [`crate::chores`]. All waits here are of the
+//! monotonic clock, which no step of the wall clock moves.
 
-use crate::transport::Connection;
+use crate::chores::{Chores, Worker};
+use crate::place::Root;
+use crate::pure::pace::Pace;
+use crate::pure::plan::{Step, steps};
+use crate::transport::{Connection, Host};
 use crate::wire::{self, WireError};
-use crate::{error_chain, machine, network};
+use crate::{error_chain, host_keys, machine, network};
 use model::agent::{AgentErrorKind, AgentHello, AgentReply, BootConfig};
+use model::net::MacAddress;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// Wait before the second call; it doubles up to [`LONGEST_WAIT`].
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// Longest wait between calls: after a host's restart the guest is known again within it.
-const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// How long the host may take for its answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -36,80 +42,154 @@ pub enum BootError {
     /// The connection's settings are refused.
     #[error("cannot set the call's deadlines")]
     Deadlines(#[source] io::Error),
+    /// What the host asked for is not done; it was told.
+    #[error("cannot apply the host's settings")]
+    Apply(#[source] ApplyError),
 }
 
 /// Why the host's settings are not in force.
 #[derive(Debug, Error)]
-enum ApplyError {
+pub enum ApplyError {
+    /// The random numbers may be those of another machine.
+    #[error("fresh entropy")]
+    Reseed(#[source] machine::MachineError),
+    /// The wall clock is wrong.
     #[error("clock")]
     Clock(#[source] machine::MachineError),
+    /// The machine-id may be that of another machine.
+    #[error("machine-id")]
+    MachineId(#[source] machine::MachineError),
+    /// The host name is not set.
     #[error("host name")]
     HostName(#[source] machine::MachineError),
+    /// The SSH host keys are not made.
+    #[error("SSH host keys")]
+    HostKeys(#[from] host_keys::HostKeyError),
+    /// The NIC is not set.
     #[error("network")]
     Network(#[from] network::NetworkError),
 }
 
-/// Calls the host, for ever: a call that ends is made again.
-pub fn keep_calling() {
-    let mut wait = FIRST_WAIT;
-    let mut failures = 0usize;
-    loop {
-        match call(&mut wait) {
-            Ok(()) => {
-                failures = 0;
-                eprintln!("gatehouse-agent: the host hung up; calling again");
+/// Who calls the host.
+pub struct Caller {
+    host: Host,
+    root: Root,
+    chores: Worker,
+    pace: Pace,
+    /// Whether a line ever stood.
+    was_heard: bool,
+    /// The NIC's Ethernet address, when this process has set it.
+    nic: Option<MacAddress>,
+}
+
+impl Caller {
+    /// With a thread for what may take long.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn new(host: Host, root: Root) -> io::Result<Self> {
+        let chores = Worker::start(root.clone())?;
+        Ok(Self { host, root, chores, pace: Pace::new(), was_heard: false, nic: None })
+    }
+
+    /// Calls the host, for ever: a call that ends is made again.
+    pub fn keep_calling(mut self) {
+        let mut failures = 0usize;
+        loop {
+            match self.call() {
+                Ok(end) => {
+                    failures = 0;
+                    let why = end.map_or_else(|| "the host hung up".to_owned(), |error| error_chain(&error));
+                    eprintln!("gatehouse-agent: {why}; calling again");
+                }
+                Err(error) => {
+                    failures += 1;
+                    // At each power of two: the log must not be filled by a host that is away.
+                    if failures.is_power_of_two() {
+                        eprintln!("gatehouse-agent: call {failures}: {}", error_chain(&error));
+                    }
+                }
             }
+            // Whoever waits for this machine must not wait for a host that is not there.
+            tell_systemd();
+            sleep(self.pace.next_wait());
+        }
+    }
+
+    /// One call, from the hello to the end of the line, which is told with its reason when it has one.
+    fn call(&mut self) -> Result<Option<WireError>, BootError> {
+        let mut host = Connection::call(&self.host).map_err(BootError::Call)?;
+        host.set_timeouts(Some(ANSWER_DEADLINE), Some(ANSWER_DEADLINE)).map_err(BootError::Deadlines)?;
+        let hello = AgentHello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: machine::boot_id().map_err(BootError::Hello)?,
+        };
+        wire::write_message(&mut host, &hello)?;
+        let config: BootConfig = wire::read_message(&mut host)?.ok_or(BootError::HungUp)?;
+        let late_keys = match self.apply(&config) {
+            Ok(late_keys) => late_keys,
             Err(error) => {
-                failures += 1;
-                // At each power of two: the log must not be filled by a host that is away.
-                if failures.is_power_of_two() {
-                    eprintln!("gatehouse-agent: call {failures}: {}", error_chain(&error));
+                let reply =
+                    AgentReply::Error { kind: AgentErrorKind::Internal, message: error_chain(&error) };
+                wire::write_reply(&mut host, &reply)?;
+                return Err(BootError::Apply(error));
+            }
+        };
+        if let Some(network) = &config.network {
+            self.nic = Some(network.mac);
+        }
+        wire::write_reply(&mut host, &AgentReply::Done)?;
+        tell_systemd();
+        if let Some(restored) = &config.restored {
+            let identity = restored.identity;
+            self.chores.add(Chores { identity, host_name: config.hostname.clone(), host_keys: late_keys });
+        }
+        host.set_timeouts(None, None).map_err(BootError::Deadlines)?;
+        let since = Instant::now();
+        let end = hold(&mut host);
+        self.pace.line_broke(since.elapsed(), !self.was_heard);
+        self.was_heard = true;
+        Ok(end)
+    }
+
+    /// Does what the host says, and tells the kinds of host keys that are left for later.
+    fn apply(&self, config: &BootConfig) -> Result<Vec<&'static str>, ApplyError> {
+        let mut late_keys = Vec::new();
+        for step in steps(config) {
+            match step {
+                Step::Reseed => {
+                    let entropy = config.restored.as_ref().map_or(&[][..], |restored| &restored.entropy);
+                    machine::reseed(entropy).map_err(ApplyError::Reseed)?;
+                }
+                Step::Clock => machine::set_clock(config.unix_nanoseconds).map_err(ApplyError::Clock)?,
+                Step::MachineId => machine::renew_machine_id(&self.root).map_err(ApplyError::MachineId)?,
+                Step::HostName => {
+                    machine::set_host_name(&self.root, &config.hostname).map_err(ApplyError::HostName)?;
+                }
+                Step::HostKeys => late_keys = host_keys::renew(&self.root, &config.hostname)?,
+                Step::Network => {
+                    let configure = |settings| network::configure(&self.root, settings);
+                    config.network.as_ref().map_or(Ok(()), configure)?;
+                }
+                Step::NewNetwork => {
+                    let renew = |settings| network::become_another(&self.root, settings, self.nic);
+                    config.network.as_ref().map_or(Ok(()), renew)?;
                 }
             }
         }
-        // Whoever waits for this machine must not wait for a host that is not there.
-        tell_systemd();
-        sleep(wait);
-        wait = (wait * 2).min(LONGEST_WAIT);
+        Ok(late_keys)
     }
 }
 
-/// One call, from the hello to its end.
-fn call(wait: &mut Duration) -> Result<(), BootError> {
-    let mut host = Connection::to_boot_port().map_err(BootError::Call)?;
-    host.set_timeouts(Some(ANSWER_DEADLINE), Some(ANSWER_DEADLINE)).map_err(BootError::Deadlines)?;
-    let hello = AgentHello {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        boot_id: machine::boot_id().map_err(BootError::Hello)?,
-    };
-    wire::write_message(&mut host, &hello)?;
-    let config: BootConfig = wire::read_message(&mut host)?.ok_or(BootError::HungUp)?;
-    let reply = match apply(&config) {
-        Ok(()) => AgentReply::Done,
-        Err(error) => {
-            let message = error_chain(&error);
-            eprintln!("gatehouse-agent: cannot apply the host's settings: {message}");
-            AgentReply::Error { kind: AgentErrorKind::Internal, message }
+/// The host says nothing more; its leaving is what is waited for. After a restore that is an error of the read.
+fn hold(host: &mut Connection) -> Option<WireError> {
+    loop {
+        match wire::read_frame(host, &mut Vec::new()) {
+            Ok(Some(_)) => {}
+            Ok(None) => return None,
+            Err(error) => return Some(error),
         }
-    };
-    wire::write_reply(&mut host, &reply)?;
-    tell_systemd();
-    *wait = FIRST_WAIT;
-    host.set_timeouts(None, None).map_err(BootError::Deadlines)?;
-    // The host says nothing more; its leaving is what is waited for.
-    while wire::read_frame(&mut host, &mut Vec::new())?.is_some() {}
-    Ok(())
-}
-
-fn apply(config: &BootConfig) -> Result<(), ApplyError> {
-    if config.unix_nanoseconds != 0 {
-        machine::set_clock(config.unix_nanoseconds).map_err(ApplyError::Clock)?;
     }
-    machine::set_host_name(&config.hostname).map_err(ApplyError::HostName)?;
-    if let Some(settings) = &config.network {
-        network::configure(settings)?;
-    }
-    Ok(())
 }
 
 /// Says that what is ordered after the agent may start (sd_notify(3)). Repeating it does no harm.

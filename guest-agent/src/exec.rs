@@ -3,6 +3,7 @@
 //! One loop waits for everything at once. While the host is slow to take output, the pipes are not read, so that a
 //! command waits for its reader as it would on any pipe.
 
+use crate::program::PATH;
 use crate::sys::identity::{Identity, run_as};
 use crate::transport::Connection;
 use crate::wire::{self, WireError};
@@ -17,8 +18,6 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
-/// The search path of commands; all else of the environment is absent.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// After the shell's end, how long its outputs may stay open in other hands before they are cut off: enough for
 /// the last process of a pipeline, too short to notice behind a server that was left running.
 const LINGER: Duration = Duration::from_millis(100);

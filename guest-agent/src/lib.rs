@@ -4,15 +4,23 @@
 //! operation lends its thread the user's file rights, a command runs as a process of the user.
 
 pub mod boot;
+mod chores;
 mod exec;
 mod files;
+mod grow;
+mod hooks;
+mod host_keys;
 pub mod init;
 mod machine;
 mod network;
+pub mod place;
 pub mod power_button;
+mod program;
+mod pure;
 pub mod server;
 mod sys;
 pub mod transport;
+mod uevents;
 mod users;
 mod wire;
 

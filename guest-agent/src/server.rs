@@ -2,13 +2,15 @@
 
 use crate::exec::{self, ExecError, Order};
 use crate::files::{self, Content, FileError};
+use crate::place::Root;
 use crate::sys::identity::take_file_rights;
 use crate::transport::{Connection, Listener};
 use crate::users::{self, UserError};
 use crate::wire::{self, WireError};
-use crate::{error_chain, machine, network};
+use crate::{error_chain, grow, machine, network};
 use model::agent::{AgentErrorKind, AgentReply, AgentRequest};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -52,6 +54,8 @@ enum OperationError {
     Machine(#[from] machine::MachineError),
     #[error(transparent)]
     Network(#[from] network::NetworkError),
+    #[error(transparent)]
+    Grow(#[from] grow::GrowError),
     #[error("cannot take the user's rights to files")]
     Rights(#[source] io::Error),
     #[error("{MAX_COMMANDS} commands run already")]
@@ -74,6 +78,7 @@ impl OperationError {
             | Self::Exec(_)
             | Self::Machine(_)
             | Self::Network(_)
+            | Self::Grow(_)
             | Self::Rights(_)
             | Self::Answer(_) => AgentErrorKind::Internal,
         }
@@ -223,12 +228,17 @@ impl Server {
             }
             AgentRequest::ConfigureNetwork(settings) => {
                 self.must_be_machine()?;
-                network::configure(&settings)?;
+                network::configure(&Root::system(), &settings)?;
                 AgentReply::Done
             }
             AgentRequest::SetClock { unix_nanoseconds } => {
                 self.must_be_machine()?;
                 machine::set_clock(unix_nanoseconds)?;
+                AgentReply::Done
+            }
+            AgentRequest::GrowDisk => {
+                self.must_be_machine()?;
+                grow::when_larger(Path::new("/"))?;
                 AgentReply::Done
             }
             AgentRequest::PowerOff => {

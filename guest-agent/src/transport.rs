@@ -4,7 +4,7 @@ use model::agent::{AGENT_PORT, BOOT_PORT, HOST_CID};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
@@ -72,19 +72,34 @@ impl Listener {
     }
 }
 
+/// Where the host is called.
+#[derive(Clone, Debug)]
+pub enum Host {
+    /// [`BOOT_PORT`], from a VM.
+    Vsock,
+    /// A Unix socket, from elsewhere.
+    Unix(PathBuf),
+}
+
 /// A byte stream to the host.
 pub struct Connection {
     socket: OwnedFd,
 }
 
 impl Connection {
-    /// Calls the host's boot port.
+    /// Calls the host.
     ///
     /// # Errors
     /// When there is no vsock, or nobody listens there.
-    pub fn to_boot_port() -> io::Result<Self> {
-        let host = u32::try_from(HOST_CID).map_err(io::Error::other)?;
-        Ok(Self::from(OwnedFd::from(VsockStream::connect_with_cid_port(host, BOOT_PORT)?)))
+    pub fn call(host: &Host) -> io::Result<Self> {
+        let socket = match host {
+            Host::Vsock => {
+                let host = u32::try_from(HOST_CID).map_err(io::Error::other)?;
+                OwnedFd::from(VsockStream::connect_with_cid_port(host, BOOT_PORT)?)
+            }
+            Host::Unix(path) => OwnedFd::from(UnixStream::connect(path)?),
+        };
+        Ok(Self::from(socket))
     }
 
     /// Bounds how long one read and one write may wait; none: for ever.

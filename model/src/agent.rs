@@ -10,7 +10,7 @@
 //!
 //! At boot the agent opens [`BOOT_PORT`] of the host ([`HOST_CID`]) with an [`AgentHello`], is answered with a
 //! [`BootConfig`], applies it, says [`AgentReply::Done`] (or an error), and keeps that connection open: its end
-//! tells either side that the other is gone.
+//! tells either side that the other is gone. A restored system's agent sees that end at once and reports anew.
 
 use crate::net::GuestNetwork;
 use serde::{Deserialize, Serialize};
@@ -187,6 +187,9 @@ pub enum AgentRequest {
         /// Since the Unix epoch.
         unix_nanoseconds: u64,
     },
+    /// Makes the root file system as large as its disk, which the host has made larger before. Answered when it is;
+    /// also when there was nothing to do.
+    GrowDisk,
     /// Shuts the system down cleanly and powers it off. Answered before it begins.
     PowerOff,
 }

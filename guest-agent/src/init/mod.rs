@@ -4,7 +4,6 @@
 
 mod parameters;
 mod root_disk;
-mod superblock;
 
 use parameters::Parameters;
 use rustix::fs::CWD;

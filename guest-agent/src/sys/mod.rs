@@ -1,5 +1,6 @@
 //! The few kernel calls that no safe library offers.
 
+pub mod entropy;
 pub mod ext4;
 pub mod identity;
 #[cfg(test)]
