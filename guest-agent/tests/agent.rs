@@ -6,6 +6,7 @@ use model::agent::{
     MAX_DATA_BYTES, MAX_FILE_BYTES,
 };
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, poll};
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -246,6 +247,13 @@ fn when_the_host_leaves_the_command_is_killed() {
     wait_until("the command runs", || runs("4714.125"));
     drop(stream);
     wait_until("the command is gone", || !runs("4714.125"));
+    // And when the connection is reset, which is what a close with unread data does.
+    let stream = agent.ask(&exec("echo unread; sleep 4716.125 & sleep 4716.125", None, None, 1000));
+    wait_until("the command runs", || runs("4716.125"));
+    let mut first = [PollFd::new(&stream, PollFlags::IN)];
+    poll(&mut first, None).unwrap();
+    drop(stream);
+    wait_until("the command is gone", || !runs("4716.125"));
 }
 
 #[test]
@@ -398,7 +406,8 @@ fn special_files_do_not_hang_it() {
 #[test]
 fn outside_a_vm_the_machine_is_left_alone() {
     let agent = Agent::start();
-    for request in [AgentRequest::PowerOff, AgentRequest::SetClock { unix_nanoseconds: 1 }] {
+    let clock = AgentRequest::SetClock { unix_nanoseconds: 1 };
+    for request in [AgentRequest::PowerOff, AgentRequest::GrowDisk, clock] {
         assert_eq!(kind_of(&agent.one(&request)), AgentErrorKind::Invalid);
     }
     assert!(matches!(agent.one(&AgentRequest::Health), AgentReply::Health { .. }));

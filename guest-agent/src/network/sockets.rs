@@ -163,8 +163,9 @@ mod tests {
             let mapped = TcpListener::bind("[::ffff:10.9.0.1]:0").expect("mapped");
             let datagrams = UdpSocket::bind("10.9.0.1:0").expect("UDP");
             let (far, _) = kept.accept().expect("accepted");
-            // Two listeners, the two ends of the connection, of which one is not accepted, and the UDP socket.
-            assert!(close_all(&["10.9.0.1".parse().expect("address")]).expect("closed") >= 4);
+            // Two listeners and the UDP socket; the connection may have ended with its listener.
+            let closed = close_all(&["10.9.0.1".parse().expect("address")]).expect("closed");
+            assert!((3..=5).contains(&closed), "{closed}");
             let error = own.read(&mut [0]).expect_err("closed");
             assert!(matches!(
                 error.kind(),

@@ -119,6 +119,8 @@ impl Process {
                 if let Err(error) = machine.open_nic() {
                     return tracing::error!(error = chain_text(&error), "the NIC stays closed");
                 }
+                // Mended once: an agent that reports again, after its own restart for one, has nothing more to mend.
+                self.restored = None;
                 self.agent_ready = true;
                 self.tell(&MachineMessage::AgentReady);
             }
