@@ -140,8 +140,8 @@ impl VcpuState {
 
     fn restore_msrs(&self, vcpu: &VcpuFd) -> Result<(), StateError> {
         let tsc = self.msrs.iter().find(|(index, _)| *index == MSR_TSC).map_or(0, |(_, value)| *value);
-        let (deadline, others): (Vec<(u32, u64)>, Vec<(u32, u64)>) =
-            self.msrs.iter().copied().partition(|(index, _)| *index == MSR_TSC_DEADLINE);
+        let is_deadline = |(index, _): &(u32, u64)| *index == MSR_TSC_DEADLINE;
+        let (deadline, others): (Vec<_>, Vec<_>) = self.msrs.iter().copied().partition(is_deadline);
         set_msrs(vcpu, &others)?;
         // KVM reads an expired deadline as 0, and 0 switches the timer off: the interrupt would never come.
         let due = |(index, value)| (index, if value == 0 { tsc } else { value });

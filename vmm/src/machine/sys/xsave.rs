@@ -30,7 +30,7 @@ pub fn get_xsave(vcpu: &VcpuFd, needed: usize) -> Result<Vec<u8>, kvm_ioctls::Er
 /// Writes it. `None`: it is not of the size that KVM will read.
 pub fn set_xsave(vcpu: &VcpuFd, bytes: &[u8], needed: usize) -> Option<Result<(), kvm_ioctls::Error>> {
     let room = empty(needed);
-    if bytes.len() != LEAST + room.as_slice().len() * size_of::<u32>() {
+    if bytes.len() != LEAST + size_of_val(room.as_slice()) {
         return None;
     }
     let mut xsave = room;
