@@ -94,7 +94,7 @@ impl Store {
             .busy_timeout(BUSY_WAIT);
         let pool = |size| SqlitePoolOptions::new().max_connections(size);
         let writer = pool(1).connect_with(options.clone()).await.map_err(failed)?;
-        migrator().run(&writer).await.map_err(StoreError::Migrate)?;
+        migrator(MIGRATIONS).run(&writer).await.map_err(StoreError::Migrate)?;
         let readers = pool(READERS).connect_with(options.read_only(true)).await.map_err(failed)?;
         Ok(Self { writer, readers })
     }
@@ -167,8 +167,8 @@ fn keep_private(path: &Path) -> io::Result<()> {
     OpenOptions::new().create(true).append(true).mode(PRIVATE_MODE).open(path).map(drop)
 }
 
-fn migrator() -> Migrator {
-    let steps = MIGRATIONS.iter().map(|(version, name, sql)| {
+fn migrator(steps: &[(i64, &'static str, &'static str)]) -> Migrator {
+    let steps = steps.iter().map(|(version, name, sql)| {
         Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
     });
     Migrator::with_migrations(steps.collect())

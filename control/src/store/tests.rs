@@ -170,6 +170,31 @@ async fn a_name_belongs_to_whom_it_was_mapped_first_and_goes_with_the_vm() {
     assert!(!store.remove_mapping(&mine, &new.host).await.expect("store"));
 }
 
+#[tokio::test]
+async fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("control.db");
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let old = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.expect("open");
+    migrator(&MIGRATIONS[..1]).run(&old).await.expect("the first version");
+    let vm = model::id::VmId::from_random([1; 20]);
+    for text in [
+        "INSERT INTO accounts (id, name, created_ms) VALUES ('ac-aaaaaaaaaaaaaaaaaaaa', 'default', 1)".to_owned(),
+        format!(
+            "INSERT INTO vms (id, account_id, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id, run,
+                 persistence, created_ms) VALUES ('{vm}', 'ac-aaaaaaaaaaaaaaaaaaaa', 'debian', 1, 256, 1024,
+                 '10.201.0.1', 'stopped', 'in-aaaaaaaaaaaaaaaaaaaa', 3, '{{\"type\":\"sticky\"}}', 77)"
+        ),
+    ] {
+        sqlx::query(sqlx::AssertSqlSafe(text)).execute(&old).await.expect("insert");
+    }
+    old.close().await;
+    let store = Store::open(&path).await.expect("open");
+    let record = store.vm(&vm).await.expect("store").expect("there");
+    assert_eq!((record.phase, record.origin, record.last_used_ms), (Phase::Stopped, None, 77));
+    assert!(store.dead_forks("me").await.expect("store").is_empty());
+}
+
 #[test]
 fn times_are_written_as_the_contract_says() {
     assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");

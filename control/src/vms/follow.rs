@@ -135,6 +135,8 @@ async fn rebooted(machines: Machines, vm: VmId) {
 /// Brings all VMs that owe something to rest; at the first look also those that are not what they seem, and removes
 /// machines that nobody knows.
 async fn repair(machines: &Machines, repairs: &Arc<Semaphore>, first: bool) {
+    // Looked at first: what is launched meanwhile was written down before, and is not taken for unknown.
+    let mut unknown = if first { machines.0.observed.up() } else { HashMap::new() };
     let vms = match machines.0.store.vms().await {
         Ok(vms) => vms,
         Err(error) => {
@@ -143,7 +145,6 @@ async fn repair(machines: &Machines, repairs: &Arc<Semaphore>, first: bool) {
         }
     };
     let dead = repair_copies(machines, &vms).await;
-    let mut unknown = if first { machines.0.observed.up() } else { HashMap::new() };
     for vm in vms {
         unknown.remove(&vm.id);
         if vm.origin.as_ref().is_some_and(|origin| dead.contains(origin)) {

@@ -31,12 +31,13 @@ impl Restarts {
     fn crashed(&self, vm: &VmId) -> Option<Duration> {
         let mut vms = self.lock();
         let crashes = vms.entry(vm.clone()).or_insert(Crashes { restarts: 0, begun: None, due: false });
-        if crashes.due {
-            return None;
-        }
         let (restarts, wait) = retry::restart(crashes.restarts, crashes.begun.map(|begun| begun.elapsed()))?;
         (crashes.restarts, crashes.due) = (restarts, true);
         Some(wait)
+    }
+
+    fn waits(&self, vm: &VmId) -> bool {
+        self.lock().get(vm).is_some_and(|crashes| crashes.due)
     }
 
     /// The wait is over. False: it is not wanted any more.
@@ -61,8 +62,15 @@ impl Machines {
     /// A VM that was meant to run is down: starts it again after a while if it crashed.
     pub(super) fn restart_if_crashed(&self, before: &VmRecord, now: &VmRecord) {
         let machine = self.0.observed.get(&now.id).filter(|machine| machine.instance == before.instance);
+        // One that waits for its restart already has its task.
+        let waits = self.0.restarts.waits(&now.id);
         let ephemeral = matches!(now.persistence, Persistence::Ephemeral { .. });
-        if before.phase == Phase::Running && now.phase == Phase::Stopped && !ephemeral && crashed(machine) {
+        if before.phase == Phase::Running
+            && now.phase == Phase::Stopped
+            && !ephemeral
+            && !waits
+            && crashed(machine)
+        {
             tokio::spawn(self.clone().restart(now.id.clone()));
         }
     }
