@@ -154,6 +154,8 @@ async fn await_agent(events: &mut Events, of: &MachineSpec) {
                 VmmEvent::Machine { .. }
                 | VmmEvent::Synced
                 | VmmEvent::AgentReady { .. }
+                | VmmEvent::Idle { .. }
+                | VmmEvent::Wake { .. }
                 | VmmEvent::Rebooting { .. } => {}
             }
         }

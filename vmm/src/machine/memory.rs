@@ -205,7 +205,7 @@ mod tests {
     use vm_memory::Bytes;
 
     const MIB_OF_TEST: u32 = 64;
-    const NEVER: AtomicBool = AtomicBool::new(false);
+    static NEVER: AtomicBool = AtomicBool::new(false);
 
     fn blank() -> GuestRam {
         crate::machine::load::map(MIB_OF_TEST).expect("memory")

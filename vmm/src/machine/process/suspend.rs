@@ -127,9 +127,13 @@ impl Process {
         }
     }
 
+    /// The machine goes on: what was written must never be gone on from, not even when it got its name and only the
+    /// name could not be made durable.
     fn discard(&self) {
-        if let Err(error) = remove_folder(&self.plan.folder.join(SUSPENDING)) {
-            tracing::warn!(%error, "what was written of a state that is not needed stays");
+        for name in [SUSPENDED, SUSPENDING] {
+            if let Err(error) = remove_folder(&self.plan.folder.join(name)) {
+                tracing::error!(%error, name, "a state that is of no use stays");
+            }
         }
     }
 }
