@@ -95,7 +95,7 @@ async fn a_dead_pooled_connection_costs_one_more_try_on_a_fresh_one_and_only_wha
     let again = world.curl("https://a.style.dev/", &[]).await;
     assert_eq!((again.code, again.out.as_str()), (0, "ok"), "{again:?}");
     assert_eq!((world.count(Count::Retries), world.count(Count::Dials)), (1, POOLED as u64 + 1));
-    let posted = world.curl("https://a.style.dev/", &["-i", "-d", "12345"]).await;
+    let posted = world.curl("https://a.style.dev/", &["--http1.1", "-i", "-d", "12345"]).await;
     assert!(posted.out.contains(" 502 ") && posted.out.contains("VM_ANSWER_BROKEN"), "{posted:?}");
     assert_eq!((world.count(Count::Retries), world.count(Count::Dials)), (1, POOLED as u64 + 1));
 }
