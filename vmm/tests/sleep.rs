@@ -15,7 +15,7 @@ use vmm::client::{
 use vmm::machine::control::{STATE, SUSPENDED, SUSPENDING};
 
 /// For a stop: nobody listens to the agent's part of it, the button comes after half.
-const GRACE: Duration = Duration::from_secs(4);
+const GRACE: Duration = Duration::from_secs(8);
 
 /// Prints "a"; then "b" at the first event, which a restore raises; then "c" at the second, and powers off.
 fn letters() -> Code {
