@@ -42,7 +42,9 @@ cat >"$folder/plan.json" <<PLAN
 "vpc_socket":"/nonexistent","console_bytes":1048576}
 PLAN
 # Both read from a warm cache.
-cat "$image/kernel" "$folder/initramfs" "$bin/vmm" "$(command -v qemu-system-x86_64)" /usr/share/qemu/bios-microvm.bin >/dev/null
+firmware=$(find /usr/share/qemu /usr/share/seabios -name bios-microvm.bin 2>/dev/null | head -1)
+[[ -n $firmware ]] || { echo "road.sh: QEMU's bios-microvm.bin is missing: apt-get install seabios" >&2; exit 1; }
+cat "$image/kernel" "$folder/initramfs" "$bin/vmm" "$(command -v qemu-system-x86_64)" "$firmware" >/dev/null
 await_line() { # WORD LOG PID
   { timeout 120 tail -n +1 -s 0.02 -F --pid="$3" "$2" 2>/dev/null || true; } | grep -qm1 "$1" ||
     { echo "road.sh: no $1 within 120 s: $(tail -c 500 "$2")" >&2; exit 1; }
@@ -70,8 +72,7 @@ peer() {
 ended() { kill "$machine"; wait "$machine" 2>/dev/null || true; pids=("${pids[@]/$machine/}"); }
 # Written pages of a process outside of its guest's RAM, in KiB: mappings as large as that RAM are the RAM.
 beyond() {
-  awk '/^[0-9a-f]+-/ { split($1, ends, "-"); size = strtonum("0x" ends[2]) - strtonum("0x" ends[1]) }
-       /^Private_Dirty:/ { if (size < 200 * 1048576) sum += $2 } END { print sum }' "/proc/$1/smaps"
+  awk '/^Size:/ { kib = $2 } /^Private_Dirty:/ { if (kib < 200 * 1024) sum += $2 } END { print sum }' "/proc/$1/smaps"
 }
 ours_took=() peer_took=() ours_memory=() peer_memory=()
 for _ in $(seq "$rounds"); do

@@ -68,6 +68,10 @@ fn run_for_supervisor() -> anyhow::Result<()> {
     rustix::process::setsid().context("cannot begin a session")?;
     rustix::thread::set_no_new_privs(true).context("cannot give up new privileges")?;
     let control = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
+    // Copies of this process keep standard input: if it were the socket, the supervisor would wait for them too when
+    // this process has ended.
+    let nothing = std::fs::File::open("/dev/null").context("no /dev/null")?;
+    rustix::stdio::dup2_stdin(&nothing).context("cannot let go of standard input")?;
     vmm::machine::process::run(control).context("no machine was run")
 }
 
