@@ -104,6 +104,14 @@ impl Drop for House {
         for error in [self.supervisor.kill().err(), self.supervisor.wait().err()].into_iter().flatten() {
             eprintln!("the supervisor cannot be ended: {error}");
         }
+        // Machines go on without a supervisor, and the guests of these tests never rest.
+        for pid in self.others() {
+            let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process number");
+            match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => eprintln!("a machine cannot be ended: {error}"),
+            }
+        }
     }
 }
 
