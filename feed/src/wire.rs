@@ -20,8 +20,8 @@ use tokio::io::unix::AsyncFd;
 
 /// Largest message. The kernel's default send buffer is 208 KiB and counts overhead; half of it always fits.
 pub const MAX_MESSAGE_BYTES: usize = 96 << 10;
-/// Most descriptors in one message: a TAP of eight queues, and one to spare.
-pub const MAX_DESCRIPTORS: usize = 9;
+/// Most descriptors in one message: a TAP of eight queues, a socket, and the four files of a machine.
+pub const MAX_DESCRIPTORS: usize = 13;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 512;
 

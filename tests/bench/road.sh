@@ -39,7 +39,7 @@ cat >"$folder/plan.json" <<PLAN
 {"spec":{"vm":"abcdefghij0123456789","instance":"in-abcdefghij0123456789","image":"default","vcpus":1,"memory_mib":256,
 "disk_mib":2048,"nic":null,"boot":{"hostname":"bench","network":null,"unix_nanoseconds":0}},
 "kernel":"$image/kernel","initramfs":"$folder/initramfs","rootfs":"$image/rootfs.img","folder":"$folder/vm",
-"vpc_socket":"/nonexistent","console_bytes":1048576}
+"console_bytes":1048576}
 PLAN
 # Both read from a warm cache.
 firmware=$(find /usr/share/qemu /usr/share/seabios -name bios-microvm.bin 2>/dev/null | head -1)

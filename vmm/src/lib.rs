@@ -8,4 +8,6 @@ pub mod devices;
 #[cfg(feature = "machine")]
 pub mod machine;
 #[cfg(feature = "machine")]
+pub mod seccomp;
+#[cfg(feature = "machine")]
 pub mod supervisor;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use tracing_subscriber::EnvFilter;
 use vmm::client::ExitReason;
 use vmm::machine::control::{MachineMessage, MachinePlan, MachineRequest};
+use vmm::machine::handed::Handed;
+use vmm::machine::jail::Kit;
 
 /// Runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -66,22 +68,29 @@ fn supervise(path: &Path) -> anyhow::Result<()> {
 /// In a session of its own, so that a signal for the supervisor's terminal or group does not reach the VM.
 fn run_for_supervisor() -> anyhow::Result<()> {
     rustix::process::setsid().context("cannot begin a session")?;
-    rustix::thread::set_no_new_privs(true).context("cannot give up new privileges")?;
     let control = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
     // Copies of this process keep standard input: if it were the socket, the supervisor would wait for them too when
     // this process has ended.
     let nothing = std::fs::File::open("/dev/null").context("no /dev/null")?;
     rustix::stdio::dup2_stdin(&nothing).context("cannot let go of standard input")?;
-    vmm::machine::process::run(control).context("no machine was run")
+    let kit = vmm::machine::jail::enter().context("no jail")?;
+    vmm::machine::process::run(control, kit).context("no machine was run")
 }
 
 fn run_by_hand(path: &Path) -> anyhow::Result<()> {
     let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let plan: MachinePlan = serde_json::from_slice(&text).context("the plan cannot be understood")?;
+    if plan.spec.nic.is_some() || plan.user.is_some() {
+        bail!("a machine that is run by hand has neither a NIC nor a user of its own");
+    }
     let (near, far): (OwnedFd, OwnedFd) = feed::wire::pair().context("no socket pair")?;
-    let process = std::thread::spawn(move || vmm::machine::process::run(far));
+    let handed = Handed::open(&plan, Vec::new())?;
+    let kit = Kit::open().context("no proc file system")?;
+    let process = std::thread::spawn(move || vmm::machine::process::run(far, kit));
     let wire = BlockingWire::of(near);
-    wire.send(&MachineRequest::Start(Box::new(plan)), &[]).context("cannot order the start")?;
+    wire.send(&MachineRequest::Start(Box::new(plan)), &handed.descriptors())
+        .context("cannot order the start")?;
+    drop(handed);
     loop {
         match wire.receive::<MachineMessage>().context("the machine's thread is gone")?.0 {
             MachineMessage::Exited { reason } => {

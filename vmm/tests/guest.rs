@@ -258,6 +258,11 @@ async fn a_whole_system_reports_answers_and_stops_by_its_agent() {
     house.client.launch(machine.clone()).await.expect("launch");
     await_agent(&mut events, &machine).await;
     println!("start to agent ready {:?}", begin.elapsed());
+    let group = Path::new("/sys/fs/cgroup/gatehouse").join(machine.vm.as_str());
+    let of_group = |file: &str| std::fs::read_to_string(group.join(file)).expect("a cgroup of the VM's own");
+    assert_eq!(of_group("memory.max").trim(), ((2 * 512 + 256) << 20).to_string());
+    assert_eq!(of_group("cpu.max").trim(), "300000 100000");
+    assert_eq!(of_group("cgroup.procs").lines().count(), 1);
     let mut stream = house.client.connect(&machine.vm, AGENT_PORT).await.expect("connect");
     let payload = serde_json::to_vec(&AgentRequest::Health).expect("json");
     let header = FrameKind::Message.header(payload.len()).expect("short");
@@ -271,4 +276,5 @@ async fn a_whole_system_reports_answers_and_stops_by_its_agent() {
     assert!(matches!(reply, AgentReply::Health { .. }), "{reply:?}");
     house.client.stop(&machine.vm, Duration::from_secs(240)).await.expect("stop");
     assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Stopped);
+    assert!(!group.exists(), "an empty cgroup is removed");
 }

@@ -10,6 +10,7 @@ use super::device::{Context, DeviceError, Fault, Interrupt, Progress, VirtioDevi
 use super::queue::DeviceQueue;
 use super::state::{DeviceState, QueueState};
 use super::sys::borrow;
+use crate::seccomp::{self, Role};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -267,6 +268,10 @@ struct Task {
 
 impl Task {
     fn run(mut self) {
+        if let Err(error) = seccomp::take(Role::Device) {
+            tracing::error!(%error, "a device does not run");
+            return self.shared.needs_reset();
+        }
         let mut ready: Vec<epoll::Event> = Vec::with_capacity(EVENTS_AT_ONCE);
         loop {
             ready.clear();

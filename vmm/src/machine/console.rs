@@ -4,8 +4,10 @@
 //! bound and at most twice the bound is kept. Each byte is written through; a crash of this process loses none.
 
 use super::pure::panic_line::PanicLine;
+use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The newer file.
@@ -86,12 +88,18 @@ pub fn tail(folder: &Path, bytes: usize) -> io::Result<Vec<u8>> {
 }
 
 fn file_tail(path: &Path, bytes: usize) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(path) {
+    // The VM's process may have put anything there.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let length = file.metadata()?.len();
+    let facts = file.metadata()?;
+    if !facts.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the log is not a regular file"));
+    }
+    let length = facts.len();
     file.seek(SeekFrom::Start(length.saturating_sub(bytes as u64)))?;
     let mut tail = Vec::new();
     file.take(bytes as u64).read_to_end(&mut tail)?;

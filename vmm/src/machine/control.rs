@@ -20,8 +20,6 @@ pub const SUSPENDED: &str = "suspended";
 pub const SUSPENDING: &str = "suspended.new";
 /// A state that a machine went on from, and that is of no more use.
 pub const USED: &str = "suspended.used";
-/// Begins the names of folders in which copies are made, in the VM's folder.
-pub const COPY: &str = "copy.";
 /// Guest memory, in the folder of a suspended state or a snapshot.
 pub const MEMORY: &str = "memory";
 /// All else of the machine.
@@ -41,10 +39,12 @@ pub struct MachinePlan {
     pub rootfs: PathBuf,
     /// The VM's folder: sockets, log, the disk's top.
     pub folder: PathBuf,
-    /// Where vpc listens.
-    pub vpc_socket: PathBuf,
     /// Bytes of the console's log that are kept.
     pub console_bytes: u64,
+    /// The user that the process becomes, which is nobody else's; as it is when it is absent, for machines that are
+    /// run by hand.
+    #[serde(default)]
+    pub user: Option<u32>,
     /// Added to the kernel's command line.
     #[serde(default)]
     pub command_line: String,
@@ -58,7 +58,8 @@ pub struct MachinePlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub enum MachineRequest {
-    /// Make the machine and run it. The first message, on the inherited socket, and only there.
+    /// Make the machine and run it. The first message, on the inherited socket, and only there. What rides with it is
+    /// [`super::handed::Handed`].
     Start(Box<MachinePlan>),
     /// What is there; from then on this connection is told events.
     Subscribe,
@@ -68,12 +69,9 @@ pub enum MachineRequest {
     Kill,
     /// Write the state down and end. Refused as [`Refusal::Woken`] when traffic comes first.
     Suspend,
-    /// Seal the disk, link what is sealed into a new folder, and leave a copy of this process behind that speaks
-    /// [`ZygoteRequest`] over the socket which rides with this message.
-    Freeze {
-        /// The new folder, in the VM's own.
-        folder: PathBuf,
-    },
+    /// Seal the disk, and leave a copy of this process behind that speaks [`ZygoteRequest`] over the socket which
+    /// rides with this message.
+    Freeze,
     /// Merge the layers of the disk.
     Optimize,
     /// From now on the NIC counts as idle after this; never, when absent.
@@ -88,7 +86,8 @@ pub enum MachineRequest {
 #[serde(tag = "ask", rename_all = "snake_case")]
 pub enum ZygoteRequest {
     /// Become a machine of this plan in a copy of the copy, which has the socket that rides with this message for its
-    /// control connection, and says there what follows [`MachineRequest::Start`].
+    /// control connection, and says there what follows [`MachineRequest::Start`]. Behind the socket rides
+    /// [`super::handed::Handed`].
     Spawn(Box<MachinePlan>),
     /// Write the memory and the rest of the state, durably, in another copy. A socket for its answer,
     /// [`MachineMessage::Done`] or [`MachineMessage::Refused`], and the two empty files ride with this message.

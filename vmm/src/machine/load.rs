@@ -11,7 +11,7 @@ use crate::devices::GuestRam;
 use linux_loader::loader::{Elf, KernelLoader};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
@@ -33,9 +33,9 @@ pub enum LoadError {
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
-    /// An image file cannot be opened.
-    #[error("cannot open {path}")]
-    Open {
+    /// An image file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
         /// Which.
         path: PathBuf,
         /// Why.
@@ -82,6 +82,15 @@ pub enum LoadError {
     Random(#[source] io::Error),
 }
 
+/// A file of the image, which is read from its beginning.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageFile<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// What people call it.
+    pub path: &'a Path,
+}
+
 /// What goes into memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Boot<'a> {
@@ -92,9 +101,9 @@ pub struct Boot<'a> {
     /// Number of virtio devices.
     pub virtio_devices: usize,
     /// An uncompressed 64-bit ELF file.
-    pub kernel: &'a Path,
+    pub kernel: ImageFile<'a>,
     /// A cpio archive.
-    pub initramfs: Option<&'a Path>,
+    pub initramfs: Option<ImageFile<'a>>,
     /// The kernel's command line.
     pub command_line: &'a str,
 }
@@ -118,13 +127,13 @@ pub fn map(memory_mib: u32) -> Result<GuestRam, LoadError> {
 /// # Errors
 /// See [`LoadError`].
 pub fn fill(mem: &GuestRam, boot: &Boot<'_>) -> Result<u64, LoadError> {
-    let mut file = open(boot.kernel)?;
+    let mut file = from_start(boot.kernel)?;
     let loaded = Elf::load(mem, None, &mut file, Some(GuestAddress(HIGH_RAM)))
-        .map_err(|source| LoadError::Kernel { path: boot.kernel.to_owned(), source })?;
+        .map_err(|source| LoadError::Kernel { path: boot.kernel.path.to_owned(), source })?;
     let ranges = ram(boot.memory_mib);
     let low_end = ranges[0].bytes.min(GAP);
     let initramfs = match boot.initramfs {
-        Some(path) => Some(load_initramfs(mem, path, loaded.kernel_end, low_end)?),
+        Some(image) => Some(load_initramfs(mem, image, loaded.kernel_end, low_end)?),
         None => None,
     };
     write_command_line(mem, boot.command_line)?;
@@ -158,14 +167,19 @@ pub fn renew_generation(mem: &GuestRam) -> Result<(), LoadError> {
 }
 
 /// Puts the initramfs at the end of the memory below the gap, where the kernel does not put itself.
-fn load_initramfs(mem: &GuestRam, path: &Path, kernel_end: u64, low_end: u64) -> Result<Range, LoadError> {
-    let mut file = open(path)?;
-    let open_failed = |source| LoadError::Open { path: path.to_owned(), source };
-    let bytes = file.metadata().map_err(open_failed)?.len();
+fn load_initramfs(
+    mem: &GuestRam,
+    image: ImageFile<'_>,
+    kernel_end: u64,
+    low_end: u64,
+) -> Result<Range, LoadError> {
+    let mut file = from_start(image)?;
+    let bytes =
+        file.metadata().map_err(|source| LoadError::Read { path: image.path.to_owned(), source })?.len();
     let start = low_end.checked_sub(bytes).map(|start| start / PAGE * PAGE);
     let start = start.filter(|start| *start >= kernel_end).ok_or(LoadError::NoRoom { bytes })?;
     mem.read_exact_volatile_from(GuestAddress(start), &mut file, bytes as usize)
-        .map_err(|source| LoadError::Initramfs { path: path.to_owned(), source })?;
+        .map_err(|source| LoadError::Initramfs { path: image.path.to_owned(), source })?;
     Ok(Range { start, bytes })
 }
 
@@ -177,8 +191,11 @@ fn write_command_line(mem: &GuestRam, line: &str) -> Result<(), LoadError> {
     mem.write_slice(line.as_bytes(), GuestAddress(COMMAND_LINE)).map_err(LoadError::Table)
 }
 
-fn open(path: &Path) -> Result<File, LoadError> {
-    File::open(path).map_err(|source| LoadError::Open { path: path.to_owned(), source })
+fn from_start(image: ImageFile<'_>) -> Result<File, LoadError> {
+    let failed = |source| LoadError::Read { path: image.path.to_owned(), source };
+    let mut file = image.file.try_clone().map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    Ok(file)
 }
 
 fn fill_random(bytes: &mut [u8]) -> Result<(), LoadError> {

@@ -61,14 +61,6 @@ pub enum MemoryError {
     BrokenOff,
 }
 
-/// A folder of the proc file system, kept open: it serves after a change of root, and in copies of the process.
-///
-/// # Errors
-/// When it is not there.
-pub fn open_proc() -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open("/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
-}
-
 /// Writes memory into an empty file and makes it durable; its name is the caller's to make durable. Nothing may write
 /// to the memory meanwhile. Returns the bytes that are not holes.
 ///
@@ -201,6 +193,7 @@ pub fn map(path: &Path, memory_mib: u32) -> Result<GuestRam, MemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::jail::Kit;
     use proptest::prelude::*;
     use vm_memory::Bytes;
 
@@ -214,7 +207,7 @@ mod tests {
     #[test]
     fn a_blank_memory_is_one_hole_and_another_size_is_refused() {
         let folder = tempfile::tempdir().expect("folder");
-        let (path, proc) = (folder.path().join("memory"), open_proc().expect("proc"));
+        let (path, proc) = (folder.path().join("memory"), Kit::open().expect("proc").proc);
         assert_eq!(write(&blank(), &proc, File::create(&path).expect("file"), &NEVER).expect("written"), 0);
         assert!(matches!(map(&path, 128), Err(MemoryError::Length { .. })));
     }
@@ -222,7 +215,7 @@ mod tests {
     #[test]
     fn writing_can_be_broken_off() {
         let folder = tempfile::tempdir().expect("folder");
-        let (path, proc) = (folder.path().join("memory"), open_proc().expect("proc"));
+        let (path, proc) = (folder.path().join("memory"), Kit::open().expect("proc").proc);
         let outcome = write(&blank(), &proc, File::create(&path).expect("file"), &AtomicBool::new(true));
         assert!(matches!(outcome, Err(MemoryError::BrokenOff)), "{outcome:?}");
     }
@@ -235,7 +228,7 @@ mod tests {
             later in proptest::collection::vec((0..u64::from(MIB_OF_TEST) << 20, 1..9_000usize, any::<u8>()), 0..20),
         ) {
             let folder = tempfile::tempdir().expect("folder");
-            let proc = open_proc().expect("proc");
+            let proc = Kit::open().expect("proc").proc;
             let end = u64::from(MIB_OF_TEST) << 20;
             let put = |mem: &GuestRam, writes: &[(u64, usize, u8)]| {
                 for (at, len, byte) in writes {

@@ -2,6 +2,7 @@
 
 use super::console::Console;
 use super::control::{MachinePlan, VSOCK};
+use super::handed::Handed;
 use super::load::{self, LoadError};
 use super::vm::Parts;
 use crate::client::{MachineSpec, NicSpec};
@@ -18,7 +19,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use vpc::client::VpcError;
 
 /// One mebibyte.
 const MIB: u64 = 1 << 20;
@@ -29,18 +29,6 @@ pub enum PartsError {
     /// The disk's files.
     #[error("cannot make or open the disk")]
     Disk(#[from] FolderError),
-    /// The image that the disk is made over.
-    #[error("cannot open the image {path}")]
-    Base {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The network process gave no TAP.
-    #[error("no TAP for the NIC")]
-    Tap(#[source] VpcError),
     /// A device could not be made.
     #[error("cannot make the NIC")]
     Nic(#[source] DeviceError),
@@ -70,7 +58,7 @@ pub enum PartsError {
 /// What stays when the guest restarts.
 #[derive(Debug)]
 pub struct Host {
-    taps: Vec<OwnedFd>,
+    handed: Handed,
     vsock: UnixListener,
     disk: DiskFolder,
     /// Where the agent reports.
@@ -80,26 +68,26 @@ pub struct Host {
 }
 
 impl Host {
-    /// Makes the sockets, and asks vpc for the TAP. Blocks until vpc answers.
+    /// Makes the sockets and opens the disk.
     ///
     /// # Errors
     /// See [`PartsError`].
-    pub fn prepare(plan: &MachinePlan) -> Result<Self, PartsError> {
+    pub fn prepare(plan: &MachinePlan, handed: Handed) -> Result<Self, PartsError> {
         let base = plan.folder.join(VSOCK);
         let agents = listen(&plan.folder.join(format!("{VSOCK}_{BOOT_PORT}")))?;
         agents.set_nonblocking(true).map_err(PartsError::Duplicate)?;
-        let taps = match &plan.spec.nic {
-            Some(nic) => {
-                vpc::client::tap(&plan.vpc_socket, &plan.spec.vm, nic.generation).map_err(PartsError::Tap)?
-            }
-            None => Vec::new(),
-        };
         let nic = NetShared::default();
         if let Some(content) = metadata_of(&plan.spec) {
             nic.metadata.replace(content);
         }
-        let disk = open_disk(plan)?;
-        Ok(Self { taps, vsock: listen(&base)?, disk, agents, nic })
+        let disk = open_disk(plan, &handed)?;
+        Ok(Self { handed, vsock: listen(&base)?, disk, agents, nic })
+    }
+
+    /// What the machine boots from.
+    #[must_use]
+    pub fn boot_files(&self) -> [&File; 2] {
+        [&self.handed.kernel, &self.handed.initramfs]
     }
 
     /// The disk, to seal it.
@@ -111,7 +99,7 @@ impl Host {
     /// connection to its vsock.
     #[must_use]
     pub fn knocks(&self) -> Vec<BorrowedFd<'_>> {
-        self.taps.iter().map(AsFd::as_fd).chain([self.vsock.as_fd()]).collect()
+        self.handed.taps.iter().map(AsFd::as_fd).chain([self.vsock.as_fd()]).collect()
     }
 
     /// Bytes of traffic that the NIC has moved since this process began.
@@ -131,7 +119,7 @@ impl Host {
         let vsock = Vsock::new(GUEST_CID, vsock, &plan.folder.join(VSOCK)).map_err(PartsError::Vsock)?;
         devices.push(Box::new(vsock));
         devices.push(Box::new(Rng::new()));
-        if let (Some(nic), Some(tap)) = (&plan.spec.nic, self.taps.first()) {
+        if let (Some(nic), Some(tap)) = (&plan.spec.nic, self.handed.taps.first()) {
             devices.push(Box::new(make_nic(nic, tap, &self.nic)?));
         }
         let console = Console::open(&plan.folder, plan.console_bytes).map_err(PartsError::Console)?;
@@ -169,9 +157,8 @@ fn make_nic(nic: &NicSpec, tap: &OwnedFd, shared: &NetShared) -> Result<Net, Par
 }
 
 /// Opens the VM's disk over the image, or makes it.
-fn open_disk(plan: &MachinePlan) -> Result<DiskFolder, PartsError> {
-    let base =
-        File::open(&plan.rootfs).map_err(|source| PartsError::Base { path: plan.rootfs.clone(), source })?;
+fn open_disk(plan: &MachinePlan, handed: &Handed) -> Result<DiskFolder, PartsError> {
+    let base = handed.base.try_clone().map_err(PartsError::Duplicate)?;
     Ok(DiskFolder::open(&plan.folder, Some(base), u64::from(plan.spec.disk_mib) * MIB)?)
 }
 

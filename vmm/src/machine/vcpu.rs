@@ -14,6 +14,7 @@ use super::pure::power::Wish;
 use super::state::StateError;
 use super::state::vcpu::{Inventory, VcpuState};
 use super::sys;
+use crate::seccomp::{self, Role};
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::fmt::Write as _;
@@ -230,6 +231,10 @@ struct Runner {
 
 impl Runner {
     fn run(mut self) {
+        if let Err(error) = seccomp::take(Role::Vcpu) {
+            self.tell(Report::Failed(error.to_string()));
+            return self.ended();
+        }
         let armed = sys::Armed::new(&mut self.vcpu);
         // Orders that came before the handler was armed.
         let mut go_on = self.obey();
@@ -247,6 +252,10 @@ impl Runner {
             }
         }
         drop(armed);
+        self.ended();
+    }
+
+    fn ended(&self) {
         self.orders.lock().ended += 1;
         self.orders.changed.notify_all();
     }

@@ -2,6 +2,7 @@
 
 use super::bus::{Bus, Line};
 use super::console::Console;
+use super::jail::Kit;
 use super::load::{self, Boot, LoadError};
 use super::pure::layout::{
     COM1_GSI, EVENTS_GSI, KVM_IDENTITY_MAP, KVM_TSS, MAX_VIRTIO, virtio_gsi, virtio_registers,
@@ -53,6 +54,9 @@ pub enum MachineError {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// There is no KVM.
+    #[error("cannot open /dev/kvm: {0}")]
+    NoKvm(io::ErrorKind),
     /// KVM is too old or not the right one.
     #[error("this host's KVM lacks {0}")]
     Lacks(&'static str),
@@ -123,8 +127,9 @@ impl Shell {
     ///
     /// # Errors
     /// When KVM is missing, too old or refuses.
-    pub fn new() -> Result<Self, MachineError> {
-        let kvm = Kvm::new().map_err(kvm_failed("open(/dev/kvm)"))?;
+    pub fn new(kit: &Kit) -> Result<Self, MachineError> {
+        let device = kit.kvm.as_ref().map_err(|error| MachineError::NoKvm(error.kind()))?;
+        let kvm = sys::kvm_of(device.try_clone().map_err(MachineError::Event)?);
         if kvm.get_api_version() != KVM_API_VERSION as i32 {
             return Err(MachineError::Lacks("the stable API version"));
         }

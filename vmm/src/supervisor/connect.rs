@@ -23,6 +23,9 @@ pub enum ConnectError {
     /// The vsock device is not there (yet).
     #[error("the VM's vsock device cannot be reached")]
     Device(#[source] io::Error),
+    /// Somebody else answers in its name.
+    #[error("what answers is not the VM's process")]
+    Stranger,
     /// The guest refused or nobody listens.
     #[error("nobody in the guest listens on vsock port {0}")]
     NoListener(u32),
@@ -48,20 +51,20 @@ pub enum AgentError {
     Refused(String),
 }
 
-/// A stream to a port of the guest of the VM with this folder.
+/// A stream to a port of the guest of the VM with this folder and process.
 ///
 /// # Errors
 /// See [`ConnectError`].
-pub async fn to_port(folder: &Path, port: u32) -> Result<UnixStream, ConnectError> {
-    timeout(CONNECT_WAIT, handshake(folder, port)).await.map_err(|_| ConnectError::NoAnswer(port))?
+pub async fn to_port(folder: &Path, pid: i32, port: u32) -> Result<UnixStream, ConnectError> {
+    timeout(CONNECT_WAIT, handshake(folder, pid, port)).await.map_err(|_| ConnectError::NoAnswer(port))?
 }
 
 /// Asks the agent to power the guest off; returns when it has agreed.
 ///
 /// # Errors
 /// See [`AgentError`].
-pub async fn power_off(folder: &Path) -> Result<(), AgentError> {
-    let mut stream = to_port(folder, AGENT_PORT).await?;
+pub async fn power_off(folder: &Path, pid: i32) -> Result<(), AgentError> {
+    let mut stream = to_port(folder, pid, AGENT_PORT).await?;
     let payload = serde_json::to_vec(&AgentRequest::PowerOff).map_err(|_| AgentError::Unexpected)?;
     let header = FrameKind::Message.header(payload.len()).map_err(|_| AgentError::Unexpected)?;
     stream.write_all(&[header.as_slice(), &payload].concat()).await.map_err(AgentError::Io)?;
@@ -84,8 +87,12 @@ pub async fn power_off(folder: &Path) -> Result<(), AgentError> {
     }
 }
 
-async fn handshake(folder: &Path, port: u32) -> Result<UnixStream, ConnectError> {
+async fn handshake(folder: &Path, pid: i32, port: u32) -> Result<UnixStream, ConnectError> {
     let mut stream = UnixStream::connect(folder.join(VSOCK)).await.map_err(ConnectError::Device)?;
+    // The socket is where the VM's process put it; it must not lead to another VM's.
+    if stream.peer_cred().map_err(ConnectError::Device)?.pid() != Some(pid) {
+        return Err(ConnectError::Stranger);
+    }
     stream.write_all(format!("CONNECT {port}\n").as_bytes()).await.map_err(ConnectError::Device)?;
     let mut line = Vec::new();
     // Byte by byte: what follows the line belongs to the caller.

@@ -14,11 +14,14 @@
 use super::folder::{self, FolderError};
 use super::registry::Registry;
 use super::talk::{self, TalkError};
+use super::users;
 use crate::client::{FORK_LIFE, LAUNCH_WAIT, Refusal, WRITE_WAIT};
-use crate::devices::block::{FolderError as DiskError, clone_folder};
+use crate::devices::block::directory::{Directory, HostDirectory};
+use crate::devices::block::{FolderError as DiskError, clone_folder, clone_sealed};
 use crate::machine::control::{
-    COPY, MEMORY, MachineMessage, MachinePlan, MachineRequest, STATE, SUSPENDED, ZygoteRequest,
+    MEMORY, MachineMessage, MachinePlan, MachineRequest, STATE, SUSPENDED, ZygoteRequest,
 };
+use crate::machine::handed::Handed;
 use feed::wire::{Wire, WireError, pair};
 use model::config::VmmConfig;
 use model::id::{SnapshotId, VmId};
@@ -68,6 +71,9 @@ pub enum CopyError {
     /// No such copy.
     #[error("there is no snapshot {0}")]
     NoSnapshot(SnapshotId),
+    /// The copy's folder does not become its user's.
+    #[error("cannot give the copy's folder to its user")]
+    User(#[source] io::Error),
     /// A task ended.
     #[error("the work was cut short")]
     Task(#[from] tokio::task::JoinError),
@@ -82,7 +88,7 @@ impl CopyError {
             Self::Full => Refusal::Busy,
             Self::Talk(error) => error.refusal(),
             Self::Folder(error) => error.refusal(),
-            Self::Disk(_) => Refusal::Disk,
+            Self::Disk(_) | Self::User(_) => Refusal::Disk,
             Self::NoSnapshot(_) => Refusal::NoState,
             Self::Pair(_) | Self::Gone(_) | Self::Task(_) => Refusal::Internal,
         }
@@ -93,6 +99,8 @@ impl CopyError {
 #[derive(Debug)]
 struct Frozen {
     wire: Wire,
+    /// Whose process it is.
+    user: u32,
     /// Where its disk is now. Held while the disk is cloned or the folder is renamed.
     folder: tokio::sync::Mutex<PathBuf>,
 }
@@ -108,7 +116,7 @@ impl Copies {
     /// When the folder cannot be read or made.
     pub fn tidy(config: &VmmConfig) -> io::Result<()> {
         let folder = config.places.snapshots();
-        std::fs::create_dir_all(&folder)?;
+        folder::make_private(&folder)?;
         for entry in std::fs::read_dir(&folder)? {
             let path = entry?.path();
             if path.extension().is_some_and(|end| end == NEW || end == GONE)
@@ -137,19 +145,23 @@ impl Copies {
         if self.lock().len() >= MAX_FROZEN {
             return Err(CopyError::Full);
         }
-        registry.running(vm).ok_or(CopyError::NotRunning)?;
-        let home = folder::of(config, vm);
-        let begun = home.join(format!("{COPY}{snapshot}"));
-        folder::renew(&begun)?;
+        let running = registry.running(vm).ok_or(CopyError::NotRunning)?;
+        let (home, kept) = (folder::of(config, vm), unfinished(config, snapshot));
         let (near, far) = pair().map_err(CopyError::Pair)?;
-        let request = MachineRequest::Freeze { folder: begun.clone() };
-        talk::ask(&home, &request, &[far.as_fd()], LAUNCH_WAIT).await?;
+        talk::ask(&home, running.pid, &MachineRequest::Freeze, &[far.as_fd()], LAUNCH_WAIT).await?;
         drop(far);
-        let kept = unfinished(config, snapshot);
-        folder::remove(&kept)?;
-        folder::rename(&begun, &kept)?;
+        let place = kept.clone();
+        let link = move || -> Result<u32, CopyError> {
+            let user = users::owner(&home).map_err(CopyError::User)?;
+            folder::renew(&place)?;
+            clone_sealed(&home, &place)?;
+            // For as long as the copy is in memory, so that nobody else is given its user.
+            users::give(&place, user).map_err(CopyError::User)?;
+            Ok(user)
+        };
+        let user = tokio::task::spawn_blocking(link).await??;
         let wire = Wire::of(near).map_err(CopyError::Pair)?;
-        let frozen = Arc::new(Frozen { wire, folder: tokio::sync::Mutex::new(kept) });
+        let frozen = Arc::new(Frozen { wire, user, folder: tokio::sync::Mutex::new(kept) });
         self.lock().insert(snapshot.clone(), frozen);
         Ok(())
     }
@@ -292,9 +304,16 @@ impl Spawner {
     ///
     /// # Errors
     /// When the copy is gone.
-    pub async fn spawn(&self, plan: MachinePlan, socket: OwnedFd) -> Result<(), CopyError> {
+    pub async fn spawn(&self, plan: MachinePlan, socket: OwnedFd, handed: &Handed) -> Result<(), CopyError> {
         let request = ZygoteRequest::Spawn(Box::new(plan));
-        self.0.wire.send(&request, &[socket.as_fd()]).await.map_err(CopyError::Gone)
+        let descriptors: Vec<_> = [socket.as_fd()].into_iter().chain(handed.descriptors()).collect();
+        self.0.wire.send(&request, &descriptors).await.map_err(CopyError::Gone)
+    }
+
+    /// Whose process its machines are.
+    #[must_use]
+    pub fn user(&self) -> u32 {
+        self.0.user
     }
 }
 
@@ -321,6 +340,7 @@ async fn write(config: &VmmConfig, snapshot: &SnapshotId, frozen: &Frozen) -> Re
     let answer = timeout(WRITE_WAIT, wire.receive::<MachineMessage>()).await;
     talk::done(answer.map_err(|_| TalkError::TimedOut(WRITE_WAIT))?.map_err(TalkError::Wire)?.0)?;
     let mut place = frozen.folder.lock().await;
+    users::give(&place, 0).map_err(CopyError::User)?;
     let done = durable(config, snapshot);
     folder::sync(&place)?;
     folder::rename(&place, &done)?;
@@ -329,15 +349,9 @@ async fn write(config: &VmmConfig, snapshot: &SnapshotId, frozen: &Frozen) -> Re
 }
 
 fn link_state(from: &Path, to: &Path) -> Result<(), FolderError> {
-    for name in [MEMORY, STATE] {
-        let path = to.join(name);
-        std::fs::hard_link(from.join(name), &path).map_err(|source| FolderError::Io {
-            operation: "link",
-            path,
-            source,
-        })?;
-    }
-    Ok(())
+    let failed = |source| FolderError::Io { operation: "link the state into", path: to.to_owned(), source };
+    let (from, into) = (HostDirectory::open(from).map_err(failed)?, HostDirectory::open(to).map_err(failed)?);
+    [MEMORY, STATE].iter().try_for_each(|name| from.link(name, &into)).map_err(failed)
 }
 
 fn durable(config: &VmmConfig, snapshot: &SnapshotId) -> PathBuf {

@@ -6,13 +6,17 @@ use crate::machine::control::{MachinePlan, SPEC};
 use crate::machine::pure::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use model::config::VmmConfig;
 use model::id::VmId;
+use rustix::fs::OFlags;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Longest name of an image.
 const MAX_IMAGE_NAME: usize = 64;
+/// Longest specification that is read: several times what a message carries.
+const MAX_SPEC: u64 = 1 << 20;
 /// One mebibyte.
 const MIB: u64 = 1 << 20;
 
@@ -121,10 +125,10 @@ pub fn plan(config: &VmmConfig, spec: MachineSpec) -> Result<MachinePlan, Folder
         initramfs,
         rootfs,
         folder: of(config, &spec.vm),
-        vpc_socket: config.places.vpc_socket(),
         console_bytes: config.console_bytes,
         command_line: String::new(),
         restore: None,
+        user: None,
         spec,
     })
 }
@@ -141,7 +145,9 @@ pub fn prepare(plan: &MachinePlan) -> Result<(), FolderError> {
     std::fs::create_dir_all(&plan.folder).map_err(failed("make", &plan.folder))?;
     let bytes = serde_json::to_vec_pretty(&plan.spec).map_err(FolderError::Encode)?;
     let (path, staged) = (plan.folder.join(SPEC), plan.folder.join(format!("{SPEC}.new")));
-    let mut file = File::create(&staged).map_err(failed("make", &staged))?;
+    // Whoever owns the folder may have put something there that leads elsewhere.
+    remove_file(&staged).map_err(failed("remove", &staged))?;
+    let mut file = File::create_new(&staged).map_err(failed("make", &staged))?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &staged))?;
     std::fs::rename(&staged, &path).map_err(failed("rename", &path))?;
     sync(&plan.folder)
@@ -170,7 +176,7 @@ pub fn merge(config: &VmmConfig, vm: &VmId) -> Result<(), FolderError> {
         let path = path.clone();
         move |source| FolderError::Io { operation, path, source }
     };
-    let bytes = match std::fs::read(&path) {
+    let bytes = match read_own(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         read => read.map_err(failed("read"))?,
     };
@@ -178,6 +184,15 @@ pub fn merge(config: &VmmConfig, vm: &VmId) -> Result<(), FolderError> {
     let base = File::open(&plan.rootfs).map_err(failed("open the base of"))?;
     let mut disk = DiskFolder::open(&plan.folder, Some(base), u64::from(plan.spec.disk_mib) * MIB)?;
     Ok(disk.merge()?)
+}
+
+/// Makes a folder that root alone may enter, so that nobody gets from one VM's folder in it to another's.
+///
+/// # Errors
+/// When that cannot be done.
+pub fn make_private(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
 }
 
 /// Makes an empty folder, whatever is there.
@@ -213,6 +228,22 @@ pub fn rename(from: &Path, to: &Path) -> Result<(), FolderError> {
 pub fn sync(path: &Path) -> Result<(), FolderError> {
     let synced = File::open(path).and_then(|folder| folder.sync_all());
     synced.map_err(|source| FolderError::Io { operation: "sync", path: path.to_owned(), source })
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Reads a file of a VM's folder, which may be anything.
+fn read_own(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_SPEC).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn check_range(what: &'static str, got: u32, least: u32, most: u32) -> Result<(), FolderError> {

@@ -1,12 +1,16 @@
 //! Starts a VM's process, or adopts one that an earlier supervisor started.
 
+use super::cgroup::Cgroups;
 use super::copies::{self, Copies, CopyError, Spawner};
 use super::folder::{self, FolderError};
 use super::registry::{MAX_MACHINES, Registry, Running};
+use super::users::{self, Users};
+use super::warm::{Shell, Shells};
 use super::watch::Followed;
 use crate::client::{LAUNCH_WAIT, MachineSpec, Origin, Refusal};
 use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET, SUSPENDED, USED};
-use feed::wire::{Wire, WireError, pair};
+use crate::machine::handed::{HandError, Handed};
+use feed::wire::{Peer, Wire, WireError, pair};
 use model::agent::Identity;
 use model::config::VmmConfig;
 use model::id::{VmId, VmInstanceId};
@@ -14,12 +18,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use vpc::client::VpcError;
 
 /// Longest that a process may take to say that it is there when it is adopted: it may be making its machine.
 const ADOPT_WAIT: Duration = LAUNCH_WAIT;
@@ -41,6 +46,24 @@ pub enum LaunchError {
     /// The copy that it is to be made of.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// The image or the folder cannot be handed over.
+    #[error(transparent)]
+    Hand(#[from] HandError),
+    /// The network process gave no TAP.
+    #[error("no TAP for the NIC")]
+    Tap(#[source] VpcError),
+    /// The folder does not become the VM's user's.
+    #[error("cannot give the VM's folder to its user")]
+    User(#[source] io::Error),
+    /// The process cannot be bounded.
+    #[error("cannot bound the VM's process by a cgroup")]
+    Bound(#[source] io::Error),
+    /// Somebody else answers in the name of the VM's process.
+    #[error("what answers is not the VM's process")]
+    Stranger,
+    /// A task ended.
+    #[error("the work was cut short")]
+    Task(#[from] tokio::task::JoinError),
     /// The process could not be started.
     #[error("cannot start the VM's process")]
     Spawn(#[source] io::Error),
@@ -72,22 +95,43 @@ impl LaunchError {
             Self::Copy(error) => error.refusal(),
             Self::OtherRun(_) | Self::Full => Refusal::Busy,
             Self::Refused { reason, .. } => *reason,
-            Self::Spawn(_) | Self::Wire(_) | Self::TimedOut | Self::Unexpected => Refusal::Internal,
+            Self::Hand(HandError::Image { .. }) => Refusal::Image,
+            Self::Hand(HandError::Folder { .. }) | Self::User(_) => Refusal::Disk,
+            Self::Tap(_) => Refusal::Network,
+            Self::Spawn(_)
+            | Self::Wire(_)
+            | Self::TimedOut
+            | Self::Unexpected
+            | Self::Bound(_)
+            | Self::Stranger
+            | Self::Task(_) => Refusal::Internal,
         }
     }
+}
+
+/// What launches need.
+#[derive(Clone, Copy, Debug)]
+pub struct Makers<'a> {
+    /// The settings.
+    pub config: &'a VmmConfig,
+    /// What runs.
+    pub registry: &'a Registry,
+    /// What machines are made of.
+    pub copies: &'a Copies,
+    /// Whom their folders belong to.
+    pub users: &'a Arc<Users>,
+    /// Processes that wait.
+    pub shells: &'a Shells,
+    /// What bounds them.
+    pub cgroups: &'a Cgroups,
 }
 
 /// Starts a machine, unless the same run of it is up already. The caller has the VM's turn.
 ///
 /// # Errors
 /// See [`LaunchError`]; no process is left then.
-pub async fn launch(
-    config: &VmmConfig,
-    program: &Path,
-    registry: &Registry,
-    copies: &Copies,
-    spec: MachineSpec,
-) -> Result<i32, LaunchError> {
+pub async fn launch(makers: Makers<'_>, spec: MachineSpec) -> Result<i32, LaunchError> {
+    let Makers { config, registry, copies, cgroups, .. } = makers;
     if let Some(running) = registry.running(&spec.vm) {
         let same = running.instance == spec.instance;
         return if same { Ok(running.pid) } else { Err(LaunchError::OtherRun(running.instance.clone())) };
@@ -97,17 +141,27 @@ pub async fn launch(
     }
     let mut plan = folder::plan(config, spec)?;
     if let Some(spawner) = furnish(config, copies, &mut plan).await? {
-        return spawn_copy(registry, &spawner, plan).await;
+        return spawn_copy(makers, &spawner, plan).await;
     }
-    folder::prepare(&plan)?;
+    let Makers { users, shells, .. } = makers;
+    let (users, shells, socket) = (Arc::clone(users), shells.clone(), config.places.vpc_socket());
+    let made = move || -> Result<_, LaunchError> {
+        folder::prepare(&plan)?;
+        let handed = Handed::open(&plan, taps(&socket, &plan)?)?;
+        plan.user = Some(users.settle(&plan.folder).map_err(LaunchError::User)?);
+        Ok((plan, handed, shells.take().map_err(LaunchError::Spawn)?))
+    };
+    let (plan, handed, Shell { mut child, near }) = tokio::task::spawn_blocking(made).await??;
     let (vm, instance) = (plan.spec.vm.clone(), plan.spec.instance.clone());
-    let (near, far) = pair().map_err(LaunchError::Spawn)?;
-    let mut child = spawn(program, far).map_err(LaunchError::Spawn)?;
     let pid = child.id().cast_signed();
-    match timeout(LAUNCH_WAIT, order_start(near, pid, plan)).await.unwrap_or(Err(LaunchError::TimedOut)) {
+    let started = async {
+        cgroups.hold(&plan.spec, pid).map_err(LaunchError::Bound)?;
+        timeout(LAUNCH_WAIT, order_start(near, pid, plan, handed)).await.unwrap_or(Err(LaunchError::TimedOut))
+    };
+    match started.await {
         Ok((wire, pidfd)) => {
-            follow(registry, &vm, instance, Process { pid, pidfd, wire, child: Some(child) }, false)
-                .map_err(LaunchError::Spawn)?;
+            let process = Process { pid, pidfd, wire, child: Some(child) };
+            follow(registry, cgroups, &vm, instance, process, false).map_err(LaunchError::Spawn)?;
             Ok(pid)
         }
         Err(error) => {
@@ -146,10 +200,22 @@ async fn furnish(
 }
 
 /// Has a frozen copy make the machine. Its process is nobody's child here, so that it is followed like an adopted one.
-async fn spawn_copy(registry: &Registry, spawner: &Spawner, plan: MachinePlan) -> Result<i32, LaunchError> {
-    let (vm, folder) = (plan.spec.vm.clone(), plan.folder.clone());
+/// It runs as the user of the VM that was copied.
+async fn spawn_copy(
+    Makers { config, registry, cgroups, .. }: Makers<'_>,
+    spawner: &Spawner,
+    plan: MachinePlan,
+) -> Result<i32, LaunchError> {
+    let (spec, folder) = (plan.spec.clone(), plan.folder.clone());
     let (near, far) = pair().map_err(LaunchError::Spawn)?;
-    spawner.spawn(plan, far).await?;
+    let (user, socket) = (spawner.user(), config.places.vpc_socket());
+    let made = move || -> Result<_, LaunchError> {
+        users::give(&plan.folder, user).map_err(LaunchError::User)?;
+        let handed = Handed::open(&plan, taps(&socket, &plan)?)?;
+        Ok((plan, handed))
+    };
+    let (plan, handed) = tokio::task::spawn_blocking(made).await??;
+    spawner.spawn(plan, far, &handed).await?;
     let wire = Wire::of(near).map_err(LaunchError::Spawn)?;
     let begun = async {
         match wire.receive::<MachineMessage>().await.map_err(LaunchError::Wire)?.0 {
@@ -163,22 +229,24 @@ async fn spawn_copy(registry: &Registry, spawner: &Spawner, plan: MachinePlan) -
             | MachineMessage::Rebooting
             | MachineMessage::Exited { .. } => return Err(LaunchError::Unexpected),
         }
-        adopt(registry, &vm, folder).await?.ok_or(LaunchError::Unexpected)
+        let pid = adopt(registry, cgroups, &spec.vm, folder).await?.ok_or(LaunchError::Unexpected)?;
+        cgroups.hold(&spec, pid).map_err(LaunchError::Bound)?;
+        Ok(pid)
     };
     timeout(LAUNCH_WAIT, begun).await.unwrap_or(Err(LaunchError::TimedOut))
 }
 
 /// Adopts every VM's process that is there.
-pub async fn adopt_all(config: &VmmConfig, registry: &Registry) -> io::Result<()> {
+pub async fn adopt_all(config: &VmmConfig, registry: &Registry, cgroups: &Cgroups) -> io::Result<()> {
     let folder = config.places.vms();
-    std::fs::create_dir_all(&folder)?;
+    folder::make_private(&folder)?;
     for entry in std::fs::read_dir(&folder)? {
         let entry = entry?;
         let Some(vm) = entry.file_name().to_str().and_then(|name| name.parse::<VmId>().ok()) else {
             tracing::warn!(name = ?entry.file_name(), "not a VM's folder; left alone");
             continue;
         };
-        match timeout(ADOPT_WAIT, adopt(registry, &vm, entry.path())).await {
+        match timeout(ADOPT_WAIT, adopt(registry, cgroups, &vm, entry.path())).await {
             Ok(Ok(Some(pid))) => tracing::info!(%vm, pid, "adopted"),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::warn!(%vm, %error, "a VM's process could not be adopted"),
@@ -188,10 +256,19 @@ pub async fn adopt_all(config: &VmmConfig, registry: &Registry) -> io::Result<()
     Ok(())
 }
 
-async fn adopt(registry: &Registry, vm: &VmId, folder: PathBuf) -> Result<Option<i32>, LaunchError> {
+async fn adopt(
+    registry: &Registry,
+    cgroups: &Cgroups,
+    vm: &VmId,
+    folder: PathBuf,
+) -> Result<Option<i32>, LaunchError> {
     // Nobody listens: no process.
     let Ok(wire) = Wire::connect(&folder.join(SOCKET)) else { return Ok(None) };
-    let pid = wire.peer().map_err(LaunchError::Spawn)?.pid;
+    let Peer { pid, uid, .. } = wire.peer().map_err(LaunchError::Spawn)?;
+    // The socket is where the VM's process put it, and that may have gone over to the guest's side.
+    if uid != users::owner(&folder).map_err(LaunchError::User)? {
+        return Err(LaunchError::Stranger);
+    }
     let pidfd = open_pidfd(pid).map_err(LaunchError::Spawn)?;
     wire.send(&MachineRequest::Subscribe, &[]).await.map_err(LaunchError::Wire)?;
     let (message, _) = wire.receive::<MachineMessage>().await.map_err(LaunchError::Wire)?;
@@ -201,7 +278,7 @@ async fn adopt(registry: &Registry, vm: &VmId, folder: PathBuf) -> Result<Option
     if said != *vm {
         return Err(LaunchError::Unexpected);
     }
-    follow(registry, vm, instance, Process { pid, pidfd, wire, child: None }, agent_ready)
+    follow(registry, cgroups, vm, instance, Process { pid, pidfd, wire, child: None }, agent_ready)
         .map_err(LaunchError::Spawn)?;
     Ok(Some(pid))
 }
@@ -216,6 +293,7 @@ struct Process {
 /// Enters a process into the registry and follows it from now on.
 fn follow(
     registry: &Registry,
+    cgroups: &Cgroups,
     vm: &VmId,
     instance: VmInstanceId,
     process: Process,
@@ -233,26 +311,30 @@ fn follow(
     };
     let running = Arc::new(Running::new(instance, pid, pidfd, sender, agent_ready));
     registry.began(vm, Arc::clone(&running));
-    let followed = Followed { vm: vm.clone(), running, wire, pidfd: watched, child, orders };
+    let followed =
+        Followed { vm: vm.clone(), running, wire, pidfd: watched, child, orders, cgroups: cgroups.clone() };
     tokio::spawn(followed.follow(registry.clone()));
     Ok(())
 }
 
-/// The socket is its standard input: nothing else is inherited.
-fn spawn(program: &Path, socket: OwnedFd) -> io::Result<Child> {
-    Command::new(program)
-        .arg("run")
-        .stdin(Stdio::from(socket))
-        .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
-        .current_dir("/")
-        .spawn()
+/// The queues of the VM's TAP. Blocks until vpc answers.
+fn taps(socket: &Path, plan: &MachinePlan) -> Result<Vec<OwnedFd>, LaunchError> {
+    match &plan.spec.nic {
+        Some(nic) => vpc::client::tap(socket, &plan.spec.vm, nic.generation).map_err(LaunchError::Tap),
+        None => Ok(Vec::new()),
+    }
 }
 
-async fn order_start(near: OwnedFd, pid: i32, plan: MachinePlan) -> Result<(Wire, OwnedFd), LaunchError> {
+async fn order_start(
+    near: OwnedFd,
+    pid: i32,
+    plan: MachinePlan,
+    handed: Handed,
+) -> Result<(Wire, OwnedFd), LaunchError> {
     let pidfd = open_pidfd(pid).map_err(LaunchError::Spawn)?;
     let wire = Wire::of(near).map_err(LaunchError::Spawn)?;
-    wire.send(&MachineRequest::Start(Box::new(plan)), &[]).await.map_err(LaunchError::Wire)?;
+    let order = MachineRequest::Start(Box::new(plan));
+    wire.send(&order, &handed.descriptors()).await.map_err(LaunchError::Wire)?;
     match wire.receive::<MachineMessage>().await.map_err(LaunchError::Wire)?.0 {
         MachineMessage::Running { .. } => Ok((wire, pidfd)),
         MachineMessage::Refused { reason, message } => Err(LaunchError::Refused { reason, message }),

@@ -1,9 +1,13 @@
 //! Connections of control, and what they ask.
 
+use super::cgroup::Cgroups;
 use super::copies::Copies;
 use super::folder;
+use super::launch::{self, Makers};
 use super::registry::Registry;
-use super::{connect, launch, stop, wakes};
+use super::users::Users;
+use super::warm::Shells;
+use super::{connect, stop, wakes};
 use crate::client::{Refusal, VmmEvent, VmmReply, VmmRequest};
 use crate::machine::console;
 use feed::wire::{MAX_MESSAGE_BYTES, Wire, WireError, WireListener};
@@ -47,7 +51,9 @@ pub enum SupervisorError {
 #[derive(Debug)]
 pub(super) struct Supervisor {
     pub(super) config: VmmConfig,
-    program: PathBuf,
+    users: Arc<Users>,
+    shells: Shells,
+    cgroups: Cgroups,
     pub(super) registry: Registry,
     pub(super) copies: Copies,
 }
@@ -59,12 +65,17 @@ pub(super) struct Supervisor {
 pub async fn serve(config: VmmConfig, program: PathBuf) -> Result<(), SupervisorError> {
     let registry = Registry::default();
     Copies::tidy(&config).map_err(SupervisorError::Folder)?;
-    launch::adopt_all(&config, &registry).await.map_err(SupervisorError::Folder)?;
+    let cgroups = Cgroups::find();
+    launch::adopt_all(&config, &registry, &cgroups).await.map_err(SupervisorError::Folder)?;
     tokio::spawn(wakes::follow(VpcClient::new(config.places.vpc_socket()), registry.clone()));
     let path = config.places.vmm_socket();
     let listener = WireListener::bind(&path, SOCKET_MODE)?;
     tracing::info!(path = %path.display(), machines = registry.count(), "ready");
-    let supervisor = Arc::new(Supervisor { config, program, registry, copies: Copies::default() });
+    let users = Arc::new(Users::new(vec![config.places.vms(), config.places.snapshots()]));
+    let shells = Shells::new(program);
+    let supervisor = Supervisor { config, users, shells, cgroups, registry, copies: Copies::default() };
+    supervisor.refill();
+    let supervisor = Arc::new(supervisor);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let wire = match listener.accept().await {
@@ -108,9 +119,8 @@ impl Supervisor {
                     let vm = spec.vm.clone();
                     let turn = self.registry.turn(&vm);
                     let _turn = turn.lock().await;
-                    let launched =
-                        launch::launch(&self.config, &self.program, &self.registry, &self.copies, *spec);
-                    let launched = launched.await;
+                    let launched = launch::launch(self.makers(), *spec).await;
+                    self.refill();
                     let reply = match launched {
                         Ok(pid) => VmmReply::Launched { pid },
                         Err(error) => {
@@ -143,6 +153,21 @@ impl Supervisor {
                 VmmRequest::Console { vm, bytes } => wire.send(&self.console(&vm, bytes), &[]).await?,
             }
         }
+    }
+
+    fn makers(&self) -> Makers<'_> {
+        let Self { config, users, shells, cgroups, registry, copies } = self;
+        Makers { config, registry, copies, users, shells, cgroups }
+    }
+
+    /// Has processes wait for the next machines; nobody waits for that.
+    fn refill(&self) {
+        let shells = self.shells.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = shells.refill() {
+                tracing::warn!(%error, "no process waits for the next machine");
+            }
+        });
     }
 
     async fn stop(&self, vm: &VmId, grace: Duration) -> VmmReply {
@@ -193,10 +218,10 @@ impl Supervisor {
     }
 
     async fn connect(&self, wire: &Wire, vm: &VmId, port: u32) -> Result<(), WireError> {
-        if self.registry.running(vm).is_none() {
+        let Some(running) = self.registry.running(vm) else {
             return refuse(wire, Refusal::NotRunning, "this VM does not run").await;
-        }
-        match connect::to_port(&folder::of(&self.config, vm), port).await {
+        };
+        match connect::to_port(&folder::of(&self.config, vm), running.pid, port).await {
             Ok(stream) => wire.send(&VmmReply::Connected, &[stream.as_fd()]).await,
             Err(error) => refuse(wire, Refusal::NoListener, &chain_text(&error)).await,
         }

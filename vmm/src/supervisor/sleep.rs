@@ -26,7 +26,7 @@ impl Supervisor {
             }
             return refused(Refusal::NotRunning, "this VM does not run".to_owned());
         };
-        match talk::ask(&home, &MachineRequest::Suspend, &[], WRITE_WAIT).await {
+        match talk::ask(&home, running.pid, &MachineRequest::Suspend, &[], WRITE_WAIT).await {
             Ok(()) => self.suspended(vm, &running).await,
             Err(error) => no(&error, error.refusal()),
         }
@@ -106,10 +106,10 @@ impl Supervisor {
     }
 
     async fn tell_machine(&self, vm: &VmId, request: &MachineRequest, patience: Duration) -> VmmReply {
-        if self.registry.running(vm).is_none() {
+        let Some(running) = self.registry.running(vm) else {
             return refused(Refusal::NotRunning, "this VM does not run".to_owned());
-        }
-        match talk::ask(&folder::of(&self.config, vm), request, &[], patience).await {
+        };
+        match talk::ask(&folder::of(&self.config, vm), running.pid, request, &[], patience).await {
             Ok(()) => VmmReply::Done,
             Err(error) => no(&error, error.refusal()),
         }

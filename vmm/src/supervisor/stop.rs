@@ -21,7 +21,7 @@ pub async fn stop(running: &Running, folder: &Path, grace: Duration) -> io::Resu
     let begin = Instant::now();
     running.intend(Intent::Stop);
     let agent_until = begin + grace / AGENT_SHARE;
-    match timeout_at(agent_until, connect::power_off(folder)).await {
+    match timeout_at(agent_until, connect::power_off(folder, running.pid)).await {
         Ok(Ok(())) if timeout_at(agent_until, running.wait_down()).await.is_ok() => return Ok(()),
         Ok(Ok(())) => tracing::info!(pid = running.pid, "the agent agreed, but the guest still runs"),
         Ok(Err(error)) => tracing::info!(pid = running.pid, %error, "the agent cannot power the guest off"),

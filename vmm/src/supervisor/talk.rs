@@ -15,6 +15,9 @@ pub enum TalkError {
     /// The process could not be told or heard.
     #[error("the VM's process does not speak")]
     Wire(#[source] WireError),
+    /// Somebody else answers in its name.
+    #[error("what answers is not the VM's process")]
+    Stranger,
     /// It did not answer in time.
     #[error("the VM's process did not answer within {0:?}")]
     TimedOut(Duration),
@@ -37,31 +40,31 @@ impl TalkError {
     pub fn refusal(&self) -> Refusal {
         match self {
             Self::Refused { reason, .. } => *reason,
-            Self::Wire(_) | Self::TimedOut(_) | Self::Unexpected => Refusal::Internal,
+            Self::Wire(_) | Self::Stranger | Self::TimedOut(_) | Self::Unexpected => Refusal::Internal,
         }
     }
 }
 
-/// Asks the process of the VM with this folder, and waits until it is done.
+/// Asks the process of the VM with this folder and this number, and waits until it is done.
 ///
 /// # Errors
 /// See [`TalkError`].
 pub async fn ask(
     folder: &Path,
+    pid: i32,
     request: &MachineRequest,
     descriptors: &[BorrowedFd<'_>],
     patience: Duration,
 ) -> Result<(), TalkError> {
     let asked = async {
-        let wire = Wire::connect(&folder.join(SOCKET))?;
-        wire.send(request, descriptors).await?;
-        wire.receive::<MachineMessage>().await
+        let wire = Wire::connect(&folder.join(SOCKET)).map_err(TalkError::Wire)?;
+        if wire.peer().is_ok_and(|peer| peer.pid != pid) {
+            return Err(TalkError::Stranger);
+        }
+        wire.send(request, descriptors).await.map_err(TalkError::Wire)?;
+        Ok(wire.receive::<MachineMessage>().await.map_err(TalkError::Wire)?.0)
     };
-    let (answer, _) = timeout(patience, asked)
-        .await
-        .map_err(|_| TalkError::TimedOut(patience))?
-        .map_err(TalkError::Wire)?;
-    done(answer)
+    done(timeout(patience, asked).await.map_err(|_| TalkError::TimedOut(patience))??)
 }
 
 /// Whether an answer says that it is done.

@@ -1,15 +1,21 @@
 //! Follows a VM's process to its end.
 
+use super::cgroup::Cgroups;
 use super::registry::{Intent, Registry, Running};
 use crate::client::ExitReason;
 use crate::machine::control::{MachineMessage, MachineRequest};
 use feed::wire::Wire;
 use model::id::VmId;
+use rustix::process::Signal;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+
+/// How the kernel ends a process whose call is not on its list.
+const SIGSYS: i32 = Signal::SYS.as_raw();
 
 /// A process and the ends by which it is followed.
 #[derive(Debug)]
@@ -26,6 +32,8 @@ pub struct Followed {
     pub child: Option<Child>,
     /// What it is to be asked.
     pub orders: mpsc::Receiver<MachineRequest>,
+    /// What bounds it.
+    pub cgroups: Cgroups,
 }
 
 impl Followed {
@@ -38,6 +46,7 @@ impl Followed {
         let status = self.reap();
         let reason = reason(reported, self.running.intent(), status);
         tracing::info!(vm = %self.vm, ?reason, "the machine is down");
+        self.cgroups.sweep();
         registry.ended(&self.vm, &self.running, reason);
     }
 
@@ -88,7 +97,10 @@ fn reason(reported: Option<ExitReason>, intent: Intent, status: Option<ExitStatu
         (Some(reported), _) => reported,
         (None, Intent::Kill) => ExitReason::Killed,
         (None, Intent::None | Intent::Stop) => {
-            let message = status.map_or_else(|| "its status is not known".to_owned(), |s| s.to_string());
+            let mut message = status.map_or_else(|| "its status is not known".to_owned(), |s| s.to_string());
+            if status.and_then(|status| status.signal()) == Some(SIGSYS) {
+                message.push_str(": it made a system call that it may not make");
+            }
             ExitReason::ProcessDied { message }
         }
     }

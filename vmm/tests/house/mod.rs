@@ -4,6 +4,7 @@
 
 use model::config::{Places, VmmConfig};
 use model::id::VmId;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -25,6 +26,11 @@ pub struct House {
 
 impl House {
     pub async fn open() -> Self {
+        Self::open_by(&[]).await
+    }
+
+    /// With the supervisor as the last argument of another program.
+    pub async fn open_by(before: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let config = VmmConfig {
             places: Places { data: folder.path().join("data"), run: folder.path().join("run") },
@@ -34,7 +40,7 @@ impl House {
         std::fs::create_dir_all(&config.places.run).expect("run");
         std::fs::write(folder.path().join("vmm.toml"), toml::to_string(&config).expect("toml"))
             .expect("config");
-        let supervisor = spawn(folder.path());
+        let supervisor = spawn(before, folder.path());
         let client = VmmClient::new(config.places.vmm_socket());
         let house = Self { folder, supervisor, client };
         house.subscribe().await;
@@ -71,11 +77,17 @@ impl House {
     pub fn restart(&mut self) {
         self.supervisor.kill().expect("kill -9");
         self.supervisor.wait().expect("wait");
-        self.supervisor = spawn(self.folder.path());
+        self.supervisor = spawn(&[], self.folder.path());
     }
 
-    /// Processes of this house beside the supervisor: machines and copies.
+    /// Processes of this house beside the supervisor: machines and copies, and not those that wait for an order.
     pub fn others(&self) -> Vec<u32> {
+        let jailed =
+            |pid: &u32| std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|facts| facts.uid() != 0);
+        self.all().into_iter().filter(jailed).collect()
+    }
+
+    fn all(&self) -> Vec<u32> {
         let mark = format!("{MARK}={}", self.folder.path().display());
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").expect("proc") {
@@ -105,7 +117,7 @@ impl Drop for House {
             eprintln!("the supervisor cannot be ended: {error}");
         }
         // Machines go on without a supervisor, and the guests of these tests never rest.
-        for pid in self.others() {
+        for pid in self.all() {
             let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process number");
             match rustix::process::kill_process(pid, rustix::process::Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -115,8 +127,11 @@ impl Drop for House {
     }
 }
 
-fn spawn(folder: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_vmm"))
+fn spawn(before: &[&str], folder: &Path) -> Child {
+    let mut words = before.iter().chain([&env!("CARGO_BIN_EXE_vmm")]);
+    let program = words.next().expect("the supervisor, at least");
+    Command::new(program)
+        .args(words)
         .args(["supervise", "--config"])
         .arg(folder.join("vmm.toml"))
         .env(MARK, folder)

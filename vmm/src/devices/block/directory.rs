@@ -1,12 +1,17 @@
 //! The few things that are done in a disk's folder. Tests record them to cut a run at any point.
 
 use super::backend::Medium;
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+
+/// Of files that folders share: nobody writes to them.
+const SHARED_MODE: Mode = Mode::from_raw_mode(0o444);
+/// Bits of a mode beside the type.
+const ALL_BITS: u32 = 0o7777;
 
 /// A folder. Changes to its names are durable after [`Self::sync`], in any order before.
 pub trait Directory {
@@ -60,7 +65,7 @@ impl HostDirectory {
     /// # Errors
     /// Of open(2).
     pub fn open(path: &Path) -> io::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(Self(rustix::fs::open(path, flags, Mode::empty())?))
     }
 
@@ -88,7 +93,8 @@ impl HostDirectory {
     }
 
     fn open_with(&self, name: &str, flags: OFlags) -> io::Result<File> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Not to wait for what is no file.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
         Ok(File::from(rustix::fs::openat(&self.0, name, flags, mode)?))
     }
@@ -125,8 +131,22 @@ impl Directory for HostDirectory {
         }
     }
 
+    /// What is shared belongs to root from then on, and nobody writes to it. A name that leads elsewhere is refused: the
+    /// folder may be one of a VM's process, which may be anybody's.
     fn link(&self, name: &str, other: &Self) -> io::Result<()> {
-        Ok(rustix::fs::linkat(&self.0, name, &other.0, name, AtFlags::empty())?)
+        let file = self.open(name, false)?;
+        let facts = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(facts.st_mode) != FileType::RegularFile {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        if rustix::process::geteuid().is_root() && facts.st_uid != 0 {
+            rustix::fs::fchown(&file, Some(Uid::ROOT), Some(Gid::ROOT))?;
+        }
+        if facts.st_mode & ALL_BITS != SHARED_MODE.bits() {
+            rustix::fs::fchmod(&file, SHARED_MODE)?;
+        }
+        let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::linkat(CWD, itself, &other.0, name, AtFlags::SYMLINK_FOLLOW)?)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -158,16 +158,20 @@ impl DiskFolder {
         let directory = directory.map_err(|source| FolderError::Directory { operation: "open", source })?;
         Self::open_in(directory, base, capacity)
     }
+}
 
-    /// Makes a copy of the sealed layers, without the top, in the folder `other`: what the disk was at the last
-    /// seal. It is made when it is missing; a disk that is there is replaced. Durable on return, and repeatable.
-    ///
-    /// # Errors
-    /// A [`FolderError`]; [`FolderError::Unsealed`] between a [`Self::prepare_seal`] and its [`Self::switch`].
-    pub fn link_into(&mut self, other: &Path) -> Result<(), FolderError> {
-        let other = make(other, &self.directory)?;
-        self.link_to(&other)
-    }
+/// Makes `to` a disk of the sealed layers of `from`, without the top: what the disk was at its last seal, which must be
+/// settled. `from` may be in use, but neither be sealed nor merged meanwhile. A disk in `to` is replaced. Durable on
+/// return, and repeatable.
+///
+/// # Errors
+/// A [`FolderError`].
+pub fn clone_sealed(from: &Path, to: &Path) -> Result<(), FolderError> {
+    let from = HostDirectory::open(from);
+    let from = from.map_err(|source| FolderError::Directory { operation: "open", source })?;
+    let manifest = Manifest::read(&from)?.ok_or(FolderError::NoManifest)?;
+    let to = make(to, &from)?;
+    link_layers(&from, &manifest, &to)
 }
 
 /// Makes `to` a disk of the layers of `from`, without a top: [`DiskFolder::open`] gives it one. `from` is a copy, or
@@ -458,6 +462,10 @@ fn finish_uppermost<D: Directory>(directory: &D, manifest: &Manifest) -> Result<
     let (Some(name), Some(_)) = (manifest.layers.last(), &manifest.top) else { return Ok(()) };
     let mut top = match open_top(directory, name, manifest) {
         Err(FolderError::Layer { source: DiskOpenError::Map(MapError::Sealed), .. }) => return Ok(()),
+        // Somebody shares it, which is done with ended ones alone.
+        Err(FolderError::File { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            return Ok(());
+        }
         result => result?,
     };
     top.dirty = true;

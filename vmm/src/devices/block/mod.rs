@@ -16,6 +16,6 @@ mod top;
 
 pub use backend::{DiskBackend, DiskError, SECTOR};
 pub use device::Block;
-pub use folder::{DiskFolder, DiskStats, FolderError, MAX_LAYERS, clone_folder};
+pub use folder::{DiskFolder, DiskStats, FolderError, MAX_LAYERS, clone_folder, clone_sealed};
 pub use layered::{DiskOpenError, LayeredDisk};
 pub use shared::SharedDisk;

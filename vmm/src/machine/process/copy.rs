@@ -1,7 +1,7 @@
 //! Freeze: a copy of this process that stands still, while the machine hardly notices.
 //!
 //! What needs a file is done before and after; while the machine stands still its state is taken, its disk's top
-//! becomes a layer, and the process is copied.
+//! becomes a layer, and the process is copied. The sealed layers are the supervisor's to link.
 
 use super::zygote::{self, Frozen};
 use super::{Process, ProcessError, chain_text, refusal};
@@ -10,22 +10,16 @@ use crate::machine::control::MachineMessage;
 use crate::machine::sys::{self, Side};
 use crate::machine::vm::Machine;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::Instant;
 
 impl Process {
-    /// Leaves a copy behind that listens at the socket, and links the disk's sealed layers into the folder.
-    pub(super) fn freeze(
-        &mut self,
-        folder: &Path,
-        sockets: Vec<OwnedFd>,
-        machine: &Machine,
-    ) -> MachineMessage {
+    /// Leaves a copy behind that listens at the socket; all that it has of the disk is sealed and durable then.
+    pub(super) fn freeze(&mut self, sockets: Vec<OwnedFd>, machine: &Machine) -> MachineMessage {
         if self.suspending.is_some() {
             let message = "the VM is being suspended".to_owned();
             return MachineMessage::Refused { reason: Refusal::Busy, message };
         }
-        match self.copy(folder, sockets, machine) {
+        match self.copy(sockets, machine) {
             Ok(()) => MachineMessage::Done,
             Err(error) => MachineMessage::Refused { reason: refusal(&error), message: chain_text(&error) },
         }
@@ -39,7 +33,7 @@ impl Process {
         }
     }
 
-    fn copy(&mut self, folder: &Path, sockets: Vec<OwnedFd>, machine: &Machine) -> Result<(), ProcessError> {
+    fn copy(&mut self, sockets: Vec<OwnedFd>, machine: &Machine) -> Result<(), ProcessError> {
         let socket = sockets.into_iter().next().ok_or(ProcessError::NoSocket)?;
         self.host.disk().prepare_seal()?;
         let begun = Instant::now();
@@ -48,7 +42,7 @@ impl Process {
             self.host.disk().switch()?;
             let failed = |source| ProcessError::Copy { step: "fork", source };
             if sys::fork().map_err(failed)? == Side::Child {
-                zygote::run(&Frozen { socket: &socket, proc: &self.proc, mem: machine.mem(), state });
+                zygote::run(&Frozen { socket: &socket, kit: &self.kit, mem: machine.mem(), state });
             }
             Ok(())
         });
@@ -56,7 +50,6 @@ impl Process {
         let stood_still = begun.elapsed();
         tracing::info!(?stood_still, "copied");
         copied?;
-        self.host.disk().settle()?;
-        Ok(self.host.disk().link_into(folder)?)
+        Ok(self.host.disk().settle()?)
     }
 }

@@ -1,5 +1,6 @@
 //! Why a VM's process does not run its machine, and what is told of that.
 
+use super::super::jail::JailError;
 use super::super::load::LoadError;
 use super::super::memory::MemoryError;
 use super::super::parts::PartsError;
@@ -20,6 +21,12 @@ pub enum ProcessError {
     /// The first message was not [`super::MachineRequest::Start`].
     #[error("the first message was not an order to start")]
     NotStart,
+    /// The order came without what belongs to it.
+    #[error("the order to start came without its files")]
+    NothingHanded,
+    /// The jail cannot be entered.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The kernel does not let children be.
     #[error("cannot say that nobody waits for children")]
     Children(#[source] io::Error),
@@ -87,16 +94,18 @@ pub fn refusal(error: &ProcessError) -> Refusal {
         ProcessError::Parts(PartsError::Disk(_)) | ProcessError::Disk(_) | ProcessError::Flush(_) => {
             Refusal::Disk
         }
-        ProcessError::Parts(PartsError::Base { .. }) => Refusal::Image,
-        ProcessError::Parts(PartsError::Tap(_) | PartsError::Nic(_)) => Refusal::Network,
+        ProcessError::Parts(PartsError::Nic(_)) => Refusal::Network,
         ProcessError::Machine(MachineError::Load(
-            LoadError::Open { .. }
+            LoadError::Read { .. }
             | LoadError::Kernel { .. }
             | LoadError::Initramfs { .. }
             | LoadError::NoRoom { .. },
         )) => Refusal::Image,
         ProcessError::Machine(
-            MachineError::Kvm { .. } | MachineError::Lacks(_) | MachineError::Msrs { .. },
+            MachineError::Kvm { .. }
+            | MachineError::NoKvm(_)
+            | MachineError::Lacks(_)
+            | MachineError::Msrs { .. },
         ) => Refusal::Kvm,
         ProcessError::Machine(MachineError::Load(LoadError::CommandLine { .. })) => Refusal::BadSpec,
         ProcessError::Locked => Refusal::Busy,
@@ -114,6 +123,8 @@ pub fn refusal(error: &ProcessError) -> Refusal {
         )) => Refusal::StateUnfit,
         ProcessError::NoOrder(_)
         | ProcessError::NotStart
+        | ProcessError::NothingHanded
+        | ProcessError::Jail(_)
         | ProcessError::Children(_)
         | ProcessError::Folder(_)
         | ProcessError::Epoll(_)

@@ -22,9 +22,10 @@ pub mod zygote;
 pub use error::{ProcessError, chain_text, refusal};
 
 use super::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET};
+use super::handed::Handed;
 use super::hello::Hello;
-use super::load::Boot;
-use super::memory;
+use super::jail::{self, Kit};
+use super::load::{Boot, ImageFile};
 use super::parts::{Host, device_count};
 use super::pure::power::Wish;
 use super::state::MachineState;
@@ -41,7 +42,7 @@ use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use suspend::Suspending;
 
 /// Connections of supervisors at once: the present one, one that takes over, one for each long request, and some for
@@ -99,29 +100,30 @@ enum Source {
 ///
 /// # Errors
 /// When no machine could be run; the supervisor was told then.
-pub fn run(control: OwnedFd) -> Result<(), ProcessError> {
+pub fn run(control: OwnedFd, kit: Kit) -> Result<(), ProcessError> {
     // Copies of this process are nobody's to wait for.
     sys::ignore_children(true).map_err(ProcessError::Children)?;
-    let shell = Shell::new();
+    let shell = Shell::new(&kit);
     let wire = BlockingWire::of(control);
-    let (request, _) = wire.receive::<MachineRequest>().map_err(ProcessError::NoOrder)?;
+    let (request, descriptors) = wire.receive::<MachineRequest>().map_err(ProcessError::NoOrder)?;
     let MachineRequest::Start(plan) = request else { return Err(ProcessError::NotStart) };
     let source = plan.restore.map_or(Source::Boot, Source::Files);
-    obey(wire, *plan, source, shell.map_err(ProcessError::from))
+    let order = Order { plan: *plan, descriptors, kit, source };
+    obey(wire, order, shell.map_err(ProcessError::from))
+}
+
+/// All that a machine is made of.
+struct Order {
+    plan: MachinePlan,
+    /// See [`Handed`].
+    descriptors: Vec<OwnedFd>,
+    kit: Kit,
+    source: Source,
 }
 
 /// Runs a machine, and tells how that begins.
-fn obey(
-    wire: BlockingWire,
-    plan: MachinePlan,
-    source: Source,
-    shell: Result<Shell, ProcessError>,
-) -> Result<(), ProcessError> {
-    let started = shell.and_then(|shell| {
-        let mut process = Process::new(plan)?;
-        let machine = process.make(shell, source)?;
-        Ok((process, machine))
-    });
+fn obey(wire: BlockingWire, order: Order, shell: Result<Shell, ProcessError>) -> Result<(), ProcessError> {
+    let started = shell.and_then(|shell| start(order, shell));
     let (mut process, machine) = match started {
         Ok(started) => started,
         Err(error) => {
@@ -139,6 +141,20 @@ fn obey(
     process.live(machine)
 }
 
+fn start(order: Order, shell: Shell) -> Result<(Process, Machine), ProcessError> {
+    let Order { mut plan, descriptors, kit, source } = order;
+    let handed = Handed::from_descriptors(descriptors).ok_or(ProcessError::NothingHanded)?;
+    rustix::process::fchdir(&handed.folder).map_err(|error| ProcessError::Folder(error.into()))?;
+    // Everything of the VM's is named from here on.
+    plan.folder = PathBuf::from(".");
+    if let Some(user) = plan.user {
+        jail::settle(user)?;
+    }
+    let mut process = Process::new(plan, handed, kit)?;
+    let machine = process.make(shell, source)?;
+    Ok((process, machine))
+}
+
 /// A supervisor's connection.
 #[derive(Debug)]
 struct Connection {
@@ -152,7 +168,7 @@ struct Process {
     plan: MachinePlan,
     host: Host,
     _lock: File,
-    proc: OwnedFd,
+    kit: Kit,
     epoll: OwnedFd,
     listener: OwnedFd,
     connections: Vec<Option<Connection>>,
@@ -165,17 +181,17 @@ struct Process {
 }
 
 impl Process {
-    fn new(plan: MachinePlan) -> Result<Self, ProcessError> {
+    fn new(plan: MachinePlan, handed: Handed, kit: Kit) -> Result<Self, ProcessError> {
         let lock = lock_folder(&plan.folder)?;
         let listener = listen_at(&plan.folder.join(SOCKET), 0o600).map_err(ProcessError::Folder)?;
-        let host = Host::prepare(&plan)?;
+        let host = Host::prepare(&plan, handed)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|e| ProcessError::Epoll(e.into()))?;
         let process = Self {
             idle: Idle::new(plan.spec.idle).map_err(ProcessError::Epoll)?,
             plan,
             host,
             _lock: lock,
-            proc: memory::open_proc().map_err(ProcessError::Folder)?,
+            kit,
             epoll,
             listener,
             connections: (0..MAX_CONNECTIONS).map(|_| None).collect(),
@@ -215,12 +231,13 @@ impl Process {
     fn boot(&self, shell: Shell) -> Result<Machine, ProcessError> {
         let parts = self.host.parts(&self.plan, None)?;
         let command_line = format!("{COMMAND_LINE} {}", self.plan.command_line);
+        let [kernel, initramfs] = self.host.boot_files();
         let boot = Boot {
             memory_mib: self.plan.spec.memory_mib,
             vcpus: self.plan.spec.vcpus,
             virtio_devices: device_count(&self.plan),
-            kernel: &self.plan.kernel,
-            initramfs: Some(&self.plan.initramfs),
+            kernel: ImageFile { file: kernel, path: &self.plan.kernel },
+            initramfs: Some(ImageFile { file: initramfs, path: &self.plan.initramfs }),
             command_line: command_line.trim_end(),
         };
         Ok(Machine::start(shell, &boot, parts)?)
@@ -257,7 +274,7 @@ impl Process {
                     drop(machine);
                 }
             }
-            let shell = Shell::new().map_err(ProcessError::from);
+            let shell = Shell::new(&self.kit).map_err(ProcessError::from);
             machine = match shell.and_then(|shell| self.make(shell, Source::Boot)) {
                 Ok(machine) => machine,
                 Err(error) => break ExitReason::ProcessDied { message: chain_text(&error) },

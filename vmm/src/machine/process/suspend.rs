@@ -6,9 +6,11 @@ use crate::client::{ExitReason, Refusal};
 use crate::devices::GuestRam;
 use crate::devices::block::{DiskBackend, SharedDisk};
 use crate::machine::control::{MEMORY, MachineMessage, MachinePlan, STATE, SUSPENDED, SUSPENDING, USED};
+use crate::machine::jail::JailError;
 use crate::machine::memory::{self, MemoryError};
 use crate::machine::state::{self, MachineState, StateFileError};
 use crate::machine::vm::Machine;
+use crate::seccomp::{self, Role};
 use rustix::event::{EventfdFlags, eventfd};
 use std::fs::File;
 use std::io;
@@ -59,7 +61,7 @@ impl Process {
         let stop = Arc::new(AtomicBool::new(false));
         let job = Job {
             mem: machine.mem().clone(),
-            proc: self.proc.try_clone().map_err(ProcessError::Folder)?,
+            proc: self.kit.proc.try_clone().map_err(ProcessError::Folder)?,
             disk: self.host.disk().disk(),
             stop: Arc::clone(&stop),
             event: written.try_clone().map_err(ProcessError::Epoll)?,
@@ -149,6 +151,8 @@ struct Job {
 
 impl Job {
     fn run(mut self, folder: &Path, state: &MachineState) -> Result<u64, ProcessError> {
+        // It has nothing of the guest's in its hands yet.
+        seccomp::take(Role::Writer).map_err(JailError::from)?;
         // The disk too: the memory that is written may hold that something was flushed.
         let written = write(folder, &self.mem, &self.proc, state, &self.stop)
             .and_then(|bytes| self.disk.flush().map(|()| bytes).map_err(ProcessError::Flush));

@@ -78,8 +78,8 @@ impl Process {
                     self.answer(slot, &refused);
                 }
             }
-            MachineRequest::Freeze { folder } => {
-                let answer = self.freeze(&folder, sockets, machine);
+            MachineRequest::Freeze => {
+                let answer = self.freeze(sockets, machine);
                 self.answer(slot, &answer);
             }
             MachineRequest::Optimize => {

@@ -8,9 +8,10 @@
 //! It has one thread and nothing of the original's but memory; it never runs the guest itself.
 
 use super::suspend;
-use super::{ProcessError, Source, chain_text, refusal};
+use super::{Order, ProcessError, Source, chain_text, refusal};
 use crate::devices::GuestRam;
 use crate::machine::control::{MachineMessage, MachinePlan, ZygoteRequest};
+use crate::machine::jail::Kit;
 use crate::machine::state::MachineState;
 use crate::machine::sys::{self, Side};
 use crate::machine::vm::Shell;
@@ -24,8 +25,8 @@ use std::sync::atomic::AtomicBool;
 pub struct Frozen<'a> {
     /// Where it listens.
     pub socket: &'a OwnedFd,
-    /// See [`crate::machine::memory::open_proc`].
-    pub proc: &'a OwnedFd,
+    /// What was opened on the way into the jail.
+    pub kit: &'a Kit,
     /// Guest memory, which nobody writes any more.
     pub mem: &'a GuestRam,
     /// All else.
@@ -46,7 +47,8 @@ pub fn run(frozen: &Frozen<'_>) -> ! {
 
 fn serve(frozen: &Frozen<'_>) -> Result<(), ProcessError> {
     let failed = |step| move |source| ProcessError::Copy { step, source };
-    sys::close_all_but(&[frozen.socket.as_fd(), frozen.proc.as_fd()]).map_err(failed("close"))?;
+    let kept: Vec<_> = frozen.kit.descriptors().chain([frozen.socket.as_fd()]).collect();
+    sys::close_all_but(&kept).map_err(failed("close"))?;
     sys::ignore_children(true).map_err(ProcessError::Children)?;
     let wire = BlockingWire::of(frozen.socket.try_clone().map_err(failed("dup"))?);
     loop {
@@ -65,12 +67,12 @@ fn serve(frozen: &Frozen<'_>) -> Result<(), ProcessError> {
 /// In a copy of the copy: does what was asked, and tells so over the socket.
 fn obey(frozen: &Frozen<'_>, request: ZygoteRequest, sockets: Vec<OwnedFd>) -> Result<(), ProcessError> {
     let failed = |step| move |source| ProcessError::Copy { step, source };
-    let kept: Vec<_> = sockets.iter().map(AsFd::as_fd).chain([frozen.proc.as_fd()]).collect();
+    let kept: Vec<_> = sockets.iter().map(AsFd::as_fd).chain(frozen.kit.descriptors()).collect();
     sys::close_all_but(&kept).map_err(failed("close"))?;
     let mut sockets = sockets.into_iter();
     let wire = BlockingWire::of(sockets.next().ok_or(ProcessError::NoSocket)?);
     match request {
-        ZygoteRequest::Spawn(plan) => spawn(frozen, wire, *plan),
+        ZygoteRequest::Spawn(plan) => spawn(frozen, wire, *plan, sockets.collect()),
         ZygoteRequest::Write => {
             let answer = match write(frozen, sockets) {
                 Ok(()) => MachineMessage::Done,
@@ -87,12 +89,19 @@ fn write(frozen: &Frozen<'_>, mut files: impl Iterator<Item = OwnedFd>) -> Resul
     let mut file = || files.next().map(File::from).ok_or(ProcessError::NoSocket);
     let (memory, rest) = (file()?, file()?);
     let never = AtomicBool::new(false);
-    let bytes = suspend::write_files(memory, &rest, frozen.mem, frozen.proc, &frozen.state, &never)?;
+    let bytes = suspend::write_files(memory, &rest, frozen.mem, &frozen.kit.proc, &frozen.state, &never)?;
     tracing::info!(bytes, "the copy is written");
     Ok(())
 }
 
-fn spawn(frozen: &Frozen<'_>, wire: BlockingWire, plan: MachinePlan) -> Result<(), ProcessError> {
+fn spawn(
+    frozen: &Frozen<'_>,
+    wire: BlockingWire,
+    plan: MachinePlan,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(), ProcessError> {
     let source = Source::Inherited { mem: frozen.mem.clone(), state: Box::new(frozen.state.clone()) };
-    super::obey(wire, plan, source, Shell::new().map_err(ProcessError::from))
+    let kit = frozen.kit.try_clone().map_err(|source| ProcessError::Copy { step: "dup", source })?;
+    let shell = Shell::new(&kit).map_err(ProcessError::from);
+    super::obey(wire, Order { plan, descriptors, kit, source }, shell)
 }

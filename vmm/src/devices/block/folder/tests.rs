@@ -401,7 +401,8 @@ fn clones_of_one_copy_diverge() {
     seal(&mut disk);
     write(&mut disk.disk(), 0, SECTOR, 2);
     let copy = parent.path().join("copy");
-    disk.link_into(&copy).unwrap();
+    disk.settle().unwrap();
+    clone_sealed(&folder, &copy).unwrap();
     let clones = ["a", "b"].map(|name| {
         let to = parent.path().join(name);
         // Again over a disk that is in use there: it is made anew.
@@ -665,7 +666,8 @@ fn a_disk_in_use_is_sealed_and_merged() {
     for n in 0..12 {
         disk.prepare_seal().unwrap();
         disk.switch().unwrap();
-        disk.link_into(&parent.path().join(n.to_string())).unwrap();
+        disk.settle().unwrap();
+        clone_sealed(&folder, &parent.path().join(n.to_string())).unwrap();
         if n % 4 == 3 {
             disk.merge().unwrap();
         }
