@@ -11,44 +11,19 @@ cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
 bin=${GATEHOUSE_BIN:?names the folder of the programs} image=${GATEHOUSE_IMAGES:?names the folder of images}/default
 rounds=${ROUNDS:-3} seconds=${SECONDS_EACH:-10}
-for tool in qemu-system-x86_64 nginx wrk jq python3 ip; do
-  command -v "$tool" >/dev/null || { echo "road.sh: $tool is missing; install what tests/packages.txt lists" >&2; exit 1; }
-done
-folder=$(mktemp -d /var/tmp/road.XXXXXX); chmod 711 "$folder"
-pids=()
-finish() {
-  local status=$?
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  wait 2>/dev/null || true
-  rm -rf "$folder"
-  exit "$status"
-}
-trap finish EXIT
-now() { echo $(($(date +%s%N) / 1000000)); }
-median() { tr ' ' '\n' <<<"$*" | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
-ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
+. tests/bench/common.sh
+need_tools qemu-system-x86_64 nginx wrk jq python3 ip
 
 # --- process start to guest init ------------------------------------------------------------------------------------
 # One initramfs for both: an init that says so on the console. The time ends when the line is in the log.
-mkdir -p "$folder/ird/bin" "$folder/ird/dev" "$folder/vm"
-cp /bin/busybox "$folder/ird/bin/"; mknod "$folder/ird/dev/console" c 5 1
-printf '#!/bin/busybox sh\nb=/bin/busybox\n$b echo INIT-IS-UP\n$b mkdir /proc\n$b mount -t proc proc /proc
-$b echo ARGUMENTS $($b cat /proc/cmdline)\n$b sleep 1000\n' >"$folder/ird/init"; chmod +x "$folder/ird/init"
-(cd "$folder/ird" && find . | cpio -o -H newc --quiet >"$folder/initramfs")
-cat >"$folder/plan.json" <<PLAN
-{"spec":{"vm":"abcdefghij0123456789","instance":"in-abcdefghij0123456789","image":"default","vcpus":1,"memory_mib":256,
-"disk_mib":2048,"nic":null,"boot":{"hostname":"bench","network":null,"unix_nanoseconds":0}},
-"kernel":"$image/kernel","initramfs":"$folder/initramfs","rootfs":"$image/rootfs.img","folder":"$folder/vm",
-"console_bytes":1048576}
-PLAN
+make_initramfs '$b echo INIT-IS-UP
+$b mkdir /proc
+$b mount -t proc proc /proc
+$b echo ARGUMENTS $($b cat /proc/cmdline)
+$b sleep 1000'
+write_plan "$folder/plan.json" 256
 # Both read from a warm cache.
-firmware=$(find /usr/share/qemu /usr/share/seabios -name bios-microvm.bin 2>/dev/null | head -1)
-[[ -n $firmware ]] || { echo "road.sh: QEMU's bios-microvm.bin is missing: apt-get install seabios" >&2; exit 1; }
-cat "$image/kernel" "$folder/initramfs" "$bin/vmm" "$(command -v qemu-system-x86_64)" "$firmware" >/dev/null
-await_line() { # WORD LOG PID
-  { timeout 120 tail -n +1 -s 0.02 -F --pid="$3" "$2" 2>/dev/null || true; } | grep -qm1 "$1" ||
-    { echo "road.sh: no $1 within 120 s: $(tail -c 500 "$2")" >&2; exit 1; }
-}
+cat "$image/kernel" "$folder/initramfs" "$bin/vmm" "$(command -v qemu-system-x86_64)" >/dev/null
 ours() {
   rm -rf "$folder/vm"; mkdir "$folder/vm"
   local begun; begun=$(now)
@@ -62,14 +37,10 @@ ours() {
 peer() {
   : >"$folder/qemu.console"
   local begun; begun=$(now)
-  qemu-system-x86_64 -M microvm,acpi=on -enable-kvm -cpu host -m 256 -smp 1 -nodefaults -no-user-config -display none \
-    -serial "file:$folder/qemu.console" -kernel "$image/kernel" -initrd "$folder/initramfs" -append "$arguments" \
-    -drive "id=d,file=$image/rootfs.img,format=raw,if=none,snapshot=on" -device virtio-blk-device,drive=d \
-    -device virtio-rng-device >"$folder/qemu.log" 2>&1 & machine=$!; pids+=("$machine")
+  qemu 256 "$arguments"
   await_line INIT-IS-UP "$folder/qemu.console" "$machine"
   took=$(($(now) - begun))
 }
-ended() { kill "$machine"; wait "$machine" 2>/dev/null || true; pids=("${pids[@]/$machine/}"); }
 # Written pages of a process outside of its guest's RAM, in KiB: mappings as large as that RAM are the RAM.
 beyond() {
   awk '/^Size:/ { kib = $2 } /^Private_Dirty:/ { if (kib < 200 * 1024) sum += $2 } END { print sum }' "/proc/$1/smaps"
@@ -88,12 +59,7 @@ echo "| written memory beyond guest RAM, KiB | $(median "${ours_memory[@]}") | $
 echo
 
 # --- API call to the first exec answer --------------------------------------------------------------------------------
-mkfifo "$folder/ready"
-"$bin/gatehouse" up --data-dir "$folder/data" --run-dir "$folder/run" --image-dir "${GATEHOUSE_IMAGES}" \
-  --domain style.dev --https 127.0.0.1:443 --http 127.0.0.1:80 --ready-fd 9 \
-  --default-vcpus 1 --default-memory-mib 512 --default-disk-mib 4096 9>"$folder/ready" >"$folder/up.log" 2>&1 & up=$!; pids+=("$up")
-timeout 120 head -n1 "$folder/ready" | grep -q READY || { echo "road.sh: the house does not open:" >&2; tail "$folder/up.log" >&2; exit 1; }
-gatehouse() { "$bin/gatehouse" --run-dir "$folder/run" "$@"; }
+open_house
 created=() answered=()
 for _ in $(seq "$rounds"); do
   begun=$(now)

@@ -38,18 +38,21 @@ impl Process {
         self.host.disk().prepare_seal()?;
         let begun = Instant::now();
         machine.pause()?;
+        let parked = begun.elapsed();
         let copied = machine.save().map_err(ProcessError::from).and_then(|state| {
             self.host.disk().switch()?;
+            let saved = begun.elapsed();
             let failed = |source| ProcessError::Copy { step: "fork", source };
             if sys::fork().map_err(failed)? == Side::Child {
                 zygote::run(&Frozen { socket: &socket, kit: &self.kit, mem: machine.mem(), state });
             }
-            Ok(())
+            Ok((saved, begun.elapsed()))
         });
         machine.unpause()?;
         let stood_still = begun.elapsed();
-        tracing::info!(?stood_still, "copied");
-        copied?;
+        let (saved, forked) = copied?;
+        // Each from the beginning.
+        tracing::info!(?parked, ?saved, ?forked, ?stood_still, "copied");
         Ok(self.host.disk().settle()?)
     }
 }
