@@ -30,7 +30,8 @@ pub enum VmCommand {
     /// Make a VM and wait until it can run commands
     #[command(
         after_help = "Without a snapshot it boots the house's image. From a snapshot with memory it goes on \
-        where the snapshot's VM was;\nsuch a one can have a larger disk, but no other CPUs and memory.\n\nExamples:\n  \
+        where the snapshot's VM was;\nsuch a one can have a larger disk, but no other CPUs and memory. When nothing is \
+        said, a VM is idle after\n300 s without traffic.\n\nExamples:\n  \
         gatehouse vm create\n  \
         gatehouse vm create --name web --memory 2G --domain web.style.dev --port 8000\n  \
         gatehouse vm create --snapshot SNAPSHOT --idle-timeout 60\n  \
@@ -75,7 +76,8 @@ pub enum VmCommand {
     #[command(
         after_help = "The copies share memory and disk with the VM until either writes to it, so they cost \
         little. Each has its own\nidentity: id, host name, address, machine-id, SSH host keys, random numbers. No \
-        names lead to them.\nThe ids are printed one a line. At most 100 at once.\n\nExamples:\n  \
+        names lead to them.\nThey are kept as the VM is, when nothing else is said. The ids are printed one a line. At most \
+        100 at once.\n\nExamples:\n  \
         gatehouse vm fork VM\n  \
         for fork in $(gatehouse vm fork VM --count 3 --delete-event stop); do\n    \
         gatehouse vm exec $fork -- make test\n  done"
