@@ -2,6 +2,7 @@
 
 use crate::client::domains::DomainsCommand;
 use crate::client::keys::KeyCommand;
+use crate::client::snapshots::SnapshotsCommand;
 use crate::client::vm::VmCommand;
 use crate::client::{self, Connection};
 use crate::doctor::{self, kvm};
@@ -92,6 +93,9 @@ enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Copies of VMs that are kept; `vm snapshot` makes them
+    #[command(subcommand, visible_alias = "snapshot")]
+    Snapshots(SnapshotsCommand),
     /// Public names that lead to VMs
     #[command(subcommand)]
     Domains(DomainsCommand),
@@ -180,6 +184,10 @@ impl Cli {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await?) })
             }
+            Command::Snapshots(command) => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
+            }
             Command::Domains(command) => {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
@@ -250,10 +258,35 @@ mod tests {
     }
 
     #[test]
+    fn wrong_words_are_told_before_anything_is_asked() {
+        let vm = model::id::VmId::from_random([1; 20]).to_string();
+        let snapshot = model::id::SnapshotId::from_random([1; 20]).to_string();
+        for (words, why) in [
+            (vec!["vm", "create", "--snapshot", &vm], "'sc-'"),
+            (vec!["vm", "create", "--vcpus", "0"], "1..=255"),
+            (vec!["vm", "fork", &vm, "--count", "0"], "0 is not in 1.."),
+            (vec!["vm", "resize", &vm], "--memory"),
+            (vec!["vm", "resize", &vm, "--memory", "0"], "a number of MiB"),
+            (vec!["vm", "snapshot", &vm, "--persistence", "ephemeral"], "persistent"),
+            (vec!["vm", "suspend"], "<VM>"),
+            (vec!["vm", "await", &vm, &vm], "unexpected"),
+            (vec!["snapshots", "get", &vm], "'sc-'"),
+            (vec!["snapshots", "rename", &snapshot], "<NAME"),
+            (vec!["snapshots", "rename", &snapshot, "x", "--no-name"], "cannot be used"),
+        ] {
+            let error = Cli::try_parse_from(std::iter::once("gatehouse").chain(words.iter().copied()));
+            let error = error.map(|_| ()).expect_err("refused").to_string();
+            assert!(error.contains(why), "{words:?}: {error}");
+        }
+    }
+
+    #[test]
     fn the_manual_and_the_completions_are_written() {
         let folder = tempfile::tempdir().expect("folder");
         clap_mangen::generate_to(Cli::command(), folder.path()).expect("manual");
-        assert!(folder.path().join("gatehouse-vm-exec.1").exists());
+        for page in ["gatehouse-vm-exec.1", "gatehouse-vm-fork.1", "gatehouse-snapshots-rename.1"] {
+            assert!(folder.path().join(page).exists(), "{page}");
+        }
         let mut script = Vec::new();
         clap_complete::generate(Shell::Bash, &mut Cli::command(), "gatehouse", &mut script);
         assert!(String::from_utf8(script).expect("text").contains("api-key"));

@@ -1,9 +1,10 @@
 //! The operator's and the user's command line: it opens the house (`up`), examines the host (`doctor`), and asks
-//! the API (`vm`, `domains`, `api-key`, `status`). It links none of the other processes; it starts them.
+//! the API (`vm`, `snapshots`, `domains`, `api-key`, `status`). It links none of the other processes; it starts them.
 
 pub mod cli;
 pub mod client;
 pub mod doctor;
+pub mod program;
 pub mod pure;
 pub mod settings;
 pub mod sys;

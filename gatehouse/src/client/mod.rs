@@ -2,6 +2,7 @@
 
 pub mod domains;
 pub mod keys;
+pub mod snapshots;
 pub mod status;
 pub mod vm;
 
@@ -14,6 +15,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Certificate, Client, Method, RequestBuilder, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fmt::Display;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -103,6 +105,14 @@ pub enum ClientError {
         trace: Option<String>,
         /// The whole answer.
         body: Box<ErrorBody>,
+    },
+    /// It came to nothing with one of several.
+    #[error("{id}: {source}")]
+    Of {
+        /// With which.
+        id: String,
+        /// Why.
+        source: Box<ClientError>,
     },
     /// The terminal or pipe is gone.
     #[error("the output cannot be written: {0}")]
@@ -220,6 +230,18 @@ impl Api {
             .await
     }
 
+    /// `PATCH` with a body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn patch<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+    ) -> Result<T, ClientError> {
+        self.send(self.request(Method::PATCH, path).json(body)).await
+    }
+
     /// `DELETE`.
     ///
     /// # Errors
@@ -259,12 +281,16 @@ impl Api {
             body.extend_from_slice(&piece);
         }
         let status = response.status();
-        if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| malformed(error.to_string()));
-        }
         let trace = response.headers().get(TRACE_ID_HEADER).and_then(|trace| trace.to_str().ok());
+        let trace = trace.map(str::to_owned);
+        if status.is_success() {
+            return match late_refusal(&body) {
+                Some(refusal) => Err(refused(status, refusal, trace)),
+                None => serde_json::from_slice(&body).map_err(|error| malformed(error.to_string())),
+            };
+        }
         match serde_json::from_slice::<ErrorBody>(&body) {
-            Ok(refusal) => Err(refused(status, refusal, trace.map(str::to_owned))),
+            Ok(refusal) => Err(refused(status, refusal, trace)),
             Err(_) => {
                 let text: String = String::from_utf8_lossy(&body).chars().take(ECHO_CHARS).collect();
                 Err(malformed(format!("{status}: {text}")))
@@ -273,21 +299,48 @@ impl Api {
     }
 }
 
+/// Work that takes long has its status before its outcome: white space comes first, and a refusal may come after it.
+fn late_refusal(body: &[u8]) -> Option<ErrorBody> {
+    let late = body.first().is_some_and(u8::is_ascii_whitespace);
+    let refusal: ErrorBody = late.then(|| serde_json::from_slice(body).ok())??;
+    (refusal.error == refusal.code).then_some(refusal)
+}
+
 fn refused(status: StatusCode, body: ErrorBody, trace: Option<String>) -> ClientError {
-    let next = match body.code.as_str() {
+    let next = next_step(&body.code);
+    let message = format!("{}{next}", if body.message.is_empty() { &body.code } else { &body.message });
+    ClientError::Refused { status, code: body.code.clone(), message, trace, body: Box::new(body) }
+}
+
+/// What a person may do about a refusal, where the refusal does not say it itself.
+fn next_step(code: &str) -> &'static str {
+    match code {
         "UNAUTHORIZED_ERROR" | "UNAUTHORIZED" => {
             "\nMake a key on the host: gatehouse api-key create --name NAME"
         }
-        "VM_NOT_FOUND" | "NOT_FOUND" | "INTERNAL_VM_NOT_FOUND" | "INVALID_VM_ID" => {
+        "VM_NOT_FOUND" | "NOT_FOUND" | "INTERNAL_VM_NOT_FOUND" | "FORK_VM_NOT_FOUND" | "INVALID_VM_ID" => {
             "\nSee which VMs there are: gatehouse vm list"
+        }
+        "VM_NOT_RUNNING" => "\nStart it: gatehouse vm start VM",
+        "VM_IS_SUSPENDING" | "STILL_CREATING" => "\nSee how far it is, then try again: gatehouse vm get VM",
+        "VM_REACTIVATED" => "\nA packet or a request woke it. Try again when it is idle",
+        "VM_START_TIMEOUT" => {
+            "\nGive it more time with --ready-timeout, or see its console log in the data folder: vms/VM/"
+        }
+        "SNAPSHOT_NOT_FOUND"
+        | "INVALID_SNAPSHOT_ID"
+        | "SOURCE_SNAPSHOT_DELETED"
+        | "SOURCE_SNAPSHOT_LOST"
+        | "SNAPSHOT_ALREADY_DELETED" => "\nSee which snapshots there are: gatehouse snapshots list",
+        "SOURCE_SNAPSHOT_BUILDING" => "\nSee how far it is: gatehouse snapshots get SNAPSHOT",
+        "SNAPSHOT_LIMIT_EXCEEDED" => {
+            "\nMake room: gatehouse snapshots list, gatehouse snapshots delete SNAPSHOT"
         }
         "VM_LIMIT_EXCEEDED" | "TOTAL_VM_LIMIT_EXCEEDED" | "NO_LOCAL_STORAGE_CAPACITY" => {
             "\nMake room: gatehouse vm list, gatehouse vm delete VM"
         }
         _ => "",
-    };
-    let message = format!("{}{next}", if body.message.is_empty() { &body.code } else { &body.message });
-    ClientError::Refused { status, code: body.code.clone(), message, trace, body: Box::new(body) }
+    }
 }
 
 fn certificate(path: &Path) -> Result<Certificate, ClientError> {
@@ -302,6 +355,37 @@ fn innermost(error: &dyn std::error::Error) -> String {
         cause = below;
     }
     cause.to_string()
+}
+
+/// Does something to one after the other, and says so; the first failure ends it.
+///
+/// # Errors
+/// See [`ClientError`]; what was done before is told all the same.
+pub async fn each<I: Display, T: Serialize>(
+    ids: Vec<I>,
+    verb: &str,
+    json: bool,
+    act: impl AsyncFn(&I) -> Result<T, ClientError>,
+) -> Result<(), ClientError> {
+    let (several, mut answers, mut outcome) = (ids.len() > 1, Vec::new(), Ok(()));
+    for id in ids {
+        let waiting = spinner(&format!("{id} {verb}"), json);
+        let answer = act(&id).await;
+        waiting.finish_and_clear();
+        match answer {
+            Ok(answer) if json => answers.push(answer),
+            Ok(_) => print_line(&id.to_string())?,
+            Err(source) if several => {
+                outcome = Err(ClientError::Of { id: id.to_string(), source: Box::new(source) });
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if json {
+        print_json(&answers)?;
+    }
+    outcome
 }
 
 /// Prints a value for programs.
@@ -380,6 +464,31 @@ mod tests {
         let error = answer(&text).await.0.expect_err("refused").to_string();
         assert!(error.contains("no such VM") && error.contains("gatehouse vm list"), "{error}");
         assert!(error.contains("tr-1") && error.contains("VM_NOT_FOUND"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_comes_after_the_status_is_one() {
+        let body =
+            r#"  {"code":"VM_START_TIMEOUT","error":"VM_START_TIMEOUT","message":"not ready within 300s"}"#;
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        let error = answer(&text).await.0.expect_err("refused");
+        assert!(matches!(&error, ClientError::Refused { code, .. } if code == "VM_START_TIMEOUT"), "{error}");
+        assert!(error.to_string().contains("--ready-timeout"), "{error}");
+        let body = r#" {"code":"7","domains":[]}"#;
+        let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        assert_eq!(answer(&text).await.0.expect("no refusal")["code"], "7");
+    }
+
+    #[tokio::test]
+    async fn one_of_several_is_named_when_it_comes_to_nothing() {
+        let act = async |id: &&str| match *id {
+            "bad" => Err(ClientError::Usage("it would not")),
+            _ => Ok(()),
+        };
+        let several = each(vec!["good", "bad", "other"], "is tried", false, act).await;
+        assert_eq!(several.expect_err("failed").to_string(), "bad: it would not");
+        let one = each(vec!["bad"], "is tried", false, act).await;
+        assert_eq!(one.expect_err("failed").to_string(), "it would not");
     }
 
     #[tokio::test]
