@@ -81,7 +81,7 @@ PY
 systemd-run --quiet --unit=page python3 /srv/server.py 8080 page
 curl -sf --retry 600 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/"
 gatehouse domains map something.style.dev --vm "$vm" --port 8080 >/dev/null
-address=$(gatehouse vm get "$vm" --json | jq -re '[.. | .ipv4? // empty][0]')
+address=$(gatehouse vm exec "$vm" -- hostname -I | awk '{ print $1 }')
 echo "127.0.0.1 something.style.dev" >>/etc/hosts
 # nginx stands where the edge's sockets to VMs stand: in the network's namespace, with the same key.
 inside() { ip netns exec gh-default "$@"; }
