@@ -86,8 +86,7 @@ echo "127.0.0.1 something.style.dev" >>/etc/hosts
 # nginx stands where the edge's sockets to VMs stand: in the network's namespace, with the same key.
 inside() { ip netns exec gh-default "$@"; }
 inside ip link set lo up
-key=$(find "$folder/data/tls" -name '*.key' -o -name '*key*.pem' | grep -v ca | head -1)
-cert=$(find "$folder/data/tls" -name '*.crt' -o -name '*cert*.pem' | grep -v ca | head -1)
+key=$folder/data/tls/preview.key.pem cert=$folder/data/tls/preview.chain.pem
 mkdir "$folder/nginx"; chmod 755 "$folder/nginx"
 cat >"$folder/nginx.conf" <<CONF
 daemon off; user root; worker_processes 1; events { worker_connections 4096; }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use feed::wire::BlockingWire;
+use feed::wire::{BlockingWire, WireError};
 use model::config::VmmConfig;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use vmm::client::ExitReason;
 use vmm::machine::control::{MachineMessage, MachinePlan, MachineRequest};
 use vmm::machine::handed::Handed;
 use vmm::machine::jail::Kit;
+use vmm::machine::process::ProcessError;
 
 /// Runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -74,7 +75,11 @@ fn run_for_supervisor() -> anyhow::Result<()> {
     let nothing = std::fs::File::open("/dev/null").context("no /dev/null")?;
     rustix::stdio::dup2_stdin(&nothing).context("cannot let go of standard input")?;
     let kit = vmm::machine::jail::enter().context("no jail")?;
-    vmm::machine::process::run(control, kit).context("no machine was run")
+    match vmm::machine::process::run(control, kit) {
+        // The supervisor has ended before it had an order.
+        Err(ProcessError::NoOrder(WireError::Closed)) => Ok(()),
+        ended => ended.context("no machine was run"),
+    }
 }
 
 fn run_by_hand(path: &Path) -> anyhow::Result<()> {

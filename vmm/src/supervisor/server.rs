@@ -19,6 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
 use vpc::client::VpcClient;
@@ -43,6 +44,12 @@ pub enum SupervisorError {
     /// The socket.
     #[error(transparent)]
     Listen(#[from] WireError),
+    /// A signal cannot be waited for.
+    #[error("cannot wait for a signal")]
+    Signal(#[source] io::Error),
+    /// A process that waits for its order cannot be ended.
+    #[error("cannot end a process that waits for its order")]
+    End(#[source] io::Error),
     /// Its own program, which it starts for each VM.
     #[error("cannot find the own program")]
     Program(#[source] io::Error),
@@ -68,6 +75,7 @@ pub async fn serve(config: VmmConfig, program: PathBuf) -> Result<(), Supervisor
     let cgroups = Cgroups::find();
     launch::adopt_all(&config, &registry, &cgroups).await.map_err(SupervisorError::Folder)?;
     tokio::spawn(wakes::follow(VpcClient::new(config.places.vpc_socket()), registry.clone()));
+    let mut told_to_end = signal(SignalKind::terminate()).map_err(SupervisorError::Signal)?;
     let path = config.places.vmm_socket();
     let listener = WireListener::bind(&path, SOCKET_MODE)?;
     tracing::info!(path = %path.display(), machines = registry.count(), "ready");
@@ -78,7 +86,14 @@ pub async fn serve(config: VmmConfig, program: PathBuf) -> Result<(), Supervisor
     let supervisor = Arc::new(supervisor);
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let wire = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = told_to_end.recv() => {
+                // Machines go on; what waits for an order that never comes does not.
+                return supervisor.shells.end().map_err(SupervisorError::End);
+            }
+        };
+        let wire = match accepted {
             Ok(wire) => wire,
             Err(error) => {
                 // Out of descriptors, for example: the connection stays in the queue until one is free.

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// So many wait. Two wakes at once find one each; a burst makes the rest while it waits anyway.
 const WAITING: usize = 2;
@@ -25,7 +25,14 @@ pub struct Shell {
 #[derive(Clone, Debug)]
 pub struct Shells {
     program: PathBuf,
-    waiting: Arc<Mutex<VecDeque<Shell>>>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    shells: VecDeque<Shell>,
+    /// No more are to wait.
+    ended: bool,
 }
 
 impl Shells {
@@ -41,7 +48,7 @@ impl Shells {
     /// When the host lets no process start.
     pub fn take(&self) -> io::Result<Shell> {
         loop {
-            let taken = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let taken = self.lock().shells.pop_front();
             let Some(mut shell) = taken else { return self.start() };
             match shell.child.try_wait()? {
                 None => return Ok(shell),
@@ -55,11 +62,34 @@ impl Shells {
     /// # Errors
     /// When the host lets no process start.
     pub fn refill(&self) -> io::Result<()> {
-        while self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len() < WAITING {
+        let more = |waiting: &Waiting| !waiting.ended && waiting.shells.len() < WAITING;
+        while more(&self.lock()) {
             let shell = self.start()?;
-            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(shell);
+            let mut waiting = self.lock();
+            if !more(&waiting) {
+                drop(waiting);
+                return end(shell);
+            }
+            waiting.shells.push_back(shell);
         }
         Ok(())
+    }
+
+    /// Ends those that wait; none does from now on. Blocks until they are gone.
+    ///
+    /// # Errors
+    /// When one cannot be ended.
+    pub fn end(&self) -> io::Result<()> {
+        let mut waiting = self.lock();
+        waiting.ended = true;
+        let shells = std::mem::take(&mut waiting.shells);
+        drop(waiting);
+        shells.into_iter().try_for_each(end)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // No code under the lock can panic half-way.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The socket is its standard input: nothing else is inherited.
@@ -74,4 +104,9 @@ impl Shells {
             .spawn()?;
         Ok(Shell { child, near })
     }
+}
+
+fn end(mut shell: Shell) -> io::Result<()> {
+    shell.child.kill()?;
+    shell.child.wait().map(drop)
 }
