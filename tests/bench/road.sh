@@ -122,8 +122,8 @@ for round in $(seq 2); do
 done
 echo
 gatehouse vm delete "$vm" >/dev/null
-kill "$nginx"; wait "$nginx"
-kill "$up"; wait "$up"
+kill "$nginx"; wait "$nginx" || true
+kill "$up"; wait "$up" || true
 
 # --- HTTPS to a plain server on the host ------------------------------------------------------------------------------
 EDGE_BIN=$bin tests/bench/edge.sh "$seconds"
