@@ -164,6 +164,21 @@ pub async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// Makes the root file system as large as its disk.
+///
+/// # Errors
+/// See [`AgentError`].
+pub async fn grow_disk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), AgentError> {
+    ask(stream, &AgentRequest::GrowDisk).await?;
+    match receive(stream).await? {
+        (FrameKind::Message, payload) => match reply(&payload)? {
+            AgentReply::Done => Ok(()),
+            _ => Err(AgentError::Unexpected),
+        },
+        _ => Err(AgentError::Unexpected),
+    }
+}
+
 async fn send_file<S: AsyncWrite + Unpin>(
     stream: &mut S,
     request: &AgentRequest,

@@ -21,7 +21,7 @@ use thiserror::Error;
 use vpc::client::VpcError;
 
 /// One mebibyte.
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 /// Why a part is missing.
 #[derive(Debug, Error)]
