@@ -359,7 +359,7 @@ async fn a_running_guest_gets_a_larger_disk_and_gives_memory_back() {
     house.client.suspend(vm).await.expect("suspend");
     assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Suspended);
     let state = house.folder_of(vm).join(SUSPENDED).join(MEMORY).metadata().expect("memory");
-    let written = state.blocks() * 512 >> 20;
+    let written = state.blocks() * 512 / (1 << 20);
     println!("{written} MiB of memory are written, {held} were held");
     // The guest goes on in between, but not by so much.
     assert!(written < held + 50, "{written} MiB, {held} were held");
