@@ -164,6 +164,36 @@ pub async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// Makes the root file system as large as its disk.
+///
+/// # Errors
+/// See [`AgentError`].
+pub async fn grow_disk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), AgentError> {
+    done(stream, &AgentRequest::GrowDisk).await
+}
+
+/// Makes memory free that only caches files.
+///
+/// # Errors
+/// See [`AgentError`].
+pub async fn release_memory<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), AgentError> {
+    done(stream, &AgentRequest::ReleaseMemory).await
+}
+
+async fn done<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    request: &AgentRequest,
+) -> Result<(), AgentError> {
+    ask(stream, request).await?;
+    match receive(stream).await? {
+        (FrameKind::Message, payload) => match reply(&payload)? {
+            AgentReply::Done => Ok(()),
+            _ => Err(AgentError::Unexpected),
+        },
+        _ => Err(AgentError::Unexpected),
+    }
+}
+
 async fn send_file<S: AsyncWrite + Unpin>(
     stream: &mut S,
     request: &AgentRequest,

@@ -160,10 +160,18 @@ pub enum VmmRequest {
         /// `None`: never.
         idle: Option<IdleWatch>,
     },
-    /// Give memory that the guest does not use back to the host, and merge the layers of its disk.
+    /// Merge the layers of its disk. Memory that the guest does not use it gives back by itself.
     Optimize {
         /// Which VM.
         vm: VmId,
+    },
+    /// Make the disk of a running VM larger. Answered when that is durable and the guest is told; its file system is
+    /// as it was until its agent is asked. No disk shrinks; one that has this size is done.
+    GrowDisk {
+        /// Which VM.
+        vm: VmId,
+        /// Size of the disk in MiB.
+        disk_mib: u32,
     },
     /// A connected stream to the VM's vsock port rides with the answer.
     Connect {
@@ -445,12 +453,20 @@ impl VmmClient {
         self.done(VmmRequest::WatchIdle { vm: vm.clone(), idle }, Duration::ZERO).await
     }
 
-    /// Gives memory back and merges the disk's layers.
+    /// Merges the disk's layers.
     ///
     /// # Errors
     /// See [`VmmError`].
     pub async fn optimize(&self, vm: &VmId) -> Result<(), VmmError> {
         self.done(VmmRequest::Optimize { vm: vm.clone() }, WRITE_WAIT).await
+    }
+
+    /// Makes the disk of a running machine larger, to `disk_mib` MiB.
+    ///
+    /// # Errors
+    /// See [`VmmError`]; [`Refusal::Disk`] when it would shrink.
+    pub async fn grow_disk(&self, vm: &VmId, disk_mib: u32) -> Result<(), VmmError> {
+        self.done(VmmRequest::GrowDisk { vm: vm.clone(), disk_mib }, WRITE_WAIT).await
     }
 
     /// Ends a machine and removes what it left.

@@ -283,3 +283,35 @@ async fn a_suspend_is_broken_off_by_whoever_wants_something() {
     }
     assert!(broken_off > 0, "the connection comes while it is written");
 }
+
+#[tokio::test]
+async fn a_disk_that_grew_under_its_machine_stays_so() {
+    let (house, mut events) = open().await;
+    let sized = |machine: &MachineSpec, disk_mib| MachineSpec { disk_mib, ..machine.clone() };
+    let machine = spec(1);
+    assert_eq!(reason(house.client.grow_disk(&machine.vm, 2).await), Refusal::NotRunning);
+    house.client.launch(machine.clone()).await.expect("launch");
+    console(&house, &machine, "a").await;
+    for size in [2, 2] {
+        house.client.grow_disk(&machine.vm, size).await.expect("grown");
+    }
+    assert_eq!(reason(house.client.grow_disk(&machine.vm, 1).await), Refusal::Disk);
+    house.client.suspend(&machine.vm).await.expect("suspend");
+    assert_eq!(exit(&mut events, &machine).await, ExitReason::Suspended);
+    let asleep = MachineSpec { origin: Origin::Suspended, ..machine.clone() };
+    assert_eq!(reason(house.client.launch(asleep.clone()).await), Refusal::Disk, "no disk shrinks");
+    house.client.launch(sized(&asleep, 3)).await.expect("it grew once more in its sleep");
+    console(&house, &machine, "ab").await;
+    assert!(house.client.snapshot(&machine.vm, &snapshot(1)).await.expect("snapshot"));
+    let copy = from(2, &snapshot(1));
+    assert_eq!(reason(house.client.launch(sized(&copy, 2)).await), Refusal::Disk);
+    house.client.launch(sized(&copy, 4)).await.expect("a copy on a larger disk");
+    assert_eq!(exit(&mut events, &copy).await, ExitReason::PoweredOff);
+    house.client.grow_disk(&machine.vm, 5).await.expect("grown");
+    house.client.kill(&machine.vm).await.expect("kill");
+    assert_eq!(exit(&mut events, &machine).await, ExitReason::Killed);
+    house.client.optimize(&machine.vm).await.expect("merged at the size that it has");
+    assert_eq!(reason(house.client.launch(sized(&machine, 3)).await), Refusal::Disk);
+    house.client.launch(sized(&machine, 5)).await.expect("launch");
+    house.client.kill(&machine.vm).await.expect("kill");
+}

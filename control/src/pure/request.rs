@@ -64,6 +64,8 @@ pub struct Wanted {
     pub persistence: Persistence,
     /// Names to map to it.
     pub mappings: Vec<NewMapping>,
+    /// It goes on from a state in which its disk was smaller.
+    pub grows: bool,
     /// Files to put into it.
     pub files: Vec<WantedFile>,
     /// How long its agent may take to report.
@@ -160,6 +162,7 @@ pub fn read(
         name: name(label, BAD_REQUEST)?,
         origin: base.map(|base| (base.id.clone(), base.image.clone())),
         size,
+        grows: base.is_some_and(|base| base.has_memory && size.disk_mib > base.size.disk_mib),
         idle_timeout_seconds: idle.unwrap_or(Some(DEFAULT_IDLE_TIMEOUT_SECONDS)),
         activity_threshold_bytes: request.activity_threshold_bytes,
         persistence: persistence(kept, BAD_REQUEST)?,
@@ -456,11 +459,18 @@ mod tests {
         let sized = |body: Value, has_memory| {
             let domain = "style.dev".parse().expect("domain");
             let read = read(&request(body), Some(&base(has_memory)), DEFAULT, &LIMITS, &domain);
-            read.map(|wanted| wanted.size).map_err(|fault| fault.code)
+            read.map(|wanted| (wanted.size, wanted.grows)).map_err(|fault| fault.code)
         };
-        assert_eq!(sized(json!({}), true), Ok(base(true).size));
+        assert_eq!(sized(json!({}), true), Ok((base(true).size, false)));
         let grown = json!({"template": {"rootfsSizeGb": 8, "memSizeGb": 1}});
-        assert_eq!(sized(grown, true), Ok(VmSize { disk_mib: 8192, ..base(true).size }));
+        for has_memory in [true, false] {
+            let size = VmSize { disk_mib: 8192, ..base(true).size };
+            assert_eq!(
+                sized(grown.clone(), has_memory),
+                Ok((size, has_memory)),
+                "one that boots grows by itself"
+            );
+        }
         assert_eq!(sized(json!({"template": {"rootfsSizeGb": 1}}), false), Err(BAD_REQUEST));
         for body in [json!({"template": {"memSizeGb": 2}}), json!({"template": {"vcpuCount": 4}})] {
             assert_eq!(sized(body.clone(), true), Err(BAD_REQUEST), "{body}");

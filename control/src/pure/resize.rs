@@ -33,6 +33,15 @@ pub fn read(request: &ResizeVm, largest: VmSize) -> Result<Wish, Fault> {
 }
 
 impl Wish {
+    /// Whether a VM of the size `now` can have it without a restart: when nothing but its disk is to change.
+    #[must_use]
+    pub fn grows_in_use(self, now: VmSize) -> bool {
+        let same = self.vcpus.is_none_or(|wanted| wanted == now.vcpus)
+            && self.memory_mib.is_none_or(|wanted| wanted == now.memory_mib);
+        // Also to the size that it has: an earlier attempt may have ended between the record and the guest.
+        same && self.disk_mib.is_some()
+    }
+
     /// The size of a VM that has `now`.
     ///
     /// # Errors
@@ -120,6 +129,21 @@ mod tests {
             (json!({"rootfsSizeGb": 100}), "ROOTFS_SIZE_TOO_LARGE"),
         ] {
             assert_eq!(resized(body.clone()), Err(code), "{body}");
+        }
+    }
+
+    #[test]
+    fn only_the_disk_grows_in_use() {
+        for (body, in_use) in [
+            (json!({"rootfsSizeGb": 8}), true),
+            (json!({"rootfsSizeGb": 4}), true),
+            (json!({"rootfsSizeGb": 8, "memSizeGb": 1, "vcpuCount": 2}), true),
+            (json!({"rootfsSizeGb": 8, "memSizeGb": 2}), false),
+            (json!({"rootfsSizeGb": 8, "vcpuCount": 1}), false),
+            (json!({"memSizeGb": 1}), false),
+        ] {
+            let request = serde_json::from_value(body.clone()).expect("a request");
+            assert_eq!(read(&request, LARGEST).expect("a wish").grows_in_use(NOW), in_use, "{body}");
         }
     }
 

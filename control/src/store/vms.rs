@@ -270,7 +270,7 @@ impl Store {
         Ok(transaction.commit().await?)
     }
 
-    /// Changes how large a VM is; counts from its next start.
+    /// Changes how large a VM is; what runs is not touched.
     ///
     /// # Errors
     /// [`StoreError`].

@@ -1,7 +1,7 @@
 //! Snapshots, forks, other sizes, and what is given up, as callers see it.
 
-use super::world::Manner;
-use super::{Bench, call, nothing};
+use super::world::{Growth, Manner};
+use super::{Bench, call, id, nothing};
 use serde_json::{Value, json};
 use vmm::client::{Origin, Refusal};
 
@@ -242,6 +242,64 @@ async fn a_vm_gets_another_size_in_every_state() {
     assert_eq!(bench.info(&other).await["state"], "stopped");
     let optimized = bench.post(&vm, "optimize", nothing()).await.good();
     assert!(optimized["id"] == vm && optimized["message"].is_string());
+    assert_eq!(bench.world.state().released, [id(&vm)]);
+    bench.world.state().growth = Growth::RefusedByAgent;
+    bench.post(&vm, "optimize", nothing()).await.good();
+    bench.post(&vm, "suspend", nothing()).await.good();
+    bench.post(&vm, "optimize", nothing()).await.good();
+    assert_eq!(bench.world.state().released, [id(&vm), id(&vm)], "who sleeps is not woken for that");
+}
+
+#[tokio::test]
+async fn a_disk_grows_under_its_running_vm() {
+    let bench = Bench::new().await;
+    let vm = bench.create(nothing()).await;
+    let instance = bench.info(&vm).await["vmInstanceId"].clone();
+    bench.post(&vm, "resize", json!({"rootfsSizeGb": 2, "memSizeGb": 0.25, "vcpuCount": 1})).await.good();
+    assert_eq!(
+        bench.world.state().grown,
+        [(id(&vm), Some(2048)), (id(&vm), None)],
+        "the disk, then the guest"
+    );
+    let size = |info: Value| info["sizing"]["rootfsSizeMb"].clone();
+    let info = bench.info(&vm).await;
+    assert_eq!((&info["state"], &info["vmInstanceId"]), (&json!("running"), &instance));
+    assert_eq!((size(info), bench.world.state().launched.len()), (json!(2048), 1), "not started again");
+
+    for growth in [Growth::RefusedByDisk, Growth::RefusedByAgent] {
+        bench.world.state().growth = growth;
+        let refused = bench.post(&vm, "resize", json!({"rootfsSizeGb": 3})).await;
+        assert_eq!((refused.status.as_u16(), refused.code()), (500, "RESIZE_FAILED"));
+        assert_eq!(bench.info(&vm).await["state"], "running");
+    }
+    bench.world.state().growth = Growth::Done;
+    bench.world.state().grown.clear();
+    bench.post(&vm, "resize", json!({"rootfsSizeGb": 3})).await.good();
+    assert_eq!(
+        bench.world.state().grown,
+        [(id(&vm), Some(3072)), (id(&vm), None)],
+        "asked again, done at last"
+    );
+
+    bench.post(&vm, "suspend", nothing()).await.good();
+    bench.post(&vm, "start", nothing()).await.good();
+    let spec = bench.world.state().launched.last().expect("launched").clone();
+    assert_eq!((spec.origin, spec.disk_mib), (Origin::Suspended, 3072));
+    let fork = bench.post(&vm, "fork", nothing()).await.good()["forks"][0]["id"].clone();
+    assert_eq!(size(bench.info(fork.as_str().expect("id")).await), 3072);
+    let snapshot = bench.post(&vm, "snapshot", nothing()).await.good();
+    let copy = bench.create(json!({"snapshotId": snapshot["snapshotId"]})).await;
+    assert_eq!(size(bench.info(&copy).await), 3072);
+    bench.world.state().grown.clear();
+    bench.admin("DELETE", &format!("/v1/vms/{copy}"), nothing()).await.good();
+    let larger = json!({"snapshotId": snapshot["snapshotId"], "template": {"rootfsSizeGb": 4}});
+    let larger = id(&bench.create(larger).await);
+    let grown = bench.world.state().grown.clone();
+    assert_eq!(
+        grown,
+        [(larger.clone(), Some(4096)), (larger, None)],
+        "it goes on from where its disk was smaller"
+    );
 }
 
 #[tokio::test]

@@ -62,6 +62,7 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
         told().vms.insert(fork["id"].as_str().expect("id").to_owned());
     }
     call("POST", &format!("/v1/vms/{kept}/resize"), r#"{"memSizeGb":0.5}"#).await;
+    call("POST", &format!("/v1/vms/{kept}/resize"), r#"{"rootfsSizeGb":2}"#).await;
     call("POST", &format!("/v1/vms/{kept}/suspend"), "{}").await;
     told().vms.remove(&kept);
     call("DELETE", &format!("/v1/vms/{kept}"), "{}").await;

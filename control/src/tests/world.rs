@@ -27,6 +27,14 @@ pub enum Manner {
     Refuse(Refusal),
 }
 
+/// What comes of a disk's growth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    Done,
+    RefusedByDisk,
+    RefusedByAgent,
+}
+
 #[derive(Debug)]
 pub struct State {
     pub up: HashMap<VmId, (VmInstanceId, bool)>,
@@ -44,6 +52,12 @@ pub struct State {
     /// So many more machines can be launched.
     pub places: usize,
     pub watched: Vec<(VmId, Option<IdleWatch>)>,
+    /// Growths in use, in MiB; none: the agent was asked to grow its file system.
+    pub grown: Vec<(VmId, Option<u32>)>,
+    /// Who was asked to make memory free.
+    pub released: Vec<VmId>,
+    /// What comes of growths from now on.
+    pub growth: Growth,
     files: BTreeMap<(VmId, String), (Vec<u8>, Option<u32>)>,
 }
 
@@ -67,6 +81,9 @@ impl World {
             unfit: None,
             places: usize::MAX,
             watched: Vec::new(),
+            grown: Vec::new(),
+            released: Vec::new(),
+            growth: Growth::Done,
             files: BTreeMap::new(),
         };
         let world = Self { state: Arc::new(Mutex::new(state)), events: broadcast::Sender::new(256) };
@@ -148,6 +165,7 @@ impl World {
                     self.state().watched.push((vm, idle));
                     wire.send(&VmmReply::Done, &[]).await
                 }
+                VmmRequest::GrowDisk { vm, disk_mib } => wire.send(&self.grow(vm, disk_mib), &[]).await,
                 VmmRequest::Optimize { .. } => wire.send(&VmmReply::Done, &[]).await,
                 VmmRequest::Console { .. } => {
                     wire.send(&VmmReply::Console { text: String::new() }, &[]).await
@@ -191,6 +209,38 @@ impl World {
         drop(state);
         self.tell(VmmEvent::Exited { vm: vm.clone(), instance, reason: ExitReason::Suspended });
         VmmReply::Done
+    }
+
+    fn grow(&self, vm: VmId, disk_mib: u32) -> VmmReply {
+        let mut state = self.state();
+        if !state.up.contains_key(&vm) {
+            return refused(Refusal::NotRunning);
+        }
+        if state.growth == Growth::RefusedByDisk {
+            return refused(Refusal::Disk);
+        }
+        state.grown.push((vm, Some(disk_mib)));
+        VmmReply::Done
+    }
+
+    fn release(&self, vm: VmId) -> AgentReply {
+        let mut state = self.state();
+        state.released.push(vm);
+        if state.growth == Growth::RefusedByAgent {
+            let message = "an agent of before".to_owned();
+            return AgentReply::Error { kind: AgentErrorKind::Invalid, message };
+        }
+        AgentReply::Done
+    }
+
+    fn grow_file_system(&self, vm: VmId) -> AgentReply {
+        let mut state = self.state();
+        if state.growth == Growth::RefusedByAgent {
+            let message = "cannot grow".to_owned();
+            return AgentReply::Error { kind: AgentErrorKind::Internal, message };
+        }
+        state.grown.push((vm, None));
+        AgentReply::Done
     }
 
     fn copy(&self, vm: &VmId, snapshot: SnapshotId, running: bool) -> VmmReply {
@@ -280,6 +330,14 @@ impl World {
                 }
                 self.state().files.insert((vm, path), (content, mode));
                 say(&mut stream, &AgentReply::Done).await;
+            }
+            AgentRequest::ReleaseMemory => {
+                let reply = self.release(vm);
+                say(&mut stream, &reply).await;
+            }
+            AgentRequest::GrowDisk => {
+                let reply = self.grow_file_system(vm);
+                say(&mut stream, &reply).await;
             }
             other => panic!("control does not ask this: {other:?}"),
         }

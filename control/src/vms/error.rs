@@ -83,6 +83,9 @@ pub enum OpError {
     /// The VM could not be suspended, and runs on.
     #[error("the VM could not be suspended and runs on: {0}")]
     SuspendFailed(#[source] VmmError),
+    /// The disk did not grow under the VM, which runs on.
+    #[error("the VM runs on, and its disk grows at its next start or when that is asked for again: {0}")]
+    GrowFailed(#[source] Box<OpError>),
     /// Too many VMs are kept that do not run, and none of them may be given up.
     #[error(
         "{current} VMs are kept that do not run, {limit} may be, and none of them may be given up; delete some"
@@ -166,6 +169,7 @@ impl OpError {
             Self::Store(StoreError::NoAddress) => (503, "NO_LOCAL_STORAGE_CAPACITY"),
             Self::Store(_) | Self::Plan(_) | Self::Task(_) => (500, "INTERNAL_ERROR"),
             Self::Misfit(misfit) => misfit_word(misfit),
+            Self::GrowFailed(_) => (500, "RESIZE_FAILED"),
             Self::SuspendFailed(_) => (500, "SUSPEND_FAILED_VM_RESUMED"),
             Self::TooManyKept { .. } => (403, "TOTAL_VM_LIMIT_EXCEEDED"),
             Self::NoSnapshot(_) => (404, "SNAPSHOT_NOT_FOUND"),

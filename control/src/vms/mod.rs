@@ -28,7 +28,7 @@ pub use notes::Notes;
 
 use crate::publish::Planner;
 use crate::pure::phase::{Ask, Event, Fate, Phase, Seen};
-use crate::pure::request::{DEFAULT_READY_WAIT, Wanted};
+use crate::pure::request::{DEFAULT_READY_WAIT, Wanted, WantedFile};
 use crate::random;
 use crate::store::{Admission, NewVm, Store, VmRecord};
 use busy::Busy;
@@ -224,17 +224,23 @@ impl Machines {
         if !there || record.phase != Phase::Running {
             return Err(OpError::Interrupted);
         }
-        for file in &wanted.files {
-            if let Err(error) = self.put_file(&record, file).await {
-                notes.add(format!("failed: {error}"));
-                self.0
-                    .drive(record, &mut turn, wanted.ready_wait, notes)
-                    .run(Event::Asked(Ask::Delete))
-                    .await?;
-                return Err(OpError::Setup(Box::new(error)));
-            }
+        if let Err(error) = self.set_up(&record, wanted.grows, &wanted.files).await {
+            notes.add(format!("failed: {error}"));
+            self.0.drive(record, &mut turn, wanted.ready_wait, notes).run(Event::Asked(Ask::Delete)).await?;
+            return Err(OpError::Setup(Box::new(error)));
         }
         Ok(record)
+    }
+
+    /// What a new VM gets once it runs.
+    async fn set_up(&self, record: &VmRecord, grows: bool, files: &[WantedFile]) -> Result<(), OpError> {
+        if grows {
+            self.grow_disk(record).await?;
+        }
+        for file in files {
+            self.put_file(record, file).await?;
+        }
+        Ok(())
     }
 
     async fn ask_here(

@@ -8,28 +8,36 @@ use crate::pure::phase::{Ask, Event, Fate, Phase};
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::pure::resize::Wish;
 use crate::store::VmRecord;
+use model::config::VmSize;
 use model::id::{AccountId, VmId};
 
 impl Machines {
-    /// Gives a VM another size. One that runs is stopped for that and started again; one that sleeps is woken, so that
-    /// it can shut down in order. Goes on when the caller goes away.
+    /// Gives a VM another size. The disk of one that runs grows under it; for anything else it is stopped and started
+    /// again. One that sleeps is woken, so that it can shut down in order. Goes on when the caller goes away.
     ///
     /// # Errors
-    /// See [`OpError`]. When the new size does not fit into the host, the VM runs with its old one.
+    /// See [`OpError`]. When the new size does not fit into the host, the VM runs with its old one. When a disk does not
+    /// grow at once, it does at the next start, or when it is asked for again.
     pub async fn resize(&self, account: &AccountId, vm: &VmId, wish: Wish) -> Result<(), OpError> {
         let (machines, account, vm) = (self.clone(), account.clone(), vm.clone());
         tokio::spawn(async move { machines.resize_here(&account, &vm, wish).await }).await?
     }
 
-    /// Gives memory that the guest does not use back to the host, and merges the layers of its disk.
+    /// Gives memory that the guest does not use back to the host, also what only caches files, and merges the layers of
+    /// its disk.
     ///
     /// # Errors
-    /// See [`OpError`].
+    /// See [`OpError`]. An agent that does not help is none: free memory is given back without it.
     pub async fn optimize(&self, account: &AccountId, vm: &VmId) -> Result<(), OpError> {
         self.get(account, vm).await?;
         self.supervisor().await?;
         let mut turn = self.0.slots.turn(vm).await?;
         let record = self.rested(self.get(account, vm).await?, &mut turn).await?;
+        if record.phase == Phase::Running
+            && let Err(error) = self.release_memory(&record).await
+        {
+            tracing::warn!(%vm, %error, "the VM keeps the memory in which it caches files");
+        }
         Ok(self.0.vmm.optimize(&record.id).await?)
     }
 
@@ -40,6 +48,9 @@ impl Machines {
         let mut turn = self.0.slots.turn(vm).await?;
         let mut record = self.rested(self.get(account, vm).await?, &mut turn).await?;
         let (old, new) = (record.size, wish.applied(record.size).map_err(OpError::Wrong)?);
+        if record.phase == Phase::Running && wish.grows_in_use(old) {
+            return self.resize_in_use(record, new).await;
+        }
         if new == old {
             return Ok(());
         }
@@ -64,6 +75,14 @@ impl Machines {
             }
             done => done.map(drop),
         }
+    }
+
+    /// The record comes first: the disk that is opened at the next start may be smaller than it, and not larger.
+    async fn resize_in_use(&self, mut record: VmRecord, new: VmSize) -> Result<(), OpError> {
+        self.0.store.set_size(&record.id, new).await?;
+        record.size = new;
+        self.0.failpoints.pass(|| "resized".to_owned()).await;
+        self.grow_disk(&record).await.map_err(|error| OpError::GrowFailed(Box::new(error)))
     }
 
     /// Shuts a VM down that runs or sleeps; it is kept even if it is ephemeral.

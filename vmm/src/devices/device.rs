@@ -26,6 +26,8 @@ pub enum DeviceKind {
     Block,
     /// A source of random numbers.
     Rng,
+    /// What takes memory back that the guest does not use.
+    Balloon,
     /// A socket device.
     Vsock,
 }
@@ -38,6 +40,7 @@ impl DeviceKind {
             Self::Net => 1,
             Self::Block => 2,
             Self::Rng => 4,
+            Self::Balloon => 5,
             Self::Vsock => 19,
         }
     }
@@ -49,6 +52,7 @@ impl DeviceKind {
             Self::Net => "virtio-net",
             Self::Block => "virtio-blk",
             Self::Rng => "virtio-rng",
+            Self::Balloon => "virtio-balloon",
             Self::Vsock => "virtio-vsock",
         }
     }
@@ -169,8 +173,8 @@ pub enum Progress {
     More,
 }
 
-/// A virtio device. All calls come from its worker thread, save those of the first four functions, which
-/// come before the worker starts.
+/// A virtio device. All calls come from its worker thread, save those of the first four functions that come before
+/// the worker starts.
 pub trait VirtioDevice: Send {
     /// Which kind it is.
     fn kind(&self) -> DeviceKind;
@@ -178,7 +182,8 @@ pub trait VirtioDevice: Send {
     fn queue_sizes(&self) -> &'static [u16];
     /// Features offered beside those of the transport.
     fn features(&self) -> u64;
-    /// The configuration space, little-endian. It does not change while the machine lives.
+    /// The configuration space, little-endian. What changes it calls
+    /// [`refresh_config`](super::MmioTransport::refresh_config).
     fn config(&self) -> Vec<u8>;
     /// The host's descriptors to watch while active. Their order is their index in [`Self::source_event`].
     fn sources(&self) -> Vec<Source<'_>> {

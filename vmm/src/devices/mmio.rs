@@ -7,7 +7,7 @@
 //! checked at `DRIVER_OK` (the class of CVE-2026-5747).
 
 use super::counters::{Counter, Counters};
-use super::device::{Interrupt, VirtioDevice};
+use super::device::{INTERRUPT_CONFIG, Interrupt, VirtioDevice};
 use super::queue::DeviceQueue;
 use super::state::{QueueState, TransportState};
 use super::worker::{STATUS_NEEDS_RESET, Shared, Worker, WorkerError};
@@ -68,7 +68,6 @@ pub enum TransportError {
 pub struct MmioTransport {
     kind: DeviceKind,
     features: u64,
-    config: Vec<u8>,
     mem: GuestRam,
     queue_events: Vec<EventFd>,
     shared: Arc<Shared>,
@@ -83,6 +82,10 @@ struct Registers {
     driver_features: u64,
     queue_sel: u32,
     queues: Vec<QueueState>,
+    /// The configuration space, which the driver reads in pieces: it is whole when the generation before and after is
+    /// one (section 2.5).
+    config: Vec<u8>,
+    config_generation: u32,
     worker: Worker,
 }
 
@@ -105,7 +108,6 @@ impl MmioTransport {
         Ok(Self {
             kind: device.kind(),
             features: device.features() | TRANSPORT_FEATURES,
-            config: device.config(),
             mem: mem.clone(),
             queue_events,
             shared: Arc::clone(&shared),
@@ -115,6 +117,8 @@ impl MmioTransport {
                 driver_features: 0,
                 queue_sel: 0,
                 queues,
+                config: device.config(),
+                config_generation: 0,
                 worker: Worker::start(mem, device, copies, shared)?,
             }),
         })
@@ -190,6 +194,26 @@ impl MmioTransport {
         Ok(())
     }
 
+    /// Shows the driver the device's configuration space as it is now, and interrupts it when that differs from what it
+    /// was shown (sections 2.3 and 4.2.2).
+    ///
+    /// # Errors
+    /// When the worker does not answer.
+    pub fn refresh_config(&self) -> Result<(), TransportError> {
+        let mut registers = self.registers();
+        let config = registers.worker.config()?;
+        if config == registers.config {
+            return Ok(());
+        }
+        registers.config = config;
+        registers.config_generation = registers.config_generation.wrapping_add(1);
+        if self.status() & DRIVER != 0 {
+            // Also before DRIVER_OK: by then a driver has read the space already.
+            self.shared.interrupt.config();
+        }
+        Ok(())
+    }
+
     /// Copies the state out. Call [`Self::pause`] first.
     ///
     /// # Errors
@@ -210,13 +234,15 @@ impl MmioTransport {
             driver_features_sel: registers.driver_features_sel,
             driver_features: registers.driver_features,
             queue_sel: registers.queue_sel,
-            config_generation: 0,
+            config_generation: registers.config_generation,
+            config: registers.config.clone(),
             queues,
             device: saved.device,
         })
     }
 
-    /// Takes a saved state over and stays paused; [`Self::resume`] goes on. Only right after [`Self::new`].
+    /// Takes a saved state over and stays paused; [`Self::resume`] goes on. Only right after [`Self::new`]. A
+    /// configuration space that is not the one of the state, as of a disk that has grown since, is a change of it.
     ///
     /// # Errors
     /// When the state is of another device or its queues are not usable.
@@ -243,7 +269,10 @@ impl MmioTransport {
             registers.worker.activate(queues, state.driver_features, false)?;
         }
         self.shared.status.store(state.status, Ordering::SeqCst);
-        self.shared.interrupt.status.store(state.interrupt_status, Ordering::SeqCst);
+        let changed = registers.config != state.config;
+        registers.config_generation = state.config_generation.wrapping_add(u32::from(changed));
+        let told = if changed && state.status & DRIVER != 0 { INTERRUPT_CONFIG } else { 0 };
+        self.shared.interrupt.status.store(state.interrupt_status | told, Ordering::SeqCst);
         Ok(())
     }
 
@@ -254,7 +283,8 @@ impl MmioTransport {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        let Some(field) = self.config.get(start..).filter(|f| !f.is_empty()) else {
+        let registers = self.registers();
+        let Some(field) = registers.config.get(start..).filter(|f| !f.is_empty()) else {
             return self.shared.counters.count(Counter::BadAccess);
         };
         let len = field.len().min(data.len());
@@ -274,8 +304,7 @@ impl MmioTransport {
             reg::VIRTIO_MMIO_QUEUE_READY => queue.map_or(0, |q| u32::from(q.ready)),
             reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.shared.interrupt.status.load(Ordering::SeqCst),
             reg::VIRTIO_MMIO_STATUS => self.shared.status.load(Ordering::SeqCst),
-            // The configuration spaces here never change, so neither does their generation.
-            reg::VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => registers.config_generation,
             reg::VIRTIO_MMIO_SHM_LEN_LOW..=reg::VIRTIO_MMIO_SHM_BASE_HIGH => NO_REGION,
             _ => {
                 self.shared.counters.count(Counter::BadAccess);

@@ -74,6 +74,8 @@ pub struct TransportState {
     pub queue_sel: u32,
     /// Counts changes of the configuration space.
     pub config_generation: u32,
+    /// The configuration space as the driver was last shown it.
+    pub config: Vec<u8>,
     /// The queues in order.
     pub queues: Vec<QueueState>,
     /// The device.
@@ -91,6 +93,8 @@ pub enum DeviceState {
     Vsock(VsockState),
     /// A source of random numbers: it has no state.
     Rng,
+    /// A balloon, which is always empty.
+    Balloon,
 }
 
 /// A disk. Its content is in its files, drained before the save.

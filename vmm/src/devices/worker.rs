@@ -71,6 +71,8 @@ enum Command {
     Pause { reply: Reply<Result<(), Fault>> },
     /// Go on after a pause.
     Resume { reply: Reply<()> },
+    /// Tell the configuration space.
+    Config { reply: Reply<Vec<u8>> },
     /// Copy the state out; only while paused or idle.
     Save { reply: Reply<Saved> },
     /// Take a device's state over; only while idle.
@@ -169,6 +171,10 @@ impl Worker {
 
     pub fn resume(&mut self) -> Result<(), WorkerError> {
         self.ask(|reply| Command::Resume { reply })
+    }
+
+    pub fn config(&mut self) -> Result<Vec<u8>, WorkerError> {
+        self.ask(|reply| Command::Config { reply })
     }
 
     pub fn save(&mut self) -> Result<Saved, WorkerError> {
@@ -360,6 +366,7 @@ impl Task {
                 self.resume();
                 answer(&reply, ());
             }
+            Command::Config { reply } => answer(&reply, self.device.config()),
             Command::Save { reply } => {
                 let queues = self.queues.iter().map(|q| q.as_ref().map(DeviceQueue::save)).collect();
                 answer(&reply, Saved { queues, device: self.device.save() });

@@ -74,6 +74,11 @@ pub enum MachineRequest {
     Freeze,
     /// Merge the layers of the disk.
     Optimize,
+    /// Make the disk larger, durably, and tell the guest so.
+    GrowDisk {
+        /// Its size in MiB. No disk shrinks; one that has this size is done.
+        disk_mib: u32,
+    },
     /// From now on the NIC counts as idle after this; never, when absent.
     WatchIdle {
         /// The period.

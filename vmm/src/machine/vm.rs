@@ -280,6 +280,17 @@ impl Machine {
         Ok(())
     }
 
+    /// Tells the guest the size of its disk, if it was told another one.
+    ///
+    /// # Errors
+    /// When the device's thread is gone.
+    pub fn tell_disk_size(&self) -> Result<(), MachineError> {
+        for device in self.bus.virtio().iter().filter(|device| device.kind() == DeviceKind::Block) {
+            device.refresh_config()?;
+        }
+        Ok(())
+    }
+
     fn resume_devices(&self) -> Result<(), MachineError> {
         for device in self.bus.virtio() {
             if self.nic_open || device.kind() != DeviceKind::Net {

@@ -138,19 +138,51 @@ pub fn plan(config: &VmmConfig, spec: MachineSpec) -> Result<MachinePlan, Folder
 /// # Errors
 /// See [`FolderError`].
 pub fn prepare(plan: &MachinePlan) -> Result<(), FolderError> {
+    let failed = |source| FolderError::Io { operation: "make", path: plan.folder.clone(), source };
+    std::fs::create_dir_all(&plan.folder).map_err(failed)?;
+    write_spec(&plan.folder, &plan.spec)
+}
+
+/// Writes down that the disk of a VM becomes larger.
+///
+/// # Errors
+/// See [`FolderError`].
+pub fn note_growth(config: &VmmConfig, vm: &VmId, disk_mib: u32) -> Result<(), FolderError> {
+    let folder = of(config, vm);
+    let Some(mut spec) = read_spec(&folder)? else {
+        let (path, source) = (folder.join(SPEC), io::ErrorKind::NotFound.into());
+        return Err(FolderError::Io { operation: "read", path, source });
+    };
+    if spec.disk_mib >= disk_mib {
+        return Ok(());
+    }
+    spec.disk_mib = disk_mib;
+    write_spec(&folder, &spec)
+}
+
+fn write_spec(folder: &Path, spec: &MachineSpec) -> Result<(), FolderError> {
     let failed = |operation, path: &Path| {
         let path = path.to_owned();
         move |source| FolderError::Io { operation, path, source }
     };
-    std::fs::create_dir_all(&plan.folder).map_err(failed("make", &plan.folder))?;
-    let bytes = serde_json::to_vec_pretty(&plan.spec).map_err(FolderError::Encode)?;
-    let (path, staged) = (plan.folder.join(SPEC), plan.folder.join(format!("{SPEC}.new")));
+    let bytes = serde_json::to_vec_pretty(spec).map_err(FolderError::Encode)?;
+    let (path, staged) = (folder.join(SPEC), folder.join(format!("{SPEC}.new")));
     // Whoever owns the folder may have put something there that leads elsewhere.
     remove_file(&staged).map_err(failed("remove", &staged))?;
     let mut file = File::create_new(&staged).map_err(failed("make", &staged))?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed("write", &staged))?;
     std::fs::rename(&staged, &path).map_err(failed("rename", &path))?;
-    sync(&plan.folder)
+    sync(folder)
+}
+
+/// What is running or ran last in a folder, if anything did.
+fn read_spec(folder: &Path) -> Result<Option<MachineSpec>, FolderError> {
+    let path = folder.join(SPEC);
+    match read_own(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FolderError::Io { operation: "read", path, source }),
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).map_err(FolderError::Encode)?)),
+    }
 }
 
 /// Removes all that a VM left.
@@ -171,17 +203,10 @@ pub fn remove(folder: &Path) -> Result<(), FolderError> {
 /// # Errors
 /// When that cannot be done.
 pub fn merge(config: &VmmConfig, vm: &VmId) -> Result<(), FolderError> {
-    let path = of(config, vm).join(SPEC);
-    let failed = |operation| {
-        let path = path.clone();
-        move |source| FolderError::Io { operation, path, source }
-    };
-    let bytes = match read_own(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        read => read.map_err(failed("read"))?,
-    };
-    let plan = plan(config, serde_json::from_slice(&bytes).map_err(FolderError::Encode)?)?;
-    let base = File::open(&plan.rootfs).map_err(failed("open the base of"))?;
+    let Some(spec) = read_spec(&of(config, vm))? else { return Ok(()) };
+    let plan = plan(config, spec)?;
+    let failed = |source| FolderError::Io { operation: "open", path: plan.rootfs.clone(), source };
+    let base = File::open(&plan.rootfs).map_err(failed)?;
     let mut disk = DiskFolder::open(&plan.folder, Some(base), u64::from(plan.spec.disk_mib) * MIB)?;
     Ok(disk.merge()?)
 }

@@ -165,6 +165,9 @@ impl Supervisor {
                     wire.send(&self.watch_idle(&vm, idle).await, &[]).await?;
                 }
                 VmmRequest::Optimize { vm } => wire.send(&self.optimize(&vm).await, &[]).await?,
+                VmmRequest::GrowDisk { vm, disk_mib } => {
+                    wire.send(&self.grow_disk(&vm, disk_mib).await, &[]).await?;
+                }
                 VmmRequest::Console { vm, bytes } => wire.send(&self.console(&vm, bytes), &[]).await?,
             }
         }

@@ -105,6 +105,22 @@ impl Supervisor {
         }
     }
 
+    /// Makes the disk of a running VM larger. What runs in its folder is written down first, so that the disk is never
+    /// larger than the specification by which it is opened.
+    pub(super) async fn grow_disk(&self, vm: &VmId, disk_mib: u32) -> VmmReply {
+        let turn = self.registry.turn(vm);
+        let _turn = turn.lock().await;
+        if self.registry.running(vm).is_none() {
+            return refused(Refusal::NotRunning, "this VM does not run".to_owned());
+        }
+        let (config, id) = (self.config.clone(), vm.clone());
+        match tokio::task::spawn_blocking(move || folder::note_growth(&config, &id, disk_mib)).await {
+            Ok(Ok(())) => self.tell_machine(vm, &MachineRequest::GrowDisk { disk_mib }, WRITE_WAIT).await,
+            Ok(Err(error)) => no(&error, error.refusal()),
+            Err(error) => no(&error, Refusal::Internal),
+        }
+    }
+
     async fn tell_machine(&self, vm: &VmId, request: &MachineRequest, patience: Duration) -> VmmReply {
         let Some(running) = self.registry.running(vm) else {
             return refused(Refusal::NotRunning, "this VM does not run".to_owned());

@@ -271,8 +271,11 @@ impl VirtioDevice for Block {
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
         let DeviceState::Block(state) = state else { return Err(DeviceError::WrongKind) };
-        if state.sectors != self.sectors() || state.read_only != self.disk.read_only() {
-            return Err(DeviceError::Mismatch("the disk has another size or cannot be written"));
+        // One that has grown since is told to the driver by its transport.
+        if state.sectors > self.sectors() || state.read_only != self.disk.read_only() {
+            return Err(DeviceError::Mismatch(
+                "the disk is smaller than it was, or only one of both can be written",
+            ));
         }
         Ok(())
     }

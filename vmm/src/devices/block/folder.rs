@@ -212,6 +212,7 @@ impl<D: Directory> DiskFolder<D> {
             return Err(FolderError::BaseLength { expected: manifest.base_bytes, found: base_len });
         }
         if capacity < manifest.capacity {
+            // Before anything of it is touched.
             return Err(FolderError::TooSmall { asked: capacity, least: manifest.capacity });
         }
         remove_leftovers(&directory, &manifest)?;
@@ -230,11 +231,7 @@ impl<D: Directory> DiskFolder<D> {
         };
         let disk = LayeredDisk::assemble(base, base_len, sealed, top);
         let mut folder = Self { directory, manifest, disk: Arc::new(Mutex::new(disk)), prepared: None };
-        if capacity > folder.manifest.capacity {
-            folder.prepare(capacity)?;
-            folder.switch()?;
-            folder.settle()?;
-        }
+        folder.grow(capacity)?;
         Ok(folder)
     }
 
@@ -275,6 +272,28 @@ impl<D: Directory> DiskFolder<D> {
         // The disk is not locked while this takes its time.
         let settled = lock(&tail).settle();
         lock(&self.disk).settled(settled).map_err(FolderError::Disk)
+    }
+
+    /// Makes the disk larger, to `capacity` bytes, also while it is in use: what is there is sealed below a larger top.
+    /// The manifest tells the new size, durably, before the disk does. Done when it has that size already; what an
+    /// earlier attempt left unsettled is settled then.
+    ///
+    /// # Errors
+    /// [`FolderError::TooSmall`] when it would shrink. After [`FolderError::Disk`] it has grown all the same.
+    pub fn grow(&mut self, capacity: u64) -> Result<(), FolderError> {
+        let least = self.manifest.capacity;
+        if capacity < least {
+            return Err(FolderError::TooSmall { asked: capacity, least });
+        }
+        if capacity > least {
+            if self.prepared.is_some() {
+                // Its top has the old size.
+                self.switch()?;
+            }
+            self.prepare(capacity)?;
+            self.switch()?;
+        }
+        self.settle()
     }
 
     /// Makes one layer of all sealed ones, for disks of many layers, stopped or in use. What other folders share with

@@ -1,7 +1,7 @@
 //! A driver that speaks through the registers, and the worker behind them.
 
 use super::*;
-use crate::devices::block::{Block, LayeredDisk};
+use crate::devices::block::{Block, DiskFolder, LayeredDisk};
 use crate::devices::rng::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
@@ -259,4 +259,70 @@ fn the_configuration_can_be_read_in_any_way_and_not_beyond() {
     machine.transport.write(2, &[1; 4]);
     machine.transport.write(u64::MAX, &[1; 4]);
     assert_eq!(machine.count(Counter::BadAccess), 6);
+}
+
+/// Sectors as a driver reads them: again when the configuration changed in between.
+fn sectors(machine: &Machine) -> (u64, u32) {
+    loop {
+        let before = machine.register(reg::VIRTIO_MMIO_CONFIG_GENERATION);
+        let half = |at| u64::from(machine.register(CONFIG as u32 + at));
+        let sectors = half(0) | half(4) << 32;
+        if machine.register(reg::VIRTIO_MMIO_CONFIG_GENERATION) == before {
+            return (sectors, before);
+        }
+    }
+}
+
+fn disk_in(folder: &std::path::Path, mib: u64) -> (DiskFolder, Box<dyn VirtioDevice>) {
+    let disk = DiskFolder::open(folder, None, mib << 20).unwrap();
+    let device = Box::new(Block::new(Box::new(disk.disk()), "disk"));
+    (disk, device)
+}
+
+#[test]
+fn a_disk_that_grows_is_a_new_generation_and_an_interrupt_and_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, device) = disk_in(folder.path(), 1);
+    let machine = Machine::new(device);
+    machine.transport.refresh_config().unwrap();
+    machine.start();
+    assert_eq!(sectors(&machine), (2048, 0));
+    disk.grow(3 << 20).unwrap();
+    assert_eq!(sectors(&machine), (2048, 0), "what was told holds until the driver is told otherwise");
+    machine.transport.refresh_config().unwrap();
+    assert_eq!(machine.interrupt(), 2);
+    assert_eq!(sectors(&machine), (6144, 1));
+    let interrupts = machine.count(Counter::Interrupts);
+    machine.transport.refresh_config().unwrap();
+    assert_eq!((machine.count(Counter::Interrupts), sectors(&machine)), (interrupts, (6144, 1)));
+    machine.set(reg::VIRTIO_MMIO_STATUS, 0);
+    disk.grow(4 << 20).unwrap();
+    machine.transport.refresh_config().unwrap();
+    assert_eq!(machine.count(Counter::Interrupts), interrupts, "nobody is there to be interrupted");
+    assert_eq!(sectors(&machine), (8192, 2));
+}
+
+#[test]
+fn a_disk_that_grew_while_its_machine_was_saved_is_told_at_the_resume() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut disk, device) = disk_in(folder.path(), 1);
+    let machine = Machine::new(device);
+    machine.start();
+    machine.transport.pause().unwrap();
+    let state = machine.transport.save().unwrap();
+    let mem = machine.mem.clone();
+    drop(machine);
+    disk.grow(2 << 20).unwrap();
+    drop(disk);
+    let (_disk, device) = disk_in(folder.path(), 2);
+    let larger = Machine::with_memory(device, mem.clone());
+    larger.transport.restore(&state).unwrap();
+    larger.transport.resume().unwrap();
+    assert_eq!(larger.interrupt(), 3, "the size, and what may be used");
+    assert_eq!(sectors(&larger), (4096, 1));
+    let smaller = tempfile::tempdir().unwrap();
+    let (_disk, device) = disk_in(smaller.path(), 1);
+    let state = larger.transport.save().unwrap();
+    let refused = Machine::with_memory(device, mem).transport.restore(&state);
+    assert!(matches!(refused, Err(TransportError::Worker(_))), "{refused:?}");
 }

@@ -9,11 +9,13 @@
 //!
 //! Running ──guest powers off, panics, KVM gives up, Kill──► Exited ──► the process ends
 //! Running ──Freeze──► Running, and a frozen copy of the process ([`zygote`])
+//! Running ──GrowDisk──► Running, on a larger disk
 //! ```
 //! The supervisor may come and go; only a start that it did not live to hear of ends the process.
 
 mod copy;
 mod error;
+mod grow;
 mod idle;
 mod suspend;
 mod talk;

@@ -86,6 +86,10 @@ impl Process {
                 let answer = self.optimize();
                 self.answer(slot, &answer);
             }
+            MachineRequest::GrowDisk { disk_mib } => {
+                let answer = self.grow_disk(disk_mib, machine);
+                self.answer(slot, &answer);
+            }
             MachineRequest::WatchIdle { idle } => {
                 let set = self.watch_idle(idle);
                 self.answer(slot, &done(set));

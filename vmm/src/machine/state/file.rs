@@ -1,7 +1,7 @@
 //! A state as a file: one line that says what it is, then the state.
 //!
 //! ```text
-//! {"format":"gatehouse machine state","version":1,"bytes":31337,"crc32":2596996162}
+//! {"format":"gatehouse machine state","version":2,"bytes":31337,"crc32":2596996162}
 //! {"cpu":…}
 //! ```
 
@@ -15,7 +15,7 @@ use thiserror::Error;
 /// What the first line calls the file.
 const FORMAT: &str = "gatehouse machine state";
 /// The layout that this program writes and reads. It changes with each change of a saved structure.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Largest file that is read: eight vCPUs take less than a megabyte, a held frame 256 KiB.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -139,8 +139,11 @@ mod tests {
     #[test]
     fn another_version_or_format_is_told_apart_from_damage() {
         let text = String::from_utf8(written()).expect("text");
-        let later = text.replacen("\"version\":1", "\"version\":2", 1);
-        assert!(matches!(parse(later.as_bytes()), Err(StateFileError::Version { found: 2 })));
+        for other in [VERSION - 1, VERSION + 1] {
+            let (ours, theirs) = (format!("\"version\":{VERSION}"), format!("\"version\":{other}"));
+            let parsed = parse(text.replacen(&ours, &theirs, 1).as_bytes());
+            assert!(matches!(parsed, Err(StateFileError::Version { found }) if found == other), "{parsed:?}");
+        }
         let other = text.replacen("gatehouse", "somebody", 1);
         assert!(matches!(parse(other.as_bytes()), Err(StateFileError::Damaged(_))));
         assert!(matches!(parse(b""), Err(StateFileError::Damaged(_))));

@@ -39,7 +39,10 @@ enum Operation {
     Snapshot,
     Merge,
     Reopen,
+    /// Closed and opened larger.
     Grow,
+    /// Larger while it is in use.
+    GrowInUse,
     /// A disk from a copy, or from the closed disk itself.
     Clone {
         copy: Option<prop::sample::Index>,
@@ -64,6 +67,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => Just(Operation::Merge),
         2 => Just(Operation::Reopen),
         1 => Just(Operation::Grow),
+        1 => Just(Operation::GrowInUse),
         2 => prop::option::of(any::<prop::sample::Index>()).prop_map(|copy| Operation::Clone { copy }),
     ]
 }
@@ -258,6 +262,12 @@ impl<P: Place> Run<P> {
                 self.model.resize(self.model.len() + GROWTH as usize, 0);
                 self.open();
             }
+            Operation::GrowInUse => {
+                self.model.resize(self.model.len() + GROWTH as usize, 0);
+                let capacity = self.model.len() as u64;
+                self.disk().grow(capacity).unwrap();
+                self.sealed = Some(self.model.clone());
+            }
             Operation::Clone { copy } => self.clone_of(*copy),
         }
     }
@@ -315,7 +325,10 @@ proptest! {
         for operation in &operations {
             let before = world.len();
             run.step(operation);
-            let flushed = matches!(operation, Operation::Flush | Operation::Reopen | Operation::Grow);
+            let flushed = matches!(
+                operation,
+                Operation::Flush | Operation::Reopen | Operation::Grow | Operation::GrowInUse
+            );
             history.push((before, world.len(), flushed, run.model.clone(), run.copies.len()));
         }
         let cut_at = created + cut_at.index(world.len() - created + 1);
@@ -677,5 +690,39 @@ fn a_disk_in_use_is_sealed_and_merged() {
     let found = read(&mut disk.disk());
     for round in rounds - 64..rounds {
         assert_eq!(found[(round % 64 * GRAIN) as usize], round as u8);
+    }
+}
+
+#[test]
+fn a_disk_grows_in_use_and_never_shrinks() {
+    let (parent, folder) = place();
+    let mut disk = DiskFolder::open(&folder, None, CAPACITY).unwrap();
+    let mut used = disk.disk();
+    write(&mut used, 0, GRAIN, 1);
+    // A seal that was given up: its top has the old size.
+    disk.prepare_seal().unwrap();
+    let larger = CAPACITY + GROWTH;
+    disk.grow(larger).unwrap();
+    assert_eq!((used.capacity(), read(&mut used)[0]), (larger, 1));
+    write(&mut used, larger - SECTOR, SECTOR, 2);
+    used.flush().unwrap();
+    disk.grow(larger).unwrap();
+    assert_eq!(
+        layer_files(&folder).len(),
+        6,
+        "two sealed layers and a top: the same size again is no growth"
+    );
+    let shrunk = disk.grow(CAPACITY);
+    assert!(matches!(shrunk, Err(FolderError::TooSmall { asked: CAPACITY, least }) if least == larger));
+    seal(&mut disk);
+    let copy = parent.path().join("copy");
+    disk.settle().unwrap();
+    clone_sealed(&folder, &copy).unwrap();
+    drop((disk, used));
+    for folder in [&folder, &copy] {
+        assert!(matches!(DiskFolder::open(folder, None, CAPACITY), Err(FolderError::TooSmall { .. })));
+        let disk = DiskFolder::open(folder, None, larger).unwrap();
+        let bytes = read(&mut disk.disk());
+        assert_eq!((bytes[0], bytes[bytes.len() - 1]), (1, 2));
     }
 }
