@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -71,7 +72,7 @@ impl Traces {
     }
 }
 
-/// Process ids of VMs' own processes (`vmm run`).
+/// Process ids of VMs' own processes (`vmm run`), each of which has a user of its own. Those of root's wait for an order.
 ///
 /// # Errors
 /// When `/proc` cannot be read.
@@ -85,7 +86,8 @@ pub fn machine_processes() -> Result<Vec<i32>> {
         let mut words = line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
         let program = words.next().unwrap_or_default();
         if program.rsplit('/').next() == Some("vmm") && words.next().as_deref() == Some("run") {
-            found.push(pid);
+            let waits = std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|facts| facts.uid() == 0);
+            found.extend((!waits).then_some(pid));
         }
     }
     Ok(found)

@@ -187,6 +187,7 @@ const MAIN: &[Call] = calls! {
     SYS_rseq[] "threads begin"
     SYS_sched_getaffinity[] "threads look where their stacks end"
     SYS_rt_sigaction[] "the handler that takes a vCPU out of the guest; children are nobody's"
+    SYS_pipe2[] "a copy waits until its original goes on"
     SYS_eventfd2[] "notifications and interrupts"
     SYS_epoll_create1[] "the loop, and each device's"
     SYS_timerfd_create[] "the period of the idle watch"

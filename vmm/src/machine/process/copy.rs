@@ -9,6 +9,7 @@ use crate::client::Refusal;
 use crate::machine::control::MachineMessage;
 use crate::machine::sys::{self, Side};
 use crate::machine::vm::Machine;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -36,6 +37,10 @@ impl Process {
     fn copy(&mut self, sockets: Vec<OwnedFd>, machine: &Machine) -> Result<(), ProcessError> {
         let socket = sockets.into_iter().next().ok_or(ProcessError::NoSocket)?;
         self.host.disk().prepare_seal()?;
+        // The copy waits until the original goes on, so that it takes no time of the CPU from it.
+        let (mut wait, go) =
+            std::io::pipe().map_err(|source| ProcessError::Copy { step: "make a pipe", source })?;
+        let mut go = Some(go);
         let begun = Instant::now();
         machine.pause()?;
         let parked = begun.elapsed();
@@ -44,12 +49,17 @@ impl Process {
             let saved = begun.elapsed();
             let failed = |source| ProcessError::Copy { step: "fork", source };
             if sys::fork().map_err(failed)? == Side::Child {
+                drop(go.take());
+                if let Err(error) = wait.read(&mut [0]) {
+                    tracing::warn!(%error, "a copy does not wait for its original");
+                }
                 zygote::run(&Frozen { socket: &socket, kit: &self.kit, mem: machine.mem(), state });
             }
             Ok((saved, begun.elapsed()))
         });
         machine.unpause()?;
         let stood_still = begun.elapsed();
+        drop(go.take());
         let (saved, forked) = copied?;
         // Each from the beginning.
         tracing::info!(?parked, ?saved, ?forked, ?stood_still, "copied");
