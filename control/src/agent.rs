@@ -169,7 +169,22 @@ pub async fn write<S: AsyncRead + AsyncWrite + Unpin>(
 /// # Errors
 /// See [`AgentError`].
 pub async fn grow_disk<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), AgentError> {
-    ask(stream, &AgentRequest::GrowDisk).await?;
+    done(stream, &AgentRequest::GrowDisk).await
+}
+
+/// Makes memory free that only caches files.
+///
+/// # Errors
+/// See [`AgentError`].
+pub async fn release_memory<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Result<(), AgentError> {
+    done(stream, &AgentRequest::ReleaseMemory).await
+}
+
+async fn done<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    request: &AgentRequest,
+) -> Result<(), AgentError> {
+    ask(stream, request).await?;
     match receive(stream).await? {
         (FrameKind::Message, payload) => match reply(&payload)? {
             AgentReply::Done => Ok(()),

@@ -61,6 +61,15 @@ pub enum MachineError {
     /// The boot's id cannot be read.
     #[error("cannot read the boot id")]
     BootId(#[source] io::Error),
+    /// The kernel does not let go of memory.
+    #[error("cannot write {path}")]
+    Release {
+        /// Which control of the kernel.
+        path: &'static str,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
     /// Neither systemd nor the kernel powers off.
     #[error("cannot power off")]
     PowerOff(#[source] io::Error),
@@ -87,6 +96,19 @@ pub fn health() -> Result<AgentReply, MachineError> {
         boot_id: boot_id()?,
         uptime_milliseconds: u64::try_from(milliseconds).unwrap_or(0),
     })
+}
+
+/// Makes memory free that only caches files: written pages first, since only clean ones can go. Then moves what is left
+/// together, since free memory is reported to the host in blocks of 2 MiB (vm.rst of the kernel's sysctl pages).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn release_memory() -> Result<(), MachineError> {
+    rustix::fs::sync();
+    for path in ["/proc/sys/vm/drop_caches", "/proc/sys/vm/compact_memory"] {
+        fs::write(path, "1").map_err(|cause| MachineError::Release { path, cause })?;
+    }
+    Ok(())
 }
 
 /// Sets the host name, now and for the next boot.

@@ -241,6 +241,11 @@ impl Server {
                 grow::when_larger(Path::new("/"))?;
                 AgentReply::Done
             }
+            AgentRequest::ReleaseMemory => {
+                self.must_be_machine()?;
+                machine::release_memory()?;
+                AgentReply::Done
+            }
             AgentRequest::PowerOff => {
                 self.must_be_machine()?;
                 // First the answer: there may be no time for it afterwards.

@@ -407,7 +407,7 @@ fn special_files_do_not_hang_it() {
 fn outside_a_vm_the_machine_is_left_alone() {
     let agent = Agent::start();
     let clock = AgentRequest::SetClock { unix_nanoseconds: 1 };
-    for request in [AgentRequest::PowerOff, AgentRequest::GrowDisk, clock] {
+    for request in [AgentRequest::PowerOff, AgentRequest::GrowDisk, AgentRequest::ReleaseMemory, clock] {
         assert_eq!(kind_of(&agent.one(&request)), AgentErrorKind::Invalid);
     }
     assert!(matches!(agent.one(&AgentRequest::Health), AgentReply::Health { .. }));

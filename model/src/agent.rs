@@ -190,6 +190,9 @@ pub enum AgentRequest {
     /// Makes the root file system as large as its disk, which the host has made larger before. Answered when it is;
     /// also when there was nothing to do.
     GrowDisk,
+    /// Makes memory free that only caches files, and brings free memory together, so that the kernel reports it to the
+    /// host. Answered when that is done; the report follows within seconds.
+    ReleaseMemory,
     /// Shuts the system down cleanly and powers it off. Answered before it begins.
     PowerOff,
 }

@@ -52,6 +52,12 @@ def room(queue, head, length):
     return descriptor(queue, head, 0x1000, length, True, False) + lend(queue, head)
 
 
+def report(head, address, half_megabytes):
+    """A report of free memory in the third queue: a length in steps of 512 KiB."""
+    return (bytes([2 << 4]) + struct.pack("<H", head) + address + bytes([2 << 6 | 2])
+            + struct.pack("<H", 8 * half_megabytes) + bytes([0]) + lend(2, head) + kick(2))
+
+
 def frame(mac):
     head = bytes(12) + b"\xff" * 6 + mac + b"\x08\x00" + b"E"
     return put(0, head) + descriptor(1, 0, 0, 100, False, False) + lend(1, 0) + kick(1)
@@ -99,6 +105,13 @@ MALFORMED = {"loop": LOOP, "outside": OUTSIDE, "wraps": WRAPS, "indirect": INDIR
 
 SEEDS = {
     "rng": {"one": room(0, 0, 64) + kick(0), "pause": room(0, 0, 64) + PAUSE + kick(0), **MALFORMED},
+    "balloon": {
+        "high": report(0, bytes([2, 0, 0]), 4) + PAUSE + report(1, bytes([2, 0, 0]), 4),
+        "queues": report(0, bytes([0, 0, 0]), 4) + room(0, 0, 4) + kick(0),
+        "part": report(0, bytes([2, 0, 16]), 3),
+        "inflate": put(0, struct.pack("<I", 0x1000)) + descriptor(0, 0, 0, 4, False, False) + lend(0, 0) + kick(0),
+        **MALFORMED,
+    },
     "block": {
         "write-read": block(1, 0, 512, False) + block(0, 0, 512, True) + PAUSE,
         "flush": block(1, 7, 4096, False) + block(4, 0, 16, False) + block(0, 7, 4096, True),

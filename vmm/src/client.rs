@@ -160,7 +160,7 @@ pub enum VmmRequest {
         /// `None`: never.
         idle: Option<IdleWatch>,
     },
-    /// Give memory that the guest does not use back to the host, and merge the layers of its disk.
+    /// Merge the layers of its disk. Memory that the guest does not use it gives back by itself.
     Optimize {
         /// Which VM.
         vm: VmId,
@@ -453,7 +453,7 @@ impl VmmClient {
         self.done(VmmRequest::WatchIdle { vm: vm.clone(), idle }, Duration::ZERO).await
     }
 
-    /// Gives memory back and merges the disk's layers.
+    /// Merges the disk's layers.
     ///
     /// # Errors
     /// See [`VmmError`].

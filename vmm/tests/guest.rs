@@ -14,11 +14,13 @@ use house::{House, next_exit};
 use model::agent::{AGENT_PORT, AgentReply, AgentRequest, BootConfig, FrameKind, HEADER_BYTES};
 use model::id::{VmId, VmInstanceId};
 use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use vmm::client::{Events, ExitReason, MachineSpec, Metadata, Origin, VmmEvent};
+use vmm::machine::control::{MEMORY, SUSPENDED};
 
 /// Longest that a kernel takes to its end in the emulated test machine, with others at work beside it.
 const BOOT: Duration = Duration::from_secs(300);
@@ -242,33 +244,130 @@ async fn the_power_button_reaches_a_stock_kernel() {
     assert!(console(&house, &machine.vm).await.contains("pressed"));
 }
 
-#[tokio::test]
-async fn a_whole_system_reports_answers_and_stops_by_its_agent() {
-    need_virtualisation();
-    let house = House::open().await;
-    let (mut events, _) = house.subscribe().await;
+/// The whole system, as the image of that name in the house.
+fn whole_system(house: &House) {
     let image = images().into_iter().find(|path| path.ends_with("default")).expect("an image named default");
     let target = house.image("default");
     for name in ["kernel", "initramfs", "rootfs.img"] {
         let source = image.join(name).canonicalize().expect("file of the image");
         std::os::unix::fs::symlink(source, target.join(name)).expect("link");
     }
+}
+
+/// Asks the agent one thing; returns its answer, and what a command printed before.
+async fn ask(house: &House, vm: &VmId, request: &AgentRequest) -> (AgentReply, String) {
+    let mut stream = house.client.connect(vm, AGENT_PORT).await.expect("connect");
+    let payload = serde_json::to_vec(request).expect("json");
+    let header = FrameKind::Message.header(payload.len()).expect("short");
+    stream.write_all(&[header.as_slice(), &payload].concat()).await.expect("write");
+    let mut printed = Vec::new();
+    loop {
+        let mut header = [0; HEADER_BYTES];
+        timeout(BOOT, stream.read_exact(&mut header)).await.expect("in time").expect("header");
+        let (kind, length) = FrameKind::parse(header).expect("frame");
+        let mut payload = vec![0; length];
+        timeout(BOOT, stream.read_exact(&mut payload)).await.expect("in time").expect("payload");
+        if kind == FrameKind::Message {
+            let reply = serde_json::from_slice(&payload).expect("reply");
+            return (reply, String::from_utf8_lossy(&printed).into_owned());
+        }
+        printed.extend(payload);
+    }
+}
+
+/// Runs a command in the guest, which succeeds.
+async fn run(house: &House, vm: &VmId, command: &str) -> String {
+    let (command, timeout_milliseconds) = (command.to_owned(), Some(BOOT.as_millis() as u64));
+    let request = AgentRequest::Exec { command, user: None, timeout_milliseconds, output_bytes: 10_000 };
+    let (reply, printed) = ask(house, vm, &request).await;
+    assert!(matches!(reply, AgentReply::ExecDone { status: Some(0), .. }), "{reply:?}: {printed}");
+    printed
+}
+
+#[tokio::test]
+async fn a_whole_system_reports_answers_and_stops_by_its_agent() {
+    need_virtualisation();
+    let house = House::open().await;
+    let (mut events, _) = house.subscribe().await;
+    whole_system(&house);
     let machine = spec(1, "default", 2);
     let begin = Instant::now();
     house.client.launch(machine.clone()).await.expect("launch");
     await_agent(&mut events, &machine).await;
     println!("start to agent ready {:?}", begin.elapsed());
-    let mut stream = house.client.connect(&machine.vm, AGENT_PORT).await.expect("connect");
-    let payload = serde_json::to_vec(&AgentRequest::Health).expect("json");
-    let header = FrameKind::Message.header(payload.len()).expect("short");
-    stream.write_all(&[header.as_slice(), &payload].concat()).await.expect("write");
-    let mut header = [0; HEADER_BYTES];
-    timeout(BOOT, stream.read_exact(&mut header)).await.expect("in time").expect("header");
-    let (_, length) = FrameKind::parse(header).expect("frame");
-    let mut payload = vec![0; length];
-    timeout(BOOT, stream.read_exact(&mut payload)).await.expect("in time").expect("payload");
-    let reply: AgentReply = serde_json::from_slice(&payload).expect("reply");
+    let (reply, _) = ask(&house, &machine.vm, &AgentRequest::Health).await;
     assert!(matches!(reply, AgentReply::Health { .. }), "{reply:?}");
     house.client.stop(&machine.vm, Duration::from_secs(240)).await.expect("stop");
+    assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Stopped);
+}
+
+/// Memory of a process that is of no file, in MiB.
+fn resident(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+}
+
+/// Waits until a process holds so much less memory than `before`. The guest tells nobody when it has given it back.
+async fn falls(pid: i32, before: u64, by: u64) {
+    let begin = Instant::now();
+    while resident(pid) + by > before {
+        assert!(begin.elapsed() < BOOT, "{before} MiB became {}, {by} less were expected", resident(pid));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    println!("{before} MiB became {} in {:?}", resident(pid), begin.elapsed());
+}
+
+/// Fills memory and makes it free again, which comes back to the host, but for pieces between others.
+async fn fill_and_free(house: &House, vm: &VmId, pid: i32) {
+    run(house, vm, "head -c 200M /dev/urandom >/dev/shm/block").await;
+    let full = resident(pid);
+    assert!(full > 200, "{full} MiB");
+    run(house, vm, "rm /dev/shm/block").await;
+    falls(pid, full, 100).await;
+}
+
+#[tokio::test]
+async fn a_running_guest_gets_a_larger_disk_and_gives_memory_back() {
+    need_virtualisation();
+    let house = House::open().await;
+    let (mut events, _) = house.subscribe().await;
+    whole_system(&house);
+    let machine = spec(1, "default", 1);
+    let vm = &machine.vm;
+    let pid = house.client.launch(machine.clone()).await.expect("launch");
+    await_agent(&mut events, &machine).await;
+
+    let df = "df --block-size=1M --output=size / | tail -n 1";
+    let before = run(&house, vm, df).await;
+    house.client.grow_disk(vm, 4096).await.expect("grown");
+    let (reply, _) = ask(&house, vm, &AgentRequest::GrowDisk).await;
+    assert_eq!(reply, AgentReply::Done);
+    let after = run(&house, vm, df).await;
+    println!("the root file system had {} MiB and has {}", before.trim(), after.trim());
+    let mib = |text: &str| text.trim().parse::<u32>().expect("a number");
+    assert!(mib(&before) < 2048 && mib(&after) > 3700, "{before} {after}");
+
+    fill_and_free(&house, vm, pid).await;
+    run(&house, vm, "head -c 150M /dev/urandom >/var/tmp/cached").await;
+    let cached = resident(pid);
+    let (reply, _) = ask(&house, vm, &AgentRequest::ReleaseMemory).await;
+    assert_eq!(reply, AgentReply::Done);
+    falls(pid, cached, 100).await;
+
+    let held = resident(pid);
+    house.client.suspend(vm).await.expect("suspend");
+    assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Suspended);
+    let state = house.folder_of(vm).join(SUSPENDED).join(MEMORY).metadata().expect("memory");
+    let written = state.blocks() * 512 / (1 << 20);
+    println!("{written} MiB of memory are written, {held} were held");
+    // The guest goes on in between, but not by so much.
+    assert!(written < held + 50, "{written} MiB, {held} were held");
+    let asleep = MachineSpec { disk_mib: 4096, origin: Origin::Suspended, ..machine.clone() };
+    let pid = house.client.launch(asleep).await.expect("resume");
+    await_agent(&mut events, &machine).await;
+    assert_eq!(run(&house, vm, df).await, after);
+    fill_and_free(&house, vm, pid).await;
+    house.client.stop(vm, Duration::from_secs(240)).await.expect("stop");
     assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Stopped);
 }

@@ -153,7 +153,7 @@ pub async fn optimize(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath
         let done = api.0.machines.optimize(&caller.account, &vm).await;
         done.map_err(|error| error.fault(Some(&vm)))?;
         let message =
-            "memory that the guest does not use is given back, and the layers of its disk are merged";
+            "memory that no program in the guest uses is given back, and the layers of its disk are merged";
         Ok(VmOptimized { id: vm, message: message.to_owned() })
     };
     slow(PAD_LIFECYCLE_AFTER, work).await

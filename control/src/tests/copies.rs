@@ -242,6 +242,12 @@ async fn a_vm_gets_another_size_in_every_state() {
     assert_eq!(bench.info(&other).await["state"], "stopped");
     let optimized = bench.post(&vm, "optimize", nothing()).await.good();
     assert!(optimized["id"] == vm && optimized["message"].is_string());
+    assert_eq!(bench.world.state().released, [id(&vm)]);
+    bench.world.state().growth = Growth::RefusedByAgent;
+    bench.post(&vm, "optimize", nothing()).await.good();
+    bench.post(&vm, "suspend", nothing()).await.good();
+    bench.post(&vm, "optimize", nothing()).await.good();
+    assert_eq!(bench.world.state().released, [id(&vm), id(&vm)], "who sleeps is not woken for that");
 }
 
 #[tokio::test]

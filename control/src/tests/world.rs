@@ -54,6 +54,8 @@ pub struct State {
     pub watched: Vec<(VmId, Option<IdleWatch>)>,
     /// Growths in use, in MiB; none: the agent was asked to grow its file system.
     pub grown: Vec<(VmId, Option<u32>)>,
+    /// Who was asked to make memory free.
+    pub released: Vec<VmId>,
     /// What comes of growths from now on.
     pub growth: Growth,
     files: BTreeMap<(VmId, String), (Vec<u8>, Option<u32>)>,
@@ -80,6 +82,7 @@ impl World {
             places: usize::MAX,
             watched: Vec::new(),
             grown: Vec::new(),
+            released: Vec::new(),
             growth: Growth::Done,
             files: BTreeMap::new(),
         };
@@ -220,6 +223,16 @@ impl World {
         VmmReply::Done
     }
 
+    fn release(&self, vm: VmId) -> AgentReply {
+        let mut state = self.state();
+        state.released.push(vm);
+        if state.growth == Growth::RefusedByAgent {
+            let message = "an agent of before".to_owned();
+            return AgentReply::Error { kind: AgentErrorKind::Invalid, message };
+        }
+        AgentReply::Done
+    }
+
     fn grow_file_system(&self, vm: VmId) -> AgentReply {
         let mut state = self.state();
         if state.growth == Growth::RefusedByAgent {
@@ -317,6 +330,10 @@ impl World {
                 }
                 self.state().files.insert((vm, path), (content, mode));
                 say(&mut stream, &AgentReply::Done).await;
+            }
+            AgentRequest::ReleaseMemory => {
+                let reply = self.release(vm);
+                say(&mut stream, &reply).await;
             }
             AgentRequest::GrowDisk => {
                 let reply = self.grow_file_system(vm);

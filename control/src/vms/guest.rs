@@ -22,6 +22,8 @@ const AGENT_RETRY: Duration = Duration::from_millis(50);
 const FILE_WAIT: Duration = Duration::from_secs(120);
 /// Longest for a file system to grow: the kernel writes a few blocks for each 128 MiB.
 const GROW_WAIT: Duration = Duration::from_secs(120);
+/// Longest for memory to be made free: written pages go to the disk first.
+const RELEASE_WAIT: Duration = Duration::from_secs(120);
 /// The agent ends a command at its own timeout. An agent that does not is given up after so much more.
 const EXEC_MARGIN: Duration = Duration::from_secs(10);
 
@@ -96,6 +98,12 @@ impl Machines {
         self.0.failpoints.pass(|| "grown".to_owned()).await;
         let mut stream = self.connect(vm).await?;
         within(GROW_WAIT, agent::grow_disk(&mut stream)).await
+    }
+
+    /// Lets a VM that runs make memory free that only caches files; its kernel gives that back to the host.
+    pub(super) async fn release_memory(&self, vm: &VmRecord) -> Result<(), OpError> {
+        let mut stream = self.connect(vm).await?;
+        within(RELEASE_WAIT, agent::release_memory(&mut stream)).await
     }
 
     /// A stream to the agent of the account's VM, which does not fall asleep by itself meanwhile.

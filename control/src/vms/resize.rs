@@ -23,15 +23,21 @@ impl Machines {
         tokio::spawn(async move { machines.resize_here(&account, &vm, wish).await }).await?
     }
 
-    /// Gives memory that the guest does not use back to the host, and merges the layers of its disk.
+    /// Gives memory that the guest does not use back to the host, also what only caches files, and merges the layers of
+    /// its disk.
     ///
     /// # Errors
-    /// See [`OpError`].
+    /// See [`OpError`]. An agent that does not help is none: free memory is given back without it.
     pub async fn optimize(&self, account: &AccountId, vm: &VmId) -> Result<(), OpError> {
         self.get(account, vm).await?;
         self.supervisor().await?;
         let mut turn = self.0.slots.turn(vm).await?;
         let record = self.rested(self.get(account, vm).await?, &mut turn).await?;
+        if record.phase == Phase::Running
+            && let Err(error) = self.release_memory(&record).await
+        {
+            tracing::warn!(%vm, %error, "the VM keeps the memory in which it caches files");
+        }
         Ok(self.0.vmm.optimize(&record.id).await?)
     }
 

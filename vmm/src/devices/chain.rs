@@ -88,6 +88,11 @@ impl Segments {
         self.bytes
     }
 
+    /// The segments in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Segment> {
+        self.list.iter()
+    }
+
     /// Appends one segment.
     pub fn push(&mut self, segment: Segment) {
         self.bytes += segment.len as usize;

@@ -94,6 +94,14 @@ counters! {
     VsockTimeout => "vsock_timeout",
     /// RST packets that were not sent because too many were waiting.
     VsockRstDropped => "vsock_rst_dropped",
+    /// Blocks of 2 MiB that the guest gave back.
+    BalloonBlocks => "balloon_blocks",
+    /// Ranges without a whole block, which are not taken back.
+    BalloonFragment => "balloon_fragment",
+    /// Reports whose memory the host could not take back.
+    BalloonNotFreed => "balloon_not_freed",
+    /// Chains in queues of the balloon that nobody asked the guest to use.
+    BalloonUnasked => "balloon_unasked",
 }
 
 /// The counts of one device, shared with whoever reports them.
@@ -110,6 +118,11 @@ impl Counters {
     /// Counts one.
     pub fn count(&self, counter: Counter) {
         self.0[counter as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts several.
+    pub fn add(&self, counter: Counter, count: u64) {
+        self.0[counter as usize].fetch_add(count, Ordering::Relaxed);
     }
 
     /// How many were counted.

@@ -26,6 +26,8 @@ pub enum DeviceKind {
     Block,
     /// A source of random numbers.
     Rng,
+    /// What takes memory back that the guest does not use.
+    Balloon,
     /// A socket device.
     Vsock,
 }
@@ -38,6 +40,7 @@ impl DeviceKind {
             Self::Net => 1,
             Self::Block => 2,
             Self::Rng => 4,
+            Self::Balloon => 5,
             Self::Vsock => 19,
         }
     }
@@ -49,6 +52,7 @@ impl DeviceKind {
             Self::Net => "virtio-net",
             Self::Block => "virtio-blk",
             Self::Rng => "virtio-rng",
+            Self::Balloon => "virtio-balloon",
             Self::Vsock => "virtio-vsock",
         }
     }

@@ -374,6 +374,7 @@ impl<'a> Input<'a> {
 
 /// The devices, each made fresh and given to a malicious driver. One function for each fuzz target.
 pub mod targets {
+    use super::super::balloon::Balloon;
     use super::super::block::{Block, LayeredDisk};
     use super::super::mmio::{MMIO_SIZE, MmioTransport};
     use super::super::net::metadata::{CONNECTIONS, REPLIES_MAX, Service};
@@ -405,6 +406,11 @@ pub mod targets {
     /// virtio-rng.
     pub fn rng(input: &[u8]) {
         Rig::new(Rng::new()).abuse(input);
+    }
+
+    /// virtio-balloon.
+    pub fn balloon(input: &[u8]) {
+        Rig::new(Balloon::new()).abuse(input);
     }
 
     /// virtio-blk over a base and a top.
@@ -588,6 +594,9 @@ mod tests {
         fn no_driver_breaks_rng(input in prop::collection::vec(any::<u8>(), 0..1500)) { targets::rng(&input); }
 
         #[test]
+        fn no_driver_breaks_balloon(input in prop::collection::vec(any::<u8>(), 0..1500)) { targets::balloon(&input); }
+
+        #[test]
         fn no_driver_breaks_block(input in prop::collection::vec(any::<u8>(), 0..1500)) { targets::block(&input); }
 
         #[test]
@@ -608,8 +617,9 @@ mod tests {
     #[test]
     fn the_corpus_of_the_fuzz_targets_passes() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus");
-        let all: [(&str, Target); 6] = [
+        let all: [(&str, Target); 7] = [
             ("rng", targets::rng),
+            ("balloon", targets::balloon),
             ("block", targets::block),
             ("net", targets::net),
             ("metadata", |input| {

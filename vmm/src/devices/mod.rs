@@ -1,4 +1,4 @@
-//! The virtio devices of a machine: block, net, vsock and rng, each behind a virtio-mmio transport.
+//! The virtio devices of a machine: block, net, vsock, rng and balloon, each behind a virtio-mmio transport.
 //!
 //! A device is a state machine without a thread of its own ([`VirtioDevice`]); [`MmioTransport`] gives it one
 //! worker thread for life, which alone touches the device and its queues. The thread is made when the
@@ -7,6 +7,7 @@
 //!
 //! Sources: Virtual I/O Device (VIRTIO) version 1.2, OASIS, 1 July 2022 ("virtio 1.2" in this folder).
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod counters;

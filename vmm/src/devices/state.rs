@@ -93,6 +93,8 @@ pub enum DeviceState {
     Vsock(VsockState),
     /// A source of random numbers: it has no state.
     Rng,
+    /// A balloon, which is always empty.
+    Balloon,
 }
 
 /// A disk. Its content is in its files, drained before the save.

@@ -227,6 +227,26 @@ mod tests {
         assert!(matches!(outcome, Err(MemoryError::BrokenOff)), "{outcome:?}");
     }
 
+    #[test]
+    fn what_was_given_back_is_a_hole_whether_it_was_of_a_file_or_not() {
+        const BLOCK: u64 = 2 << 20;
+        let folder = tempfile::tempdir().expect("folder");
+        let proc = open_proc().expect("proc");
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        let written = |mem: &GuestRam, path: &Path| {
+            sys::discard(mem, BLOCK, BLOCK).expect("given back");
+            write(mem, &proc, File::create(path).expect("file"), &NEVER).expect("written")
+        };
+        let mem = blank();
+        mem.write_slice(&vec![7; 4 * BLOCK as usize], GuestAddress(0)).expect("inside");
+        assert_eq!(written(&mem, &one), 3 * BLOCK);
+        let mem = map(&one, MIB_OF_TEST).expect("mapped");
+        mem.write_slice(&vec![8; 2 * BLOCK as usize], GuestAddress(BLOCK)).expect("inside");
+        assert_eq!(written(&mem, &two), 3 * BLOCK);
+        sys::discard(&mem, 0, BLOCK).expect("given back");
+        assert_eq!(written(&mem, &folder.path().join("three")), 2 * BLOCK, "of the file's own bytes, too");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]

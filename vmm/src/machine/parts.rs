@@ -5,6 +5,7 @@ use super::control::{MachinePlan, VSOCK};
 use super::load::{self, LoadError};
 use super::vm::Parts;
 use crate::client::{MachineSpec, NicSpec};
+use crate::devices::balloon::Balloon;
 use crate::devices::block::{Block, DiskFolder, FolderError};
 use crate::devices::net::{MetadataContent, Net, NetConfig, NetShared};
 use crate::devices::rng::Rng;
@@ -131,6 +132,7 @@ impl Host {
         let vsock = Vsock::new(GUEST_CID, vsock, &plan.folder.join(VSOCK)).map_err(PartsError::Vsock)?;
         devices.push(Box::new(vsock));
         devices.push(Box::new(Rng::new()));
+        devices.push(Box::new(Balloon::new()));
         if let (Some(nic), Some(tap)) = (&plan.spec.nic, self.taps.first()) {
             devices.push(Box::new(make_nic(nic, tap, &self.nic)?));
         }
@@ -146,7 +148,7 @@ impl Host {
 /// Number of devices of a plan, which the ACPI tables must know before they are made.
 #[must_use]
 pub fn device_count(plan: &MachinePlan) -> usize {
-    if plan.spec.nic.is_some() { 4 } else { 3 }
+    if plan.spec.nic.is_some() { 5 } else { 4 }
 }
 
 /// What the guest is told at the metadata address; nothing when it has no network.
