@@ -248,7 +248,7 @@ impl Run {
             Act::DeleteRunning | Act::DeleteAsleep => {
                 anyhow::ensure!(!(acknowledged && theirs.is_some()), "it was deleted, and is {theirs:?}");
                 if theirs.is_some() {
-                    self.api.delete(target)?;
+                    self.delete_again(target)?;
                 }
             }
             Act::DeleteSnapshot => self.settle_deleted_snapshot(given, target, &token)?,
@@ -305,7 +305,8 @@ impl Run {
                 made.len() == children.len() && made.iter().all(|child| children.contains(child)),
                 "{made:?} were acknowledged, and there are {children:?}"
             ),
-            Err(_) => anyhow::ensure!(children.is_empty(), "nobody was told of {children:?}"),
+            // They are shown as stopped until they are gone.
+            Err(_) => return self.await_no_other_vm(),
         }
         for child in children {
             let said = self.look(child)?;
@@ -313,6 +314,26 @@ impl Run {
             self.api.delete(child)?;
         }
         Ok(())
+    }
+
+    /// One that is being deleted already may be gone by now, which is as good.
+    fn delete_again(&self, vm: &str) -> Result<()> {
+        match self.api.delete(vm) {
+            Err(error) if error.code() != Some("VM_NOT_FOUND") => Err(error.into()),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    fn await_no_other_vm(&self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let others: Vec<_> = self.api.vms()?.into_iter().filter(|(vm, _)| *vm != self.vm).collect();
+            if others.is_empty() {
+                return Ok(());
+            }
+            anyhow::ensure!(begun.elapsed() < RECOVERY, "nobody was told of {others:?}");
+            std::thread::sleep(TRY_AGAIN);
+        }
     }
 
     fn ready_snapshots(&self) -> Result<Vec<String>> {

@@ -143,8 +143,12 @@ impl Copies {
         folder::renew(&begun)?;
         let (near, far) = pair().map_err(CopyError::Pair)?;
         let request = MachineRequest::Freeze { folder: begun.clone() };
-        talk::ask(&home, &request, &[far.as_fd()], LAUNCH_WAIT).await?;
+        let frozen = talk::ask(&home, &request, &[far.as_fd()], LAUNCH_WAIT).await;
         drop(far);
+        if let Err(error) = frozen {
+            folder::remove(&begun)?;
+            return Err(error.into());
+        }
         let kept = unfinished(config, snapshot);
         folder::remove(&kept)?;
         folder::rename(&begun, &kept)?;

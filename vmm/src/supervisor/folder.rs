@@ -2,7 +2,7 @@
 
 use crate::client::{MachineSpec, Refusal};
 use crate::devices::block::DiskFolder;
-use crate::machine::control::{MachinePlan, SPEC};
+use crate::machine::control::{COPY, MachinePlan, SPEC, SUSPENDING, USED};
 use crate::machine::pure::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use model::config::VmmConfig;
 use model::id::VmId;
@@ -160,6 +160,41 @@ pub fn remove(folder: &Path) -> Result<(), FolderError> {
     }
 }
 
+/// What a VM is doing, as far as its folder is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// Its process runs, and may be writing its state down.
+    Running,
+    /// It has no process.
+    Nothing,
+}
+
+/// Removes what was cut short, by the end of a process or of the supervisor, from a VM's folder: copies that nobody
+/// took away, and of a VM without a process also a state that was not written to its end. The caller has the VM's turn,
+/// or is the only one yet. A folder that is not there has nothing of it.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn tidy(home: &Path, doing: Doing) -> Result<(), FolderError> {
+    let failed = |source| FolderError::Io { operation: "read", path: home.to_owned(), source };
+    let entries = match std::fs::read_dir(home) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let cut_short = match name.to_str() {
+            Some(name) if name.starts_with(COPY) => true,
+            Some(SUSPENDING | USED) => doing == Doing::Nothing,
+            Some(_) | None => false,
+        };
+        if cut_short {
+            remove(&home.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Merges the layers of the disk of a VM without a process. Without a disk there is nothing to merge.
 ///
 /// # Errors
@@ -242,6 +277,30 @@ mod tests {
                 prop_assert_eq!(path.components().count(), 3);
             }
         }
+    }
+
+    #[test]
+    fn what_was_cut_short_goes_and_nothing_else() {
+        let home = tempfile::tempdir().expect("folder");
+        let all = ["copy.sc-1", "copy.sc-2", "suspended", "suspended.new", "suspended.used"];
+        let names = || -> Vec<String> {
+            let entries = std::fs::read_dir(home.path()).expect("folder");
+            let name = |entry: io::Result<std::fs::DirEntry>| entry.expect("entry").file_name();
+            let mut names: Vec<String> =
+                entries.map(|entry| name(entry).to_str().expect("text").to_owned()).collect();
+            names.sort();
+            names
+        };
+        for name in all {
+            std::fs::create_dir(home.path().join(name)).expect("folder");
+            std::fs::write(home.path().join(name).join("memory"), "x").expect("file");
+        }
+        std::fs::write(home.path().join(SPEC), "{}").expect("file");
+        tidy(home.path(), Doing::Running).expect("tidy");
+        assert_eq!(names(), [SPEC, "suspended", "suspended.new", "suspended.used"]);
+        tidy(home.path(), Doing::Nothing).expect("tidy");
+        assert_eq!(names(), [SPEC, "suspended"]);
+        tidy(&home.path().join("none"), Doing::Nothing).expect("there is nothing to tidy");
     }
 
     #[test]

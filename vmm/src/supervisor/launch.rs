@@ -1,11 +1,11 @@
 //! Starts a VM's process, or adopts one that an earlier supervisor started.
 
 use super::copies::{self, Copies, CopyError, Spawner};
-use super::folder::{self, FolderError};
+use super::folder::{self, Doing, FolderError};
 use super::registry::{MAX_MACHINES, Registry, Running};
 use super::watch::Followed;
 use crate::client::{LAUNCH_WAIT, MachineSpec, Origin, Refusal};
-use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET, SUSPENDED, USED};
+use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET, SUSPENDED};
 use feed::wire::{Wire, WireError, pair};
 use model::agent::Identity;
 use model::config::VmmConfig;
@@ -126,7 +126,7 @@ async fn furnish(
 ) -> Result<Option<Spawner>, LaunchError> {
     let suspended = plan.folder.join(SUSPENDED);
     // What a machine went on from is of no more use, whatever it begins from now.
-    folder::remove(&plan.folder.join(USED))?;
+    folder::tidy(&plan.folder, Doing::Nothing)?;
     match &plan.spec.origin {
         Origin::Boot => folder::remove(&suspended)?,
         Origin::Suspended => plan.restore = Some(Identity::Same),
@@ -178,7 +178,17 @@ pub async fn adopt_all(config: &VmmConfig, registry: &Registry) -> io::Result<()
             tracing::warn!(name = ?entry.file_name(), "not a VM's folder; left alone");
             continue;
         };
-        match timeout(ADOPT_WAIT, adopt(registry, &vm, entry.path())).await {
+        let adopted = timeout(ADOPT_WAIT, adopt(registry, &vm, entry.path())).await;
+        let tidied = match &adopted {
+            // It answers between two requests, so that no copy is being made.
+            Ok(Ok(Some(_))) => folder::tidy(&entry.path(), Doing::Running),
+            Ok(Ok(None)) => folder::tidy(&entry.path(), Doing::Nothing),
+            Ok(Err(_)) | Err(_) => Ok(()),
+        };
+        if let Err(error) = tidied {
+            tracing::warn!(%vm, %error, "a leftover stays");
+        }
+        match adopted {
             Ok(Ok(Some(pid))) => tracing::info!(%vm, pid, "adopted"),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::warn!(%vm, %error, "a VM's process could not be adopted"),
