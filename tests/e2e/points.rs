@@ -31,6 +31,8 @@ const FOLLOW: u32 = 3;
 const BEYOND: u32 = 11;
 /// Longest until the house takes a request again after a kill.
 const RECOVERY: Duration = Duration::from_secs(120);
+/// Between looks for somebody to kill.
+const TRY_SOON: Duration = Duration::from_millis(5);
 /// Between tries.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
@@ -111,7 +113,7 @@ fn kills_at_random_moments_lose_nothing_and_leave_nothing() -> Result<()> {
         run.point()?;
     }
     run.api.delete(&run.vm)?;
-    println!("{:#?}\n{:#?}", run.tally, run.outcomes);
+    run.print();
     Traces::await_none_beyond(&before, &run.house.data())?;
     run.house.stop()
 }
@@ -138,12 +140,16 @@ impl Run {
         let (api, told) = (self.api.clone(), target.clone());
         let begun = Instant::now();
         let acting = std::thread::spawn(move || {
-            // The other end may have stopped listening for lack of time, never for good.
             let sent = done.send(perform(&api, act, &told));
             assert!(sent.is_ok(), "nobody waits for the outcome");
         });
-        let early = given.recv_timeout(moment).ok();
-        let killed = if early.is_none() { self.kill(victim)? } else { None };
+        let mut early = given.recv_timeout(moment).ok();
+        let mut killed = None;
+        while early.is_none() && killed.is_none() {
+            killed = self.kill(victim)?;
+            // There is no process of a VM yet, or no more.
+            early = if killed.is_none() { given.recv_timeout(TRY_SOON).ok() } else { None };
+        }
         let given = match early {
             Some(given) => {
                 self.took(act, begun.elapsed());
@@ -153,7 +159,8 @@ impl Run {
         };
         anyhow::ensure!(acting.join().is_ok(), "the acting thread panicked");
         let what = format!(
-            "{act:?} of {target}, {victim:?} {killed:?} killed after {} ms of {}: {}",
+            "{act:?} of {target}, {} killed after {} ms of {}: {}",
+            killed.map_or_else(|| "nobody".to_owned(), |pid| format!("{victim:?} {pid}")),
             moment.as_millis(),
             usual.as_millis(),
             match &given {
@@ -171,6 +178,15 @@ impl Run {
             anyhow::bail!("{what}: nobody was killed, and yet {error}");
         }
         self.settle(act, &target, &given, memory).context(what)
+    }
+
+    fn print(&self) {
+        for ((act, victim), count) in &self.tally {
+            println!("{count} kills of {victim:?} within {act:?}");
+        }
+        for (outcome, count) in &self.outcomes {
+            println!("{count} times: {outcome}");
+        }
     }
 
     fn took(&mut self, act: Act, time: Duration) {
