@@ -16,8 +16,8 @@ use tests::traces::Traces;
 
 /// Copies when `FORKS` does not say.
 const COPIES: u64 = 100;
-/// Most copies that are there at once: the memory that they are promised must be in the bed.
-const MAX_BATCH: u64 = 20;
+/// Most copies that are there at once: each makes its keys at once, and the bed has one slow CPU.
+const MAX_BATCH: u64 = 12;
 /// Memory of each in MiB.
 const MEMORY_MIB: u32 = 256;
 /// What no two machines may share: a word and what it is on each line.

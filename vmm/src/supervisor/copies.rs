@@ -27,6 +27,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use tokio::time::timeout;
@@ -95,6 +96,8 @@ struct Frozen {
     wire: Wire,
     /// Where its disk is now. Held while the disk is cloned or the folder is renamed.
     folder: tokio::sync::Mutex<PathBuf>,
+    /// A machine was made of it since that was last looked at.
+    used: AtomicBool,
 }
 
 /// All copies in memory. Cheap to clone.
@@ -153,16 +156,17 @@ impl Copies {
         folder::remove(&kept)?;
         folder::rename(&begun, &kept)?;
         let wire = Wire::of(near).map_err(CopyError::Pair)?;
-        let frozen = Arc::new(Frozen { wire, folder: tokio::sync::Mutex::new(kept) });
+        let folder = tokio::sync::Mutex::new(kept);
+        let frozen = Arc::new(Frozen { wire, folder, used: AtomicBool::new(false) });
         self.lock().insert(snapshot.clone(), frozen);
         Ok(())
     }
 
-    /// Lets a frozen copy go after its time, if nobody did before.
+    /// Lets a frozen copy go when no machine was made of it for its time, if nobody did before.
     pub fn end_in_time(&self, config: &VmmConfig, snapshot: &SnapshotId) {
         let (copies, config, snapshot) = (self.clone(), config.clone(), snapshot.clone());
         tokio::spawn(async move {
-            tokio::time::sleep(FORK_LIFE).await;
+            copies.await_disuse(&snapshot).await;
             if copies.get(&snapshot).is_some() {
                 tracing::warn!(%snapshot, "nobody let go of a frozen copy");
                 if let Err(error) = copies.remove(&config, &snapshot).await {
@@ -170,6 +174,15 @@ impl Copies {
                 }
             }
         });
+    }
+
+    async fn await_disuse(&self, snapshot: &SnapshotId) {
+        loop {
+            tokio::time::sleep(FORK_LIFE).await;
+            if !self.get(snapshot).is_some_and(|frozen| frozen.used.swap(false, Ordering::Relaxed)) {
+                return;
+            }
+        }
     }
 
     /// Writes a frozen copy down; it then lives on disk alone.
@@ -242,6 +255,7 @@ impl Copies {
     ) -> Result<Origin, CopyError> {
         let home = home.to_owned();
         if let Some(frozen) = self.get(snapshot) {
+            frozen.used.store(true, Ordering::Relaxed);
             let folder = frozen.folder.lock().await;
             let from = folder.clone();
             tokio::task::spawn_blocking(move || clone_folder(&from, &home)).await??;
