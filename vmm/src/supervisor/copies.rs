@@ -29,6 +29,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -166,7 +167,7 @@ impl Copies {
     pub fn end_in_time(&self, config: &VmmConfig, snapshot: &SnapshotId) {
         let (copies, config, snapshot) = (self.clone(), config.clone(), snapshot.clone());
         tokio::spawn(async move {
-            copies.await_disuse(&snapshot).await;
+            copies.await_disuse(&snapshot, FORK_LIFE).await;
             if copies.get(&snapshot).is_some() {
                 tracing::warn!(%snapshot, "nobody let go of a frozen copy");
                 if let Err(error) = copies.remove(&config, &snapshot).await {
@@ -176,9 +177,9 @@ impl Copies {
         });
     }
 
-    async fn await_disuse(&self, snapshot: &SnapshotId) {
+    async fn await_disuse(&self, snapshot: &SnapshotId, life: Duration) {
         loop {
-            tokio::time::sleep(FORK_LIFE).await;
+            tokio::time::sleep(life).await;
             if !self.get(snapshot).is_some_and(|frozen| frozen.used.swap(false, Ordering::Relaxed)) {
                 return;
             }
@@ -364,4 +365,28 @@ fn durable(config: &VmmConfig, snapshot: &SnapshotId) -> PathBuf {
 
 fn unfinished(config: &VmmConfig, snapshot: &SnapshotId) -> PathBuf {
     durable(config, snapshot).with_extension(NEW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[tokio::test]
+    async fn a_frozen_copy_lasts_from_its_last_use() {
+        let (copies, snapshot, life) =
+            (Copies::default(), SnapshotId::from_random([1; 20]), Duration::from_millis(20));
+        let (near, _far) = pair().expect("sockets");
+        let frozen = Arc::new(Frozen {
+            wire: Wire::of(near).expect("wire"),
+            folder: tokio::sync::Mutex::new(PathBuf::new()),
+            used: AtomicBool::new(true),
+        });
+        copies.lock().insert(snapshot.clone(), Arc::clone(&frozen));
+        let begun = Instant::now();
+        copies.await_disuse(&snapshot, life).await;
+        assert!(begun.elapsed() >= life * 2, "it was used within the first");
+        assert!(!frozen.used.load(Ordering::Relaxed));
+        copies.await_disuse(&snapshot, life).await;
+    }
 }
