@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Where the guest has the tools.
 const TOOLS: &str = "/opt/tools";
+/// How much of its CPU a guest gives each burden: four guests at once must leave the bed's one CPU time for the house.
+const SHARE: &str = "10%";
 /// The burdens: programs that compute or write, and check that.
 pub const BURDENS: [&str; 2] = ["stress", "fio"];
 /// All that this prints is a complaint.
@@ -53,7 +55,7 @@ pub fn begin_burdens(api: &Api, vm: &str) -> Result<()> {
     let script = std::fs::read_to_string(guest.join("burden.sh"))?;
     api.write_text(vm, &format!("{TOOLS}/burden.sh"), &script)?;
     for what in BURDENS {
-        let unit = format!("systemd-run --quiet --unit=burden-{what} -p CPUQuota=25% --nice=10");
+        let unit = format!("systemd-run --quiet --unit=burden-{what} -p CPUQuota={SHARE} --nice=10");
         api.exec(vm, &format!("{unit} bash {TOOLS}/burden.sh {TOOLS} {what}"))?;
         await_round(api, vm, what)?;
     }

@@ -1,4 +1,4 @@
-# Computes and writes with checks for as long as the guest lives, within a quarter of its CPU: burden.sh FOLDER WHAT.
+# Computes or writes, with checks, for as long as the guest lives: burden.sh FOLDER WHAT.
 # Each round that ends well is counted in /run/burden.WHAT; the first that does not is told in /run/burden.WHAT.failed.
 folder=$1 what=$2 rounds=0 status=0
 tool() { "$folder/ld.so" --library-path "$folder" "$folder/$1" "${@:2}"; }
