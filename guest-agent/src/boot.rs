@@ -8,7 +8,7 @@
 use crate::chores::{Chores, Worker};
 use crate::place::Root;
 use crate::pure::pace::Pace;
-use crate::pure::plan::{Step, steps};
+use crate::pure::plan::{Step, steps, time_now};
 use crate::transport::{Connection, Host};
 use crate::wire::{self, WireError};
 use crate::{error_chain, host_keys, machine, network};
@@ -82,6 +82,13 @@ pub struct Caller {
     nic: Option<MacAddress>,
 }
 
+/// When the host's answer came, and how long after the question.
+#[derive(Clone, Copy)]
+struct Heard {
+    round_trip: Duration,
+    at: Instant,
+}
+
 impl Caller {
     /// With a thread for what may take long.
     ///
@@ -124,9 +131,11 @@ impl Caller {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: machine::boot_id().map_err(BootError::Hello)?,
         };
+        let asked = Instant::now();
         wire::write_message(&mut host, &hello)?;
         let config: BootConfig = wire::read_message(&mut host)?.ok_or(BootError::HungUp)?;
-        let late_keys = match self.apply(&config) {
+        let heard = Heard { round_trip: asked.elapsed(), at: Instant::now() };
+        let late_keys = match self.apply(&config, heard) {
             Ok(late_keys) => late_keys,
             Err(error) => {
                 let reply =
@@ -153,7 +162,7 @@ impl Caller {
     }
 
     /// Does what the host says, and tells the kinds of host keys that are left for later.
-    fn apply(&self, config: &BootConfig) -> Result<Vec<&'static str>, ApplyError> {
+    fn apply(&self, config: &BootConfig, heard: Heard) -> Result<Vec<&'static str>, ApplyError> {
         let mut late_keys = Vec::new();
         for step in steps(config) {
             match step {
@@ -161,7 +170,10 @@ impl Caller {
                     let entropy = config.restored.as_ref().map_or(&[][..], |restored| &restored.entropy);
                     machine::reseed(entropy).map_err(ApplyError::Reseed)?;
                 }
-                Step::Clock => machine::set_clock(config.unix_nanoseconds).map_err(ApplyError::Clock)?,
+                Step::Clock => {
+                    let now = time_now(config.unix_nanoseconds, heard.round_trip, heard.at.elapsed());
+                    machine::set_clock(now).map_err(ApplyError::Clock)?;
+                }
                 Step::MachineId => machine::renew_machine_id(&self.root).map_err(ApplyError::MachineId)?,
                 Step::HostName => {
                     machine::set_host_name(&self.root, &config.hostname).map_err(ApplyError::HostName)?;

@@ -21,10 +21,28 @@ const NO_DATA: &str = "/nonexistent";
 /// The names of the daemons, as programs.
 pub const DAEMONS: [&str; 4] = ["control", "vmm", "vpc", "edge-proxy"];
 
+/// What a house is given by its test.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    /// The folder of images; that of the environment when absent.
+    pub images: Option<PathBuf>,
+    /// Memory of a VM in MiB.
+    pub memory_mib: u32,
+    /// Disk of a VM in MiB.
+    pub disk_mib: u32,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { images: None, memory_mib: 512, disk_mib: 4096 }
+    }
+}
+
 /// A running house. Dropping it ends it.
 #[derive(Debug)]
 pub struct House {
     process: Child,
+    wishes: Wishes,
     programs: PathBuf,
     folder: tempfile::TempDir,
     key: String,
@@ -37,6 +55,14 @@ impl House {
     /// # Errors
     /// When the programs or images are missing, or the house does not come up in time.
     pub fn start() -> Result<Self> {
+        Self::start_with(Wishes::default())
+    }
+
+    /// Starts one as [`House::start`] does, with these wishes.
+    ///
+    /// # Errors
+    /// When the programs or images are missing, or the house does not come up in time.
+    pub fn start_with(wishes: Wishes) -> Result<Self> {
         let programs = from_environment("GATEHOUSE_BIN")?;
         let before = Traces::take(Path::new(NO_DATA))?;
         let folder = tempfile::Builder::new().prefix("gatehouse-").tempdir_in("/var/tmp")?;
@@ -45,12 +71,12 @@ impl House {
         let notify = folder.path().join("notify.sock");
         let ready = UnixDatagram::bind(&notify).context("the readiness socket")?;
         ready.set_read_timeout(Some(READY_WAIT))?;
-        let process = with_settings("up", &programs, folder.path())?
+        let process = with_settings("up", &programs, folder.path(), &wishes)?
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())
             .spawn()
             .context("gatehouse cannot be started")?;
-        let mut house = Self { process, programs, folder, key: String::new(), before };
+        let mut house = Self { process, wishes, programs, folder, key: String::new(), before };
         house.await_ready(&ready)?;
         house.key = house.make_key()?;
         Ok(house)
@@ -157,7 +183,7 @@ impl House {
     /// # Errors
     /// When there is no answer.
     pub fn get(&self, url: &str) -> Result<(u16, String)> {
-        let mut answer = load::client(&self.ca(), self.https())?.get(url).call()?;
+        let mut answer = load::client(&self.ca(), self.https(), load::REQUEST_WAIT)?.get(url).call()?;
         Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
     }
 
@@ -179,8 +205,8 @@ impl House {
     pub fn kill_and_clear(mut self) -> Result<()> {
         self.process.kill()?;
         self.process.wait()?;
-        let status =
-            with_settings("down", &self.programs, self.folder.path())?.stdin(Stdio::null()).status()?;
+        let mut down = with_settings("down", &self.programs, self.folder.path(), &self.wishes)?;
+        let status = down.stdin(Stdio::null()).status()?;
         anyhow::ensure!(status.success(), "gatehouse down ended with {status}");
         Traces::await_none_beyond(&self.before, Path::new(NO_DATA))
     }
@@ -232,16 +258,29 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
+/// The folder of the images that are tested.
+///
+/// # Errors
+/// When the environment does not name it.
+pub fn images() -> Result<PathBuf> {
+    from_environment("GATEHOUSE_IMAGES")
+}
+
 /// `gatehouse` with a word and the settings of the house in this folder.
-fn with_settings(word: &str, programs: &Path, folder: &Path) -> Result<Command> {
+fn with_settings(word: &str, programs: &Path, folder: &Path, wishes: &Wishes) -> Result<Command> {
+    let images = match &wishes.images {
+        Some(images) => images.clone(),
+        None => images()?,
+    };
     let mut command = Command::new(programs.join("gatehouse"));
     command
         .arg(word)
         .args(["--data-dir".as_ref(), folder.join("data").as_os_str()])
         .args(["--run-dir".as_ref(), folder.join("run").as_os_str()])
-        .args(["--image-dir".as_ref(), from_environment("GATEHOUSE_IMAGES")?.as_os_str()])
+        .args(["--image-dir".as_ref(), images.as_os_str()])
         .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
-        .args(["--default-vcpus", "1", "--default-memory-mib", "512", "--default-disk-mib", "4096"]);
+        .args(["--default-vcpus", "1", "--default-memory-mib", &wishes.memory_mib.to_string()])
+        .args(["--default-disk-mib", &wishes.disk_mib.to_string()]);
     Ok(command)
 }
 

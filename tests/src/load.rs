@@ -51,7 +51,7 @@ impl Load {
     pub fn start(threads: usize, url: &str, ca: &Path, address: SocketAddr, expected: &str) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let tally: Arc<(Mutex<Tally>, Condvar)> = Arc::default();
-        let agent = client(ca, address)?;
+        let agent = client(ca, address, REQUEST_WAIT)?;
         let threads = (0..threads)
             .map(|_| {
                 let (stop, tally, agent) = (Arc::clone(&stop), Arc::clone(&tally), agent.clone());
@@ -105,15 +105,16 @@ impl Load {
     }
 }
 
-/// An HTTPS client that trusts the house's own authority and finds every name at `address`.
+/// An HTTPS client that trusts the house's own authority, finds every name at `address`, and waits for an answer for
+/// `patience` at most.
 ///
 /// # Errors
 /// When the certificate authority cannot be read.
-pub fn client(ca: &Path, address: SocketAddr) -> Result<Agent> {
+pub fn client(ca: &Path, address: SocketAddr, patience: Duration) -> Result<Agent> {
     let pem = std::fs::read(ca).with_context(|| format!("the certificate authority {}", ca.display()))?;
     let root = Certificate::from_pem(&pem).context("the certificate authority")?;
     let config = Config::builder()
-        .timeout_global(Some(REQUEST_WAIT))
+        .timeout_global(Some(patience))
         .http_status_as_error(false)
         .tls_config(TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[root])).build())
         .build();

@@ -15,7 +15,8 @@ const TIDY_WAIT: Duration = Duration::from_secs(30);
 pub struct Traces(BTreeSet<String>);
 
 impl Traces {
-    /// Looks at processes, network devices of all namespaces, namespaces, rules, and the VMs' files below `data`.
+    /// Looks at processes, network devices of all namespaces, namespaces, rules, and the files of VMs and snapshots below
+    /// `data`.
     ///
     /// # Errors
     /// When a tool is missing or a folder cannot be read.
@@ -40,10 +41,11 @@ impl Traces {
         for device in lines("ip", &["-o", "link"])? {
             names.insert(format!("device host {}", field(&device, 1)));
         }
-        let vms = data.join("vms");
-        if vms.exists() {
-            for entry in std::fs::read_dir(&vms).context("the folder of VMs")? {
-                names.insert(format!("file {}", entry?.path().display()));
+        for folder in ["vms", "snapshots"].map(|name| data.join(name)) {
+            if folder.exists() {
+                for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+                    names.insert(format!("file {}", entry?.path().display()));
+                }
             }
         }
         Ok(Self(names))
@@ -93,7 +95,11 @@ pub fn machine_processes() -> Result<Vec<i32>> {
     Ok(found)
 }
 
-fn lines(program: &str, arguments: &[&str]) -> Result<Vec<String>> {
+/// What a program prints, by trimmed lines.
+///
+/// # Errors
+/// When it is missing or fails.
+pub fn lines(program: &str, arguments: &[&str]) -> Result<Vec<String>> {
     let output =
         Command::new(program).args(arguments).output().with_context(|| format!("{program} is missing"))?;
     anyhow::ensure!(

@@ -22,7 +22,8 @@ use tokio::time::timeout;
 pub const LAUNCH_WAIT: Duration = Duration::from_secs(30);
 /// Longest that writing a VM's memory may take: 64 GiB at 200 MB/s, and as much again.
 pub const WRITE_WAIT: Duration = Duration::from_secs(600);
-/// Longest that a frozen copy in memory lasts.
+/// Longest that a frozen copy in memory lasts after the last machine was made of it: the next of a hundred children
+/// waits for the boots of eight before it, on a busy host.
 pub const FORK_LIFE: Duration = Duration::from_secs(120);
 /// Added to a request's own time for the way there and back.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -140,8 +141,8 @@ pub enum VmmRequest {
         /// The copy's name. When it exists, it is answered as done.
         snapshot: SnapshotId,
     },
-    /// The same of a running VM, but in memory alone and at once: for forks. It lasts until it is removed, at most
-    /// [`FORK_LIFE`], or until the supervisor ends.
+    /// The same of a running VM, but in memory alone and at once: for forks. It lasts until it is removed, until
+    /// nothing was made of it for [`FORK_LIFE`], or until the supervisor ends.
     Freeze {
         /// Which VM.
         vm: VmId,

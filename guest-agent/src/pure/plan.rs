@@ -4,6 +4,7 @@
 //! or talks to anybody before it; and what makes a machine another one comes before its network.
 
 use model::agent::{BootConfig, Identity};
+use std::time::Duration;
 
 /// One thing to do. A step that fails ends the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,14 @@ pub fn steps(config: &BootConfig) -> Vec<Step> {
     steps
 }
 
+/// The time now, in nanoseconds since 1970, of a time that the host read on the way of a question and its answer, which
+/// came this long ago. On a busy host the way takes seconds; half of it is the likeliest, and the error at most that.
+#[must_use]
+pub fn time_now(told: u64, round_trip: Duration, ago: Duration) -> u64 {
+    let since = (round_trip / 2).saturating_add(ago).as_nanos();
+    told.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,7 +77,23 @@ mod tests {
         assert_eq!(steps(&config(Some(Identity::New), true, 1)), new);
     }
 
+    #[test]
+    fn a_time_that_was_long_on_its_way_is_still_right() {
+        let second = 1_000_000_000;
+        assert_eq!(time_now(7 * second, Duration::ZERO, Duration::ZERO), 7 * second);
+        assert_eq!(time_now(7 * second, Duration::from_secs(2), Duration::from_secs(3)), 11 * second);
+        assert_eq!(time_now(u64::MAX, Duration::MAX, Duration::MAX), u64::MAX);
+    }
+
     proptest! {
+        #[test]
+        fn the_time_is_within_half_the_way(out in 0..10_000u64, back in 0..10_000u64, ago in 0..10_000u64) {
+            let (read, way) = (1_000_000_000_000, Duration::from_millis(out + back));
+            let right = read + (back + ago) * 1_000_000;
+            let said = time_now(read, way, Duration::from_millis(ago));
+            prop_assert!(u128::from(said.abs_diff(right)) <= way.as_nanos() / 2);
+        }
+
         #[test]
         fn entropy_is_first_and_the_network_last(identity in 0..3, nic: bool, clock: u64) {
             let identity = [None, Some(Identity::Same), Some(Identity::New)][identity as usize];

@@ -30,7 +30,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -103,6 +105,8 @@ struct Frozen {
     user: u32,
     /// Where its disk is now. Held while the disk is cloned or the folder is renamed.
     folder: tokio::sync::Mutex<PathBuf>,
+    /// A machine was made of it since that was last looked at.
+    used: AtomicBool,
 }
 
 /// All copies in memory. Cheap to clone.
@@ -161,16 +165,17 @@ impl Copies {
         };
         let user = tokio::task::spawn_blocking(link).await??;
         let wire = Wire::of(near).map_err(CopyError::Pair)?;
-        let frozen = Arc::new(Frozen { wire, user, folder: tokio::sync::Mutex::new(kept) });
+        let folder = tokio::sync::Mutex::new(kept);
+        let frozen = Arc::new(Frozen { wire, user, folder, used: AtomicBool::new(false) });
         self.lock().insert(snapshot.clone(), frozen);
         Ok(())
     }
 
-    /// Lets a frozen copy go after its time, if nobody did before.
+    /// Lets a frozen copy go when no machine was made of it for its time, if nobody did before.
     pub fn end_in_time(&self, config: &VmmConfig, snapshot: &SnapshotId) {
         let (copies, config, snapshot) = (self.clone(), config.clone(), snapshot.clone());
         tokio::spawn(async move {
-            tokio::time::sleep(FORK_LIFE).await;
+            copies.await_disuse(&snapshot, FORK_LIFE).await;
             if copies.get(&snapshot).is_some() {
                 tracing::warn!(%snapshot, "nobody let go of a frozen copy");
                 if let Err(error) = copies.remove(&config, &snapshot).await {
@@ -178,6 +183,15 @@ impl Copies {
                 }
             }
         });
+    }
+
+    async fn await_disuse(&self, snapshot: &SnapshotId, life: Duration) {
+        loop {
+            tokio::time::sleep(life).await;
+            if !self.get(snapshot).is_some_and(|frozen| frozen.used.swap(false, Ordering::Relaxed)) {
+                return;
+            }
+        }
     }
 
     /// Writes a frozen copy down; it then lives on disk alone.
@@ -250,6 +264,7 @@ impl Copies {
     ) -> Result<Origin, CopyError> {
         let home = home.to_owned();
         if let Some(frozen) = self.get(snapshot) {
+            frozen.used.store(true, Ordering::Relaxed);
             let folder = frozen.folder.lock().await;
             let from = folder.clone();
             tokio::task::spawn_blocking(move || clone_folder(&from, &home)).await??;
@@ -360,4 +375,29 @@ fn durable(config: &VmmConfig, snapshot: &SnapshotId) -> PathBuf {
 
 fn unfinished(config: &VmmConfig, snapshot: &SnapshotId) -> PathBuf {
     durable(config, snapshot).with_extension(NEW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[tokio::test]
+    async fn a_frozen_copy_lasts_from_its_last_use() {
+        let (copies, snapshot, life) =
+            (Copies::default(), SnapshotId::from_random([1; 20]), Duration::from_millis(20));
+        let (near, _far) = pair().expect("sockets");
+        let frozen = Arc::new(Frozen {
+            user: 0,
+            wire: Wire::of(near).expect("wire"),
+            folder: tokio::sync::Mutex::new(PathBuf::new()),
+            used: AtomicBool::new(true),
+        });
+        copies.lock().insert(snapshot.clone(), Arc::clone(&frozen));
+        let begun = Instant::now();
+        copies.await_disuse(&snapshot, life).await;
+        assert!(begun.elapsed() >= life * 2, "it was used within the first");
+        assert!(!frozen.used.load(Ordering::Relaxed));
+        copies.await_disuse(&snapshot, life).await;
+    }
 }

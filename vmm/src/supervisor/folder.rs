@@ -2,7 +2,7 @@
 
 use crate::client::{MachineSpec, Refusal};
 use crate::devices::block::DiskFolder;
-use crate::machine::control::{MachinePlan, SPEC};
+use crate::machine::control::{MachinePlan, SPEC, SUSPENDING, USED};
 use crate::machine::pure::layout::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 use model::config::VmmConfig;
 use model::id::VmId;
@@ -198,6 +198,15 @@ pub fn remove(folder: &Path) -> Result<(), FolderError> {
     }
 }
 
+/// Removes from the folder of a VM without a process what the end of its process cut short: a state that was not written
+/// to its end, and one that was gone on from. The caller has the VM's turn, or is the only one yet.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn tidy(home: &Path) -> Result<(), FolderError> {
+    [SUSPENDING, USED].iter().try_for_each(|name| remove(&home.join(name)))
+}
+
 /// Merges the layers of the disk of a VM without a process. Without a disk there is nothing to merge.
 ///
 /// # Errors
@@ -298,6 +307,28 @@ mod tests {
                 prop_assert_eq!(path.components().count(), 3);
             }
         }
+    }
+
+    #[test]
+    fn what_was_cut_short_goes_and_nothing_else() {
+        let home = tempfile::tempdir().expect("folder");
+        let all = ["suspended", "suspended.new", "suspended.used"];
+        let names = || -> Vec<String> {
+            let entries = std::fs::read_dir(home.path()).expect("folder");
+            let name = |entry: io::Result<std::fs::DirEntry>| entry.expect("entry").file_name();
+            let mut names: Vec<String> =
+                entries.map(|entry| name(entry).to_str().expect("text").to_owned()).collect();
+            names.sort();
+            names
+        };
+        for name in all {
+            std::fs::create_dir(home.path().join(name)).expect("folder");
+            std::fs::write(home.path().join(name).join("memory"), "x").expect("file");
+        }
+        std::fs::write(home.path().join(SPEC), "{}").expect("file");
+        tidy(home.path()).expect("tidy");
+        assert_eq!(names(), [SPEC, "suspended"]);
+        tidy(&home.path().join("none")).expect("there is nothing to tidy");
     }
 
     #[test]

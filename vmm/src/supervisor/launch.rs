@@ -8,7 +8,7 @@ use super::users::{self, Users};
 use super::warm::{Shell, Shells};
 use super::watch::Followed;
 use crate::client::{LAUNCH_WAIT, MachineSpec, Origin, Refusal};
-use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET, SUSPENDED, USED};
+use crate::machine::control::{MachineMessage, MachinePlan, MachineRequest, SOCKET, SUSPENDED};
 use crate::machine::handed::{HandError, Handed};
 use feed::wire::{Peer, Wire, WireError, pair};
 use model::agent::Identity;
@@ -180,7 +180,7 @@ async fn furnish(
 ) -> Result<Option<Spawner>, LaunchError> {
     let suspended = plan.folder.join(SUSPENDED);
     // What a machine went on from is of no more use, whatever it begins from now.
-    folder::remove(&plan.folder.join(USED))?;
+    folder::tidy(&plan.folder)?;
     match &plan.spec.origin {
         Origin::Boot => folder::remove(&suspended)?,
         Origin::Suspended => plan.restore = Some(Identity::Same),
@@ -246,7 +246,13 @@ pub async fn adopt_all(config: &VmmConfig, registry: &Registry, cgroups: &Cgroup
             tracing::warn!(name = ?entry.file_name(), "not a VM's folder; left alone");
             continue;
         };
-        match timeout(ADOPT_WAIT, adopt(registry, cgroups, &vm, entry.path())).await {
+        let adopted = timeout(ADOPT_WAIT, adopt(registry, cgroups, &vm, entry.path())).await;
+        if matches!(adopted, Ok(Ok(None)))
+            && let Err(error) = folder::tidy(&entry.path())
+        {
+            tracing::warn!(%vm, %error, "a leftover stays");
+        }
+        match adopted {
             Ok(Ok(Some(pid))) => tracing::info!(%vm, pid, "adopted"),
             Ok(Ok(None)) => {}
             Ok(Err(error)) => tracing::warn!(%vm, %error, "a VM's process could not be adopted"),

@@ -4,7 +4,7 @@ use super::copies::{self, Copies, CopyError};
 use super::folder;
 use super::registry::Running;
 use super::server::{Supervisor, chain_text, refused};
-use super::talk;
+use super::talk::{self, TalkError};
 use crate::client::{IdleWatch, LAUNCH_WAIT, Refusal, VmmReply, WRITE_WAIT};
 use crate::machine::control::{MachineRequest, STATE, SUSPENDED};
 use model::id::{SnapshotId, VmId};
@@ -28,7 +28,16 @@ impl Supervisor {
         };
         match talk::ask(&home, running.pid, &MachineRequest::Suspend, &[], WRITE_WAIT).await {
             Ok(()) => self.suspended(vm, &running).await,
-            Err(error) => no(&error, error.refusal()),
+            Err(error) => {
+                // Its process has died at it.
+                if !matches!(error, TalkError::Refused { .. })
+                    && timeout(END_WAIT, running.wait_down()).await.is_ok()
+                    && let Err(error) = folder::tidy(&home)
+                {
+                    tracing::warn!(%vm, %error, "a leftover stays");
+                }
+                no(&error, error.refusal())
+            }
         }
     }
 
