@@ -114,7 +114,9 @@ open_house
 vm() { gatehouse vm "$@"; }
 answers() { [[ $(vm exec "$1" -- echo yes) == yes ]] || die "$1 does not answer"; }
 # How long the machine stood still for the last copy, in ms, as its process says.
-stood_still() { sed 's/\x1b\[[0-9;]*m//g' "$folder/up.log" | grep -o 'stood_still=[^ ]*' | tail -1 | cut -d= -f2 |
+stood_still() { last_of stood_still; }
+# The last time of that name in the log, in ms.
+last_of() { sed 's/\x1b\[[0-9;]*m//g' "$folder/up.log" | grep -o "$1=[^ ]*" | tail -1 | cut -d= -f2 |
   awk '/µs$/ { print $1 / 1000; next } /ms$/ { print $1 + 0; next } { print $1 * 1000 }'; }
 timed() { local begun; begun=$(now); "$@" >"$folder/out"; took=$(($(now) - begun)); }
 
@@ -132,10 +134,11 @@ for _ in $(seq $((rounds * 3))); do
   answers "$id"; warm+=($(($(now) - begun)))
   vm delete "$id" >/dev/null
 done
-suspended=() woken=() first=()
+suspended=() woken=() first=() process=()
 for _ in $(seq "$rounds"); do
   timed vm suspend "$source"; suspended+=("$took")
   begun=$(now); vm start "$source" >/dev/null; woken+=($(($(now) - begun)))
+  process+=("$(last_of order_to_run)")
   answers "$source"; first+=($(($(now) - begun)))
 done
 echo "| a Debian of 512 MiB, 1 vCPU, through the API | ms, median | all |"
@@ -145,6 +148,7 @@ line "cold boot, create to the answer of the first exec" "${cold[@]}"
 line "create from a snapshot, to its answer" "${made[@]}"
 line "create from a snapshot, to the answer of the first exec" "${warm[@]}"
 line "suspend" "${suspended[@]}"
+line "wake: the waiting process, from its order to the guest's next instruction" "${process[@]}"
 line "wake by start, to its answer" "${woken[@]}"
 line "wake by start, to the answer of the next exec" "${first[@]}"
 echo "| cold : from a snapshot | $(ratio "$(median "${cold[@]}")" "$(median "${warm[@]}")") | |"

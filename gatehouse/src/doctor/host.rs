@@ -81,6 +81,29 @@ pub fn namespaces() -> Finding {
     }
 }
 
+/// What bounds a VM's process.
+#[must_use]
+pub fn cgroups() -> Finding {
+    let mount = Path::new("/sys/fs/cgroup");
+    let listed = std::fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    let missing: Vec<&str> = ["cpu", "memory", "pids"]
+        .into_iter()
+        .filter(|name| !listed.split_whitespace().any(|one| one == *name))
+        .collect();
+    if missing.is_empty() {
+        return Finding::good("cgroups", "VMs' processes are bounded by cgroup v2");
+    }
+    Finding::warning(
+        "cgroups",
+        format!(
+            "{} has no {}; a VM's process that was taken over could use the whole host",
+            mount.display(),
+            missing.join(", ")
+        ),
+        "boot with systemd.unified_cgroup_hierarchy=1",
+    )
+}
+
 /// The other programs of the house, beside this one.
 #[must_use]
 pub fn programs() -> Finding {

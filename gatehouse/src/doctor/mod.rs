@@ -72,7 +72,7 @@ pub fn examine(settings: &Settings) -> Report {
     let (kind, kvm) = kvm::check();
     let mut findings = vec![host::root()];
     findings.push(kvm);
-    findings.extend([host::tun(), host::nftables(), host::namespaces(), host::programs()]);
+    findings.extend([host::tun(), host::nftables(), host::namespaces(), host::cgroups(), host::programs()]);
     findings.extend(host::ports(settings));
     findings.extend([
         host::image(settings),

@@ -45,6 +45,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use suspend::Suspending;
 
 /// Connections of supervisors at once: the present one, one that takes over, one for each long request, and some for
@@ -125,6 +126,7 @@ struct Order {
 
 /// Runs a machine, and tells how that begins.
 fn obey(wire: BlockingWire, order: Order, shell: Result<Shell, ProcessError>) -> Result<(), ProcessError> {
+    let begun = Instant::now();
     let started = shell.and_then(|shell| start(order, shell));
     let (mut process, machine) = match started {
         Ok(started) => started,
@@ -137,6 +139,7 @@ fn obey(wire: BlockingWire, order: Order, shell: Result<Shell, ProcessError>) ->
             return Err(error);
         }
     };
+    tracing::info!(order_to_run = ?begun.elapsed(), restored = process.restored.is_some(), "the machine runs");
     wire.send(&process.running(), &[]).map_err(ProcessError::Abandoned)?;
     // Who started the machine is told events without asking.
     process.adopt_connection(wire, true).map_err(ProcessError::Epoll)?;
