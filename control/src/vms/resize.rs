@@ -1,13 +1,15 @@
 //! Other sizes for VMs, and less waste.
 
-use super::Machines;
 use super::error::OpError;
 use super::notes::Notes;
+use super::room::Search;
 use super::slots::Turn;
+use super::{Machines, admitted};
 use crate::pure::phase::{Ask, Event, Fate, Phase};
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::pure::resize::Wish;
 use crate::store::VmRecord;
+use model::config::VmSize;
 use model::id::{AccountId, VmId};
 
 impl Machines {
@@ -44,9 +46,16 @@ impl Machines {
             return Ok(());
         }
         self.0.restarts.cancel(vm);
+        self.take_room(&record, new).await?;
         let was_up = matches!(record.phase, Phase::Running | Phase::Suspended);
         if was_up {
-            record = self.shut_down(record, &mut turn).await?;
+            record = match self.shut_down(record, &mut turn).await {
+                Ok(record) => record,
+                Err(error) => {
+                    self.0.store.set_size(vm, old).await?;
+                    return Err(error);
+                }
+            };
         }
         self.0.store.set_size(vm, new).await?;
         record.size = new;
@@ -56,13 +65,33 @@ impl Machines {
         }
         let notes = Notes::default();
         match self.perform(record.clone(), &mut turn, DEFAULT_READY_WAIT, &notes, Ask::Start).await {
-            Err(error @ OpError::NoMemory { .. }) => {
+            Err(error @ OpError::NoMemory(_)) => {
                 self.0.store.set_size(vm, old).await?;
                 record.size = old;
                 self.perform(record, &mut turn, DEFAULT_READY_WAIT, &notes, Ask::Start).await?;
                 Err(error)
             }
             done => done.map(drop),
+        }
+    }
+
+    /// Refuses a size for which there is no room before the VM is touched. Takes the larger disk; the memory is promised
+    /// when the VM starts again.
+    async fn take_room(&self, record: &VmRecord, new: VmSize) -> Result<(), OpError> {
+        let mut search = Search::new(&[&record.id]);
+        let has = if record.phase == Phase::Running { record.size.memory_mib } else { 0 };
+        let more = u64::from(new.memory_mib.saturating_sub(has));
+        if matches!(record.phase, Phase::Running | Phase::Suspended) && more > 0 {
+            self.make_room(&mut search, more).await?;
+        }
+        if new.disk_mib == record.size.disk_mib {
+            return Ok(());
+        }
+        loop {
+            match admitted(self.0.store.grow_disk(record, new.disk_mib, &self.0.limits).await?) {
+                Err(refusal) => self.find_room(&mut search, refusal).await?,
+                taken => return taken,
+            }
         }
     }
 
