@@ -28,8 +28,11 @@ const KEPT_VMS: u32 = 5000;
 const MAX_SNAPSHOTS: u32 = 1000;
 /// Longest settings file; it is written by hand.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
-/// The memory that is promised to VMs leaves this much to the host, in MiB.
+/// The memory that is promised to VMs leaves at least this much to the host, in MiB: its kernel, Gatehouse's own
+/// processes and the page cache of a small host.
 const HOST_RESERVE_MIB: u64 = 1024;
+/// And at least this share of the host's memory, one tenth: each VM costs page tables and buffers besides its memory.
+const HOST_RESERVE_SHARE: u64 = 10;
 /// The smallest VM that a Debian guest boots in, in MiB.
 const MIN_VM_MIB: u32 = 128;
 
@@ -86,9 +89,15 @@ pub struct Wishes {
     /// VMs of one account, whatever their state [default: 1000]
     #[arg(long, value_name = "N")]
     pub max_vms: Option<u32>,
-    /// Memory that is promised to running VMs at once, in MiB [default: the host's less 1024]
+    /// Memory that is promised to running VMs at once, in MiB [default: the host's less a tenth, at least less 1024]
     #[arg(long, value_name = "MIB")]
     pub vm_memory_mib: Option<u32>,
+    /// Memory of suspended VMs that is kept on disk, in MiB; over it sticky ones are deleted [default: no bound]
+    #[arg(long, value_name = "MIB")]
+    pub memory_storage: Option<u64>,
+    /// What the disks of all VMs may grow to, in MiB; over it sticky ones that do not run are deleted [default: no bound]
+    #[arg(long, value_name = "MIB")]
+    pub rootfs_storage: Option<u64>,
     /// VMs that are kept though they do not run, of all accounts; over it sticky ones are deleted [default: 5000]
     #[arg(long, value_name = "N")]
     pub kept_vms: Option<u32>,
@@ -218,6 +227,8 @@ impl Wishes {
             default_disk_mib: self.default_disk_mib.or(below.default_disk_mib),
             max_vms: self.max_vms.or(below.max_vms),
             vm_memory_mib: self.vm_memory_mib.or(below.vm_memory_mib),
+            memory_storage: self.memory_storage.or(below.memory_storage),
+            rootfs_storage: self.rootfs_storage.or(below.rootfs_storage),
             kept_vms: self.kept_vms.or(below.kept_vms),
             max_snapshots: self.max_snapshots.or(below.max_snapshots),
             max_connections: self.max_connections.or(below.max_connections),
@@ -255,7 +266,8 @@ impl Wishes {
     }
 
     fn limits(&self, host: Host) -> Result<VmLimits, SettingsError> {
-        let spare = host.memory_mib.saturating_sub(HOST_RESERVE_MIB);
+        let reserve = HOST_RESERVE_MIB.max(host.memory_mib.div_ceil(HOST_RESERVE_SHARE));
+        let spare = host.memory_mib.saturating_sub(reserve);
         let memory_mib = self.vm_memory_mib.unwrap_or(u32::try_from(spare).unwrap_or(u32::MAX));
         if memory_mib < MIN_VM_MIB {
             return Err(value("vm-memory-mib", memory_mib, format!("a VM needs at least {MIN_VM_MIB} MiB")));
@@ -265,6 +277,8 @@ impl Wishes {
             largest,
             vms_per_account: self.max_vms.unwrap_or(1000),
             memory_mib,
+            memory_storage_mib: self.memory_storage,
+            rootfs_storage_mib: self.rootfs_storage,
             kept_vms: self.kept_vms.unwrap_or(KEPT_VMS),
             snapshots_per_account: self.max_snapshots.unwrap_or(MAX_SNAPSHOTS),
         })
@@ -290,6 +304,11 @@ impl Wishes {
         if size.disk_mib == 0 || size.disk_mib > limits.largest.disk_mib {
             let why = format!("it must be between 1 and {}", limits.largest.disk_mib);
             return Err(value("default-disk-mib", size.disk_mib, why));
+        }
+        if let Some(all) = limits.rootfs_storage_mib.filter(|all| *all < u64::from(size.disk_mib)) {
+            let why =
+                format!("a VM that names no size has a disk of {} MiB, so none could be made", size.disk_mib);
+            return Err(value("rootfs-storage", all, why));
         }
         Ok(size)
     }
@@ -365,10 +384,11 @@ mod tests {
         let settings = Wishes::default().settle(HOST).expect("defaults");
         assert_eq!(settings.domain.as_str(), "style.dev");
         assert_eq!(settings.default_size, VmSize { vcpus: 4, memory_mib: 8192, disk_mib: 20_480 });
-        assert_eq!(settings.limits.memory_mib, 22_976);
+        assert_eq!(settings.limits.memory_mib, 21_600, "a tenth is left to the host");
+        assert_eq!((settings.limits.memory_storage_mib, settings.limits.rootfs_storage_mib), (None, None));
         assert_eq!(settings.limits.largest.memory_mib, 16_384);
         let small = Wishes::default().settle(Host { memory_mib: 4096 }).expect("a small host");
-        assert_eq!(small.default_size.memory_mib, 2048);
+        assert_eq!((small.limits.memory_mib, small.default_size.memory_mib), (3072, 2048));
     }
 
     #[test]
@@ -376,7 +396,11 @@ mod tests {
         let file: Wishes =
             toml::from_str("domain = \"file.example\"\nhttps = \"127.0.0.1:8443\"").expect("file");
         let flags = Wishes { domain: Some("flag.example".parse().expect("host")), ..Wishes::default() };
-        let settings = flags.over(file).settle(HOST).expect("both");
+        let budgets: Wishes =
+            toml::from_str("memory-storage = 0\nrootfs-storage = 8000000").expect("budgets");
+        let settings = flags.over(file).over(budgets).settle(HOST).expect("all");
+        assert_eq!(settings.limits.memory_storage_mib, Some(0), "nothing may be kept, not: no bound");
+        assert_eq!(settings.limits.rootfs_storage_mib, Some(8_000_000));
         assert_eq!(settings.domain.as_str(), "flag.example");
         assert_eq!((settings.https.port(), settings.public_https_port), (8443, 8443));
     }
@@ -403,6 +427,8 @@ mod tests {
         assert!(
             refused(Wishes { default_image: Some("../etc".into()), ..Wishes::default() }).contains("folder")
         );
+        let small = Wishes { rootfs_storage: Some(20_479), ..Wishes::default() };
+        assert!(refused(small).starts_with("rootfs-storage = 20479"));
         let same = "127.0.0.1:9000".parse().ok();
         assert!(refused(Wishes { https: same, http: same, ..Wishes::default() }).starts_with("http"));
     }

@@ -150,8 +150,13 @@ pub struct VmLimits {
     pub largest: VmSize,
     /// VMs of one account, whatever their state.
     pub vms_per_account: u32,
-    /// Memory promised to running VMs at once, in MiB.
+    /// Memory promised at once to VMs that run or come up, in MiB.
     pub memory_mib: u32,
+    /// Memory of VMs that sleep, which is on disk, in MiB. Over it, sticky ones are deleted. No bound when absent.
+    pub memory_storage_mib: Option<u64>,
+    /// What the disks of all VMs may grow to together, in MiB. Over it, sticky ones that do not run are deleted. No
+    /// bound when absent.
+    pub rootfs_storage_mib: Option<u64>,
     /// VMs that are kept though they do not run, of all accounts together. Over it, sticky ones are deleted.
     pub kept_vms: u32,
     /// Snapshots of one account.

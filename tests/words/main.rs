@@ -100,6 +100,8 @@ fn config(folder: &Path) -> ControlConfig {
             largest: VmSize { vcpus: 4, memory_mib: 2048, disk_mib: 4096 },
             vms_per_account: 8,
             memory_mib: 4096,
+            memory_storage_mib: None,
+            rootfs_storage_mib: None,
             kept_vms: 8,
             snapshots_per_account: 2,
         },

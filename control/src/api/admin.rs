@@ -84,6 +84,8 @@ pub async fn status(State(api): State<Api>, caller: Caller) -> Answer<ControlSta
     operator_only(&caller)?;
     let shared = &api.0;
     let vms = shared.store.vms().await.map_err(|error| stored(&error))?;
+    let promised = shared.store.promised().await.map_err(|error| stored(&error))?;
+    let limits = &shared.config.limits;
     let running = vms.iter().filter(|vm| vm.phase == Phase::Running).count();
     Ok(Json(ControlStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -92,8 +94,12 @@ pub async fn status(State(api): State<Api>, caller: Caller) -> Answer<ControlSta
         supervisor: shared.machines.supervisor_is_there(),
         vms: vms.len() as u64,
         running_vms: running as u64,
-        promised_memory_mib: shared.store.promised_memory_mib().await.map_err(|error| stored(&error))?,
-        memory_limit_mib: u64::from(shared.config.limits.memory_mib),
+        promised_memory_mib: promised.memory_mib,
+        memory_limit_mib: u64::from(limits.memory_mib),
+        sleeping_memory_mib: promised.asleep_mib,
+        memory_storage_mib: limits.memory_storage_mib,
+        promised_disk_mib: promised.disk_mib,
+        rootfs_storage_mib: limits.rootfs_storage_mib,
         mappings: shared.store.mappings().await.map_err(|error| stored(&error))?.len() as u64,
         certificates: shared.planner.certificates() as u64,
     }))

@@ -11,3 +11,4 @@ pub mod plan;
 pub mod request;
 pub mod resize;
 pub mod retry;
+pub mod room;

@@ -242,6 +242,37 @@ impl Phase {
         matches!(self, Self::Running | Self::Suspended | Self::Stopped | Self::Lost)
     }
 
+    /// It has memory of the host, or will have it. One that sleeps has given it back.
+    #[must_use]
+    pub fn holds_memory(self) -> bool {
+        match self {
+            Self::Building
+            | Self::Starting
+            | Self::Resuming
+            | Self::Running
+            | Self::Suspending
+            | Self::Stopping
+            | Self::Killing => true,
+            Self::Suspended | Self::Stopped | Self::Lost | Self::Deleting => false,
+        }
+    }
+
+    /// Its memory is on disk, or may have to be: a wake that is refused leaves it there.
+    #[must_use]
+    pub fn keeps_memory(self) -> bool {
+        match self {
+            Self::Suspending | Self::Suspended | Self::Resuming => true,
+            Self::Building
+            | Self::Starting
+            | Self::Running
+            | Self::Stopping
+            | Self::Killing
+            | Self::Stopped
+            | Self::Lost
+            | Self::Deleting => false,
+        }
+    }
+
     /// As it is stored.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -363,6 +363,8 @@ mod tests {
         largest: VmSize { vcpus: 8, memory_mib: 16384, disk_mib: 65536 },
         vms_per_account: 10,
         memory_mib: 32768,
+        memory_storage_mib: None,
+        rootfs_storage_mib: None,
         kept_vms: 100,
         snapshots_per_account: 10,
     };

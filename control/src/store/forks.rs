@@ -1,6 +1,7 @@
 //! Forks that are under way: all of their children stay, or none.
 
-use super::vms::{Admission, NewVm, VmRecord, insert_one};
+use super::room::{self, Admission};
+use super::vms::{NewVm, VmRecord, insert_one};
 use super::{Store, StoreError, parsed};
 use model::config::VmLimits;
 use model::id::{SnapshotId, VmId};
@@ -21,6 +22,9 @@ impl Store {
         network: Ipv4Cidr,
     ) -> Result<Admission<Vec<VmRecord>>, StoreError> {
         let mut transaction = self.begin().await?;
+        if let Err(refused) = room::for_new(&mut transaction, child, ids.len(), limits).await? {
+            return Ok(Admission::Refused(refused));
+        }
         sqlx::query("INSERT INTO forks (id, owner) VALUES ($1, $2)")
             .bind(fork.as_str())
             .bind(owner)
@@ -28,11 +32,9 @@ impl Store {
             .await?;
         let mut children = Vec::with_capacity(ids.len());
         for id in ids {
-            match insert_one(&mut transaction, id.clone(), child, limits, network).await? {
+            match insert_one(&mut transaction, id.clone(), child, network).await? {
                 Admission::Done(record) => children.push(record),
-                Admission::TooMany { limit, current } => return Ok(Admission::TooMany { limit, current }),
-                Admission::NoMemory { limit_mib } => return Ok(Admission::NoMemory { limit_mib }),
-                Admission::Taken(host) => return Ok(Admission::Taken(host)),
+                Admission::Refused(refused) => return Ok(Admission::Refused(refused)),
             }
         }
         transaction.commit().await?;

@@ -6,13 +6,15 @@
 mod accounts;
 mod forks;
 mod mappings;
+mod room;
 mod snapshots;
 mod vms;
 
 pub use accounts::{Account, KeyRecord};
 pub use mappings::{MappingRecord, NewMapping, PutMapping};
+pub use room::{Admission, Refused};
 pub use snapshots::{NewSnapshot, SnapshotRecord, SnapshotState};
-pub use vms::{Admission, NewVm, VmRecord};
+pub use vms::{NewVm, VmRecord};
 
 use model::id::Generation;
 use sqlx::migrate::{Migration, MigrationType, Migrator};

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::keys;
-use crate::pure::phase::{Ask, Event, Fate, Phase, step};
+use crate::pure::phase::{Ask, Event, Fate, Lack, Phase, step};
+use crate::pure::room::{Promised, Shortage};
 use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
 use model::id::{AccountId, ApiKeyId};
@@ -13,6 +14,8 @@ const LIMITS: VmLimits = VmLimits {
     largest: VmSize { vcpus: 4, memory_mib: 4096, disk_mib: 8192 },
     vms_per_account: 3,
     memory_mib: 1024,
+    memory_storage_mib: None,
+    rootfs_storage_mib: None,
     kept_vms: 100,
     snapshots_per_account: 3,
 };
@@ -109,22 +112,51 @@ async fn there_is_room_for_so_many_and_no_more() {
     let account = store.default_account().await.expect("account").id;
     let big = insert(&store, &new_vm(&account, 768, &[])).await;
     let admission = store.insert_vm(&new_vm(&account, 512, &[]), &LIMITS, network()).await.expect("store");
-    assert_eq!(admission, Admission::NoMemory { limit_mib: 1024 });
+    let short = Shortage { limit: 1024, current: 768, requested: 512 };
+    assert_eq!(admission, Admission::Refused(Refused::NoMemory(short)));
     insert(&store, &new_vm(&account, 128, &[])).await;
     insert(&store, &new_vm(&account, 128, &[])).await;
     let admission = store.insert_vm(&new_vm(&account, 128, &[]), &LIMITS, network()).await.expect("store");
-    assert_eq!(admission, Admission::TooMany { limit: 3, current: 3 });
-    assert_eq!(store.promised_memory_mib().await.expect("store"), 1024);
+    assert_eq!(admission, Admission::Refused(Refused::TooMany { limit: 3, current: 3 }));
+    let promised = Promised { memory_mib: 1024, asleep_mib: 0, disk_mib: 3 * 4096 };
+    assert_eq!(store.promised().await.expect("store"), promised);
 
     // A VM that is down holds no memory, and cannot come up while others hold it.
     let Admission::Done(big) = drive(&store, &big, Event::Ready).await else { panic!("running") };
     let Admission::Done(big) = drive(&store, &big, Event::Down).await else { panic!("stopped") };
     let other = store.create_account("other").await.expect("store").expect("free").id;
     insert(&store, &new_vm(&other, 512, &[])).await;
-    assert_eq!(drive(&store, &big, Event::Asked(Ask::Start)).await, Admission::NoMemory { limit_mib: 1024 });
+    let short = Shortage { limit: 1024, current: 768, requested: 768 };
+    assert_eq!(
+        drive(&store, &big, Event::Asked(Ask::Start)).await,
+        Admission::Refused(Refused::NoMemory(short))
+    );
     let stored = store.vm(&big.id).await.expect("store").expect("there");
     assert_eq!((stored.phase, stored.run, &stored.instance), (Phase::Stopped, 1, &big.instance));
     assert_eq!(store.create_account("other").await.expect("store"), None);
+}
+
+#[tokio::test]
+async fn what_has_its_memory_keeps_it_where_less_may_be_promised_by_now() {
+    let (_folder, store) = opened().await;
+    let account = store.default_account().await.expect("account").id;
+    let mut vm = insert(&store, &new_vm(&account, 768, &[])).await;
+    for event in [Event::Ready, Event::Asked(Ask::Suspend), Event::Suspended] {
+        let Admission::Done(next) = drive(&store, &vm, event).await else { panic!("{event:?}") };
+        vm = next;
+    }
+    let promised = Promised { memory_mib: 0, asleep_mib: 768, disk_mib: 4096 };
+    assert_eq!(store.promised().await.expect("store"), promised);
+    let less = VmLimits { memory_mib: 512, memory_storage_mib: Some(0), ..LIMITS };
+    let wake = step(vm.phase, Event::Asked(Ask::Start), Fate::default()).expect("fits");
+    let short = Shortage { limit: 512, current: 0, requested: 768 };
+    let refused = store.apply(&vm, &wake, None, &less).await.expect("store");
+    assert_eq!(refused, Admission::Refused(Refused::NoMemory(short)));
+    let Admission::Done(vm) = drive(&store, &vm, Event::Asked(Ask::Start)).await else { panic!("woken") };
+    let promised = Promised { memory_mib: 768, asleep_mib: 768, disk_mib: 4096 };
+    assert_eq!(store.promised().await.expect("store"), promised, "it may fall back to sleep");
+    let boot = step(vm.phase, Event::Refused(Lack::State), Fate::default()).expect("fits");
+    assert!(matches!(store.apply(&vm, &boot, None, &less).await.expect("store"), Admission::Done(_)));
 }
 
 #[tokio::test]
@@ -154,7 +186,7 @@ async fn a_name_belongs_to_whom_it_was_mapped_first_and_goes_with_the_vm() {
     assert_eq!(store.put_mapping(&other, &one.id, &new).await.expect("store"), PutMapping::NoVm);
     assert_eq!(store.owner_of_host(&new.host).await.expect("store"), Some(mine.clone()));
     let taken = store.insert_vm(&new_vm(&other, 128, &["a.style.dev"]), &LIMITS, network()).await;
-    assert_eq!(taken.expect("store"), Admission::Taken(new.host.clone()));
+    assert_eq!(taken.expect("store"), Admission::Refused(Refused::Taken(new.host.clone())));
     assert_eq!(store.vms_of(&other).await.expect("store").len(), 1, "nothing of the refused one");
 
     let moved = store.put_mapping(&mine, &two.id, &new).await.expect("store");

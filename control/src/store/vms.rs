@@ -1,13 +1,13 @@
-//! VMs, their addresses, and how many there may be.
+//! VMs and their addresses.
 
 use super::mappings::{self, NewMapping};
+use super::room::{self, Admission, Refused};
 use super::{Store, StoreError, maybe_number, maybe_parsed, now_ms, number, parsed, signed};
 use crate::pure::address;
 use crate::pure::phase::{Next, Phase, Run, Step};
 use crate::random;
 use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
-use model::host::HostName;
 use model::id::{AccountId, SnapshotId, VmId, VmInstanceId};
 use model::net::Ipv4Cidr;
 use sqlx::sqlite::SqliteRow;
@@ -78,27 +78,6 @@ pub struct NewVm {
     pub mappings: Vec<NewMapping>,
 }
 
-/// What came of asking for room.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Admission<T> {
-    /// There was room.
-    Done(T),
-    /// The account has as many VMs as it may have.
-    TooMany {
-        /// So many.
-        limit: u64,
-        /// It has so many.
-        current: u64,
-    },
-    /// The host's memory is promised to others.
-    NoMemory {
-        /// What may be promised, in MiB.
-        limit_mib: u64,
-    },
-    /// A name that was to be mapped is another account's.
-    Taken(HostName),
-}
-
 macro_rules! select {
     ($rest:literal) => {
         concat!(
@@ -106,18 +85,6 @@ macro_rules! select {
              idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms, origin_id, last_used_ms
              FROM vms ",
             $rest
-        )
-    };
-}
-
-/// VMs in these phases hold memory of the host. One that sleeps has given it back.
-macro_rules! promised {
-    ($but:literal) => {
-        concat!(
-            "(SELECT COALESCE(SUM(memory_mib), 0) FROM vms WHERE phase IN ('building', 'starting', 'resuming',
-             'running', 'suspending', 'stopping', 'killing')",
-            $but,
-            ")"
         )
     };
 }
@@ -135,7 +102,10 @@ impl Store {
     ) -> Result<Admission<VmRecord>, StoreError> {
         let mut transaction = self.begin().await?;
         let id = VmId::from_random(random::bytes());
-        let made = insert_one(&mut transaction, id, new, limits, network).await?;
+        if let Err(refused) = room::for_new(&mut transaction, new, 1, limits).await? {
+            return Ok(Admission::Refused(refused));
+        }
+        let made = insert_one(&mut transaction, id, new, network).await?;
         if matches!(made, Admission::Done(_)) {
             transaction.commit().await?;
         }
@@ -174,7 +144,7 @@ impl Store {
     }
 
     /// Writes down what is meant next for a VM, before it is done. A VM that is to be deleted loses its mappings in
-    /// the same moment; one that is gone loses its record. A new run needs memory.
+    /// the same moment; one that is gone loses its record. A new run needs memory, a sleep a place for it on the disk.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -195,37 +165,32 @@ impl Store {
         if step.run == Run::New {
             next.instance = VmInstanceId::from_random(random::bytes());
         }
-        let mut limit_mib = i64::MAX;
         if step.run != Run::Same {
             next.run += 1;
             next.last_used_ms = now_ms();
-            limit_mib = i64::from(limits.memory_mib);
         }
         let mut transaction = self.begin().await?;
+        if let Err(refused) = room::for_step(&mut transaction, vm, step, phase, limits).await? {
+            return Ok(Admission::Refused(refused));
+        }
         if phase == Phase::Deleting {
             sqlx::query("DELETE FROM mappings WHERE vm_id = $1")
                 .bind(vm.id.as_str())
                 .execute(&mut *transaction)
                 .await?;
         }
-        let done = sqlx::query(concat!(
+        sqlx::query(
             "UPDATE vms SET phase = $1, instance_id = $2, run = $3, exit_status = $4,
-             last_used_ms = COALESCE($7, last_used_ms)
-             WHERE id = $5 AND ($6 - memory_mib) >= ",
-            promised!(" AND id <> $5")
-        ))
+             last_used_ms = COALESCE($6, last_used_ms) WHERE id = $5",
+        )
         .bind(phase.as_str())
         .bind(next.instance.as_str())
         .bind(signed(next.run))
         .bind(next.exit_status.as_deref())
         .bind(vm.id.as_str())
-        .bind(limit_mib)
         .bind((step.run != Run::Same).then_some(next.last_used_ms))
         .execute(&mut *transaction)
         .await?;
-        if done.rows_affected() == 0 {
-            return Ok(Admission::NoMemory { limit_mib: u64::from(limits.memory_mib) });
-        }
         transaction.commit().await?;
         Ok(Admission::Done(next))
     }
@@ -300,16 +265,6 @@ impl Store {
         }
         Ok(())
     }
-
-    /// Memory that is promised to VMs, in MiB.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn promised_memory_mib(&self) -> Result<u64, StoreError> {
-        let row =
-            sqlx::query(concat!("SELECT ", promised!(""), " AS promised")).fetch_one(&self.readers).await?;
-        number(&row, "promised")
-    }
 }
 
 pub(super) async fn all(transaction: &mut Transaction<'static, Sqlite>) -> Result<Vec<VmRecord>, StoreError> {
@@ -317,17 +272,13 @@ pub(super) async fn all(transaction: &mut Transaction<'static, Sqlite>) -> Resul
     rows.iter().map(record).collect()
 }
 
-/// Makes one VM within a transaction, which is to be given up unless the answer is [`Admission::Done`].
+/// Makes one VM, for which there is room, within a transaction, which is to be given up unless the answer is [`Admission::Done`].
 pub(super) async fn insert_one(
     transaction: &mut Transaction<'static, Sqlite>,
     id: VmId,
     new: &NewVm,
-    limits: &VmLimits,
     network: Ipv4Cidr,
 ) -> Result<Admission<VmRecord>, StoreError> {
-    if let Some(refused) = no_room(transaction, new, limits).await? {
-        return Ok(refused);
-    }
     let now = now_ms();
     let record = VmRecord {
         id,
@@ -350,33 +301,10 @@ pub(super) async fn insert_one(
     insert(transaction, &record).await?;
     for mapping in &new.mappings {
         if mappings::put(transaction, &new.account, &record.id, mapping).await?.is_none() {
-            return Ok(Admission::Taken(mapping.host.clone()));
+            return Ok(Admission::Refused(Refused::Taken(mapping.host.clone())));
         }
     }
     Ok(Admission::Done(record))
-}
-
-async fn no_room(
-    transaction: &mut Transaction<'static, Sqlite>,
-    new: &NewVm,
-    limits: &VmLimits,
-) -> Result<Option<Admission<VmRecord>>, StoreError> {
-    let row = sqlx::query(concat!(
-        "SELECT (SELECT COUNT(*) FROM vms WHERE account_id = $1) AS mine, ",
-        promised!(""),
-        " AS promised"
-    ))
-    .bind(new.account.as_str())
-    .fetch_one(&mut **transaction)
-    .await?;
-    let (current, promised): (u64, u64) = (number(&row, "mine")?, number(&row, "promised")?);
-    let limit = u64::from(limits.vms_per_account);
-    if current >= limit {
-        return Ok(Some(Admission::TooMany { limit, current }));
-    }
-    let limit_mib = u64::from(limits.memory_mib);
-    let over = promised + u64::from(new.size.memory_mib) > limit_mib;
-    Ok(over.then_some(Admission::NoMemory { limit_mib }))
 }
 
 /// The next address that nobody has. One that was given back is used again as late as possible, since others may

@@ -5,6 +5,7 @@ mod copies;
 mod crash;
 mod life;
 mod refusals;
+mod room;
 mod sleep;
 mod world;
 
@@ -59,8 +60,14 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With other limits.
+    async fn with(change: impl FnOnce(&mut VmLimits)) -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        let config = config(folder.path());
+        let mut config = config(folder.path());
+        change(&mut config.limits);
         let world = World::start(&config.places.vmm_socket());
         let control = Control::start(config.clone(), FailPoints::default()).await.expect("start");
         let (stop, stopping) = watch::channel(false);
@@ -114,6 +121,8 @@ fn config(folder: &Path) -> ControlConfig {
             largest: VmSize { vcpus: 4, memory_mib: 2048, disk_mib: 4096 },
             vms_per_account: 8,
             memory_mib: 2048,
+            memory_storage_mib: None,
+            rootfs_storage_mib: None,
             kept_vms: 4,
             snapshots_per_account: 3,
         },

@@ -86,7 +86,7 @@ async fn a_creation_is_never_refused_with_a_word_that_is_asked_again_for_ever() 
     }
     let snapshots = call(&socket, "POST", "/v1/vms/snapshots", &[], Some("{}")).await;
     assert_eq!(snapshots.code(), "CREATE_SNAPSHOT_BAD_REQUEST");
-    bench.create(json!({"template": {"memSizeGb": 2}})).await;
+    bench.create(json!({"template": {"memSizeGb": 2}, "idleTimeoutSeconds": null})).await;
     let full = bench.admin("POST", "/v1/vms", nothing()).await;
     assert_eq!((full.status.as_u16(), full.code()), (503, "NO_LOCAL_STORAGE_CAPACITY"));
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 use vmm::client::{ExitReason, IdleWatch, MachineSpec, Origin, Refusal, VmmEvent, VmmReply, VmmRequest};
 
@@ -65,6 +65,8 @@ pub struct State {
 pub struct World {
     state: Arc<Mutex<State>>,
     events: broadcast::Sender<VmmEvent>,
+    /// While false, VMs that are to sleep take their time.
+    pub prompt: watch::Sender<bool>,
 }
 
 impl World {
@@ -86,7 +88,11 @@ impl World {
             growth: Growth::Done,
             files: BTreeMap::new(),
         };
-        let world = Self { state: Arc::new(Mutex::new(state)), events: broadcast::Sender::new(256) };
+        let world = Self {
+            state: Arc::new(Mutex::new(state)),
+            events: broadcast::Sender::new(256),
+            prompt: watch::Sender::new(true),
+        };
         let listener = WireListener::bind(socket, 0o600).expect("bind");
         let serving = world.clone();
         tokio::spawn(async move {
@@ -152,7 +158,10 @@ impl World {
                     self.state().asleep.remove(&vm);
                     wire.send(&VmmReply::Done, &[]).await
                 }
-                VmmRequest::Suspend { vm } => wire.send(&self.suspend(&vm), &[]).await,
+                VmmRequest::Suspend { vm } => {
+                    self.prompt.subscribe().wait_for(|prompt| *prompt).await.expect("the world lives");
+                    wire.send(&self.suspend(&vm), &[]).await
+                }
                 VmmRequest::Snapshot { vm, snapshot } => {
                     wire.send(&self.copy(&vm, snapshot, false), &[]).await
                 }

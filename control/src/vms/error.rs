@@ -4,7 +4,9 @@ use super::observed::describe;
 use crate::agent::AgentError;
 use crate::fault::Fault;
 use crate::publish::PlanError;
+use crate::pure::evict::Storage;
 use crate::pure::phase::{Ask, Event, Misfit, Phase};
+use crate::pure::room::Shortage;
 use crate::store::StoreError;
 use model::agent::AgentErrorKind;
 use model::host::HostName;
@@ -45,14 +47,16 @@ pub enum OpError {
         /// It has so many.
         current: u64,
     },
-    /// The host's memory is promised to others.
+    /// The host's memory is promised to others, and those of them that may sleep are not enough.
     #[error(
-        "the host has no memory left for this VM: {limit_mib} MiB may be promised; stop or delete another one"
+        "the host has no memory left: {} MiB are asked for, and of {} MiB that may be promised VMs that run or come up \
+         have {} MiB; stop or suspend one, give one an idle timeout so that it may sleep, or raise vm-memory-mib",
+        .0.requested, .0.limit, .0.current
     )]
-    NoMemory {
-        /// What may be promised.
-        limit_mib: u64,
-    },
+    NoMemory(Shortage),
+    /// The host's disk is promised to others, and those of them that may be given up are not enough.
+    #[error("{}", full_disk(*.0, *.1))]
+    NoStorage(Storage, Shortage),
     /// A name is another account's.
     #[error("{0} is mapped by another account")]
     Taken(HostName),
@@ -145,6 +149,9 @@ impl OpError {
             | Self::TooManySnapshots { limit, current } => {
                 fault.with("limit", *limit).with("current", *current)
             }
+            Self::NoStorage(_, Shortage { limit, current, requested }) => {
+                fault.with("limit", *limit).with("current", *current).with("requested", *requested)
+            }
             Self::Taken(host) => fault.with("domain", host.as_str()),
             Self::Setup(inner) => fault.with("failedReason", inner.to_string()),
             Self::NoSnapshot(id) | Self::SnapshotBuilding(id) | Self::SnapshotDeleted(id) => {
@@ -181,7 +188,9 @@ impl OpError {
             Self::ForkFailed(_) => (500, "INTERNAL_ERROR"),
             Self::Wrong(fault) => (fault.status, fault.code),
             Self::TooMany { .. } => (403, "TOTAL_VM_LIMIT_EXCEEDED"),
-            Self::NoMemory { .. } => (503, "NO_LOCAL_STORAGE_CAPACITY"),
+            Self::NoStorage(Storage::Memory, _) => (403, "MEMORY_STORAGE_QUOTA_EXCEEDED"),
+            Self::NoStorage(Storage::Disks, _) => (403, "ROOTFS_STORAGE_QUOTA_EXCEEDED"),
+            Self::NoMemory(_) => (503, "NO_LOCAL_STORAGE_CAPACITY"),
             Self::Taken(_) => (401, "DOMAIN_OWNERSHIP_NOT_VERIFIED"),
             Self::NotReady(_) => (504, "VM_START_TIMEOUT"),
             Self::Interrupted => (500, "VM_EXIT_DURING_START"),
@@ -191,6 +200,20 @@ impl OpError {
             Self::AgentSilent(_) => (504, "VM_START_TIMEOUT"),
             Self::Setup(_) => (500, "VM_SETUP_FAILED"),
         }
+    }
+}
+
+fn full_disk(storage: Storage, short: Shortage) -> String {
+    let Shortage { limit, current, requested } = short;
+    match storage {
+        Storage::Memory => format!(
+            "there is no place for the memory of one more VM that sleeps: {requested} MiB are asked for, and of {limit} \
+             MiB {current} MiB are taken; delete, stop or wake one that sleeps, stop this one, or raise memory-storage"
+        ),
+        Storage::Disks => format!(
+            "there is no place for so large a disk: {requested} MiB are asked for, and of {limit} MiB {current} MiB are \
+             promised to VMs; delete one, ask for a smaller disk, or raise rootfs-storage"
+        ),
     }
 }
 

@@ -11,6 +11,7 @@
 
 use super::error::OpError;
 use super::notes::Notes;
+use super::room::Search;
 use super::slots::Turn;
 use super::{Machines, admitted};
 use crate::pure::phase::{Ask, Event, Phase, Seen};
@@ -80,9 +81,7 @@ impl Machines {
             persistence: persistence.unwrap_or(parent.persistence),
             mappings: Vec::new(),
         };
-        let (limits, network) = (&self.0.limits, self.0.network);
-        let inserted = self.0.store.insert_fork(&fork, &self.0.me, &ids, &child, limits, network).await?;
-        let children = admitted(inserted)?;
+        let children = self.insert_children(vm, &fork, &ids, &child).await?;
         self.0.failpoints.pass(|| "fork inserted".to_owned()).await;
         let frozen = self.0.vmm.freeze(vm, &fork).await;
         self.0.failpoints.pass(|| "frozen".to_owned()).await;
@@ -104,6 +103,25 @@ impl Machines {
         }
         info!(%vm, count, "forked");
         Ok(ids)
+    }
+
+    /// Takes places for all children, making room on the host if it must. Their parent stays awake.
+    async fn insert_children(
+        &self,
+        parent: &VmId,
+        fork: &SnapshotId,
+        ids: &[VmId],
+        child: &NewVm,
+    ) -> Result<Vec<VmRecord>, OpError> {
+        let (limits, network) = (&self.0.limits, self.0.network);
+        let mut search = Search::new(&[parent]);
+        loop {
+            let inserted = self.0.store.insert_fork(fork, &self.0.me, ids, child, limits, network).await?;
+            match admitted(inserted) {
+                Err(refusal) => self.find_room(&mut search, refusal).await?,
+                children => return children,
+            }
+        }
     }
 
     /// The parent, running.

@@ -13,6 +13,7 @@ mod notes;
 pub mod observed;
 mod resize;
 mod restart;
+mod room;
 mod sleep;
 mod slots;
 mod snapshot;
@@ -30,7 +31,7 @@ use crate::publish::Planner;
 use crate::pure::phase::{Ask, Event, Fate, Phase, Seen};
 use crate::pure::request::{DEFAULT_READY_WAIT, Wanted, WantedFile};
 use crate::random;
-use crate::store::{Admission, NewVm, Store, VmRecord};
+use crate::store::{Admission, NewVm, Refused, Store, VmRecord};
 use busy::Busy;
 use drive::Drive;
 use model::config::{ControlConfig, VmLimits};
@@ -38,6 +39,7 @@ use model::id::{AccountId, RequestId, VmId};
 use model::net::Ipv4Cidr;
 use observed::Observed;
 use restart::Restarts;
+use room::Search;
 use sleep::Wakes;
 use slots::{Slots, Turn};
 use std::sync::Arc;
@@ -73,6 +75,8 @@ struct Inner {
     busy: Busy,
     wakes: Wakes,
     restarts: Restarts,
+    /// Held while a VM is put to sleep to make room in the host's memory.
+    one_makes_room: tokio::sync::Mutex<()>,
     /// Changes with each intent that is written down.
     stored: watch::Sender<u64>,
     failpoints: FailPoints,
@@ -113,6 +117,7 @@ impl Machines {
             busy: Busy::new(sleepers),
             wakes: Wakes::default(),
             restarts: Restarts::default(),
+            one_makes_room: tokio::sync::Mutex::default(),
             stored: watch::Sender::new(0),
             failpoints,
         }));
@@ -212,7 +217,7 @@ impl Machines {
             persistence: wanted.persistence,
             mappings: wanted.mappings,
         };
-        let made = admitted(self.0.store.insert_vm(&new, &self.0.limits, self.0.network).await?)?;
+        let made = self.insert(&new).await?;
         self.0.failpoints.pass(|| "inserted".to_owned()).await;
         notes.add(format!("VM {} is being made", made.id));
         let mut turn = self.0.slots.turn(&made.id).await?;
@@ -241,6 +246,17 @@ impl Machines {
             self.put_file(record, file).await?;
         }
         Ok(())
+    }
+
+    /// Takes a place for a new VM, making room on the host if it must.
+    async fn insert(&self, new: &NewVm) -> Result<VmRecord, OpError> {
+        let mut search = Search::new(&[]);
+        loop {
+            match admitted(self.0.store.insert_vm(new, &self.0.limits, self.0.network).await?) {
+                Err(refusal) => self.find_room(&mut search, refusal).await?,
+                made => return made,
+            }
+        }
     }
 
     async fn ask_here(
@@ -344,8 +360,11 @@ impl Inner {
 fn admitted<T>(admission: Admission<T>) -> Result<T, OpError> {
     match admission {
         Admission::Done(done) => Ok(done),
-        Admission::TooMany { limit, current } => Err(OpError::TooMany { limit, current }),
-        Admission::NoMemory { limit_mib } => Err(OpError::NoMemory { limit_mib }),
-        Admission::Taken(host) => Err(OpError::Taken(host)),
+        Admission::Refused(refused) => Err(match refused {
+            Refused::TooMany { limit, current } => OpError::TooMany { limit, current },
+            Refused::NoMemory(short) => OpError::NoMemory(short),
+            Refused::NoStorage(storage, short) => OpError::NoStorage(storage, short),
+            Refused::Taken(host) => OpError::Taken(host),
+        }),
     }
 }

@@ -1,9 +1,10 @@
 //! Other sizes for VMs, and less waste.
 
-use super::Machines;
 use super::error::OpError;
 use super::notes::Notes;
+use super::room::Search;
 use super::slots::Turn;
+use super::{Machines, admitted};
 use crate::pure::phase::{Ask, Event, Fate, Phase};
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::pure::resize::Wish;
@@ -55,9 +56,16 @@ impl Machines {
             return Ok(());
         }
         self.0.restarts.cancel(vm);
+        self.take_room(&record, new).await?;
         let was_up = matches!(record.phase, Phase::Running | Phase::Suspended);
         if was_up {
-            record = self.shut_down(record, &mut turn).await?;
+            record = match self.shut_down(record, &mut turn).await {
+                Ok(record) => record,
+                Err(error) => {
+                    self.0.store.set_size(vm, old).await?;
+                    return Err(error);
+                }
+            };
         }
         self.0.store.set_size(vm, new).await?;
         record.size = new;
@@ -67,7 +75,7 @@ impl Machines {
         }
         let notes = Notes::default();
         match self.perform(record.clone(), &mut turn, DEFAULT_READY_WAIT, &notes, Ask::Start).await {
-            Err(error @ OpError::NoMemory { .. }) => {
+            Err(error @ OpError::NoMemory(_)) => {
                 self.0.store.set_size(vm, old).await?;
                 record.size = old;
                 self.perform(record, &mut turn, DEFAULT_READY_WAIT, &notes, Ask::Start).await?;
@@ -79,10 +87,30 @@ impl Machines {
 
     /// The record comes first: the disk that is opened at the next start may be smaller than it, and not larger.
     async fn resize_in_use(&self, mut record: VmRecord, new: VmSize) -> Result<(), OpError> {
-        self.0.store.set_size(&record.id, new).await?;
+        self.take_room(&record, new).await?;
         record.size = new;
         self.0.failpoints.pass(|| "resized".to_owned()).await;
         self.grow_disk(&record).await.map_err(|error| OpError::GrowFailed(Box::new(error)))
+    }
+
+    /// Refuses a size for which there is no room before the VM is touched. Takes the larger disk; the memory is promised
+    /// when the VM starts again.
+    async fn take_room(&self, record: &VmRecord, new: VmSize) -> Result<(), OpError> {
+        let mut search = Search::new(&[&record.id]);
+        let has = if record.phase == Phase::Running { record.size.memory_mib } else { 0 };
+        let more = u64::from(new.memory_mib.saturating_sub(has));
+        if matches!(record.phase, Phase::Running | Phase::Suspended) && more > 0 {
+            self.make_room(&mut search, more).await?;
+        }
+        if new.disk_mib == record.size.disk_mib {
+            return Ok(());
+        }
+        loop {
+            match admitted(self.0.store.grow_disk(record, new.disk_mib, &self.0.limits).await?) {
+                Err(refusal) => self.find_room(&mut search, refusal).await?,
+                taken => return taken,
+            }
+        }
     }
 
     /// Shuts a VM down that runs or sleeps; it is kept even if it is ephemeral.

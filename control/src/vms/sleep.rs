@@ -1,13 +1,10 @@
-//! What puts VMs to sleep and wakes them without anybody asking through the API: idle NICs, packets, and the host's
-//! memory and disk.
+//! What puts VMs to sleep and wakes them without anybody asking through the API: idle NICs and packets.
 
 use super::Machines;
-use super::drive::Drive;
 use super::error::OpError;
 use super::notes::Notes;
 use super::slots::Turn;
-use crate::pure::evict::{Full, Kept, evict};
-use crate::pure::phase::{Ask, Event, Fate, Phase};
+use crate::pure::phase::{Ask, Event, Phase};
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::pure::retry;
 use crate::store::VmRecord;
@@ -90,6 +87,8 @@ impl Machines {
             Err(error @ OpError::Vmm(vmm::client::VmmError::Refused { .. })) => {
                 debug!(%vm, %error, "no sleep")
             }
+            // Told again with each idle period, and tried again.
+            Err(error @ OpError::NoStorage(..)) => warn!(%vm, %error, "it is idle, and stays awake"),
             Err(error) => return Err(error),
             Ok(Some(_)) => info!(%vm, "it was idle, and sleeps"),
             Ok(None) => {}
@@ -144,8 +143,7 @@ impl Machines {
         Ok(Some(record))
     }
 
-    /// Drives a VM that is at rest to what is asked. A start that does not fit into the host's memory puts others to
-    /// sleep first. True: it is still there.
+    /// Drives a VM that is at rest to what is asked, making room on the host if it must. True: it is still there.
     pub(super) async fn perform(
         &self,
         record: VmRecord,
@@ -155,72 +153,12 @@ impl Machines {
         ask: Ask,
     ) -> Result<(bool, VmRecord), OpError> {
         let mut drive = self.0.drive(record, turn, ready_wait, notes);
-        match drive.run(Event::Asked(ask)).await {
-            Err(OpError::NoMemory { limit_mib }) if ask == Ask::Start => {
-                if !self.make_room(&drive.record).await? {
-                    return Err(OpError::NoMemory { limit_mib });
-                }
-                let there = drive.run(Event::Asked(ask)).await?;
-                Ok((there, drive.record))
-            }
-            there => Ok((there?, drive.record)),
-        }
-    }
-
-    /// Puts VMs to sleep that may sleep, the one first that was used longest ago, until there is memory for `need`.
-    /// False: there are not enough of them.
-    async fn make_room(&self, need: &VmRecord) -> Result<bool, OpError> {
-        let mut vms = self.0.store.vms().await?;
-        vms.retain(|vm| {
-            vm.phase == Phase::Running
-                && vm.idle_timeout_seconds.is_some()
-                && vm.id != need.id
-                && !Fate::of(&vm.persistence).gone_when_asleep
-        });
-        vms.sort_by_key(|vm| vm.last_used_ms);
-        let limit = u64::from(self.0.limits.memory_mib);
-        let wanted = u64::from(need.size.memory_mib);
-        let asleep: u64 = vms.iter().map(|vm| u64::from(vm.size.memory_mib)).sum();
-        if self.0.store.promised_memory_mib().await?.saturating_sub(asleep) + wanted > limit {
-            return Ok(false);
-        }
-        for vm in vms {
-            if self.0.store.promised_memory_mib().await? + wanted <= limit {
-                return Ok(true);
-            }
-            // Never waits: whoever has its turn may be waiting for us.
-            let Some(mut turn) = self.0.slots.try_turn(&vm.id) else { continue };
-            let Some(_closed) = self.0.busy.close_if_free(&vm.id) else { continue };
-            let Some(record) = self.0.store.vm(&vm.id).await? else { continue };
-            if record.phase != Phase::Running {
-                continue;
-            }
-            info!(vm = %vm.id, room_for = %need.id, "it sleeps, for want of memory");
-            let notes = Notes::default();
-            let mut drive: Drive<'_> = self.0.drive(record, &mut turn, DEFAULT_READY_WAIT, &notes);
-            if let Err(error) = drive.run(Event::Asked(Ask::Suspend)).await {
-                debug!(vm = %vm.id, %error, "no sleep");
-            }
-        }
-        Ok(self.0.store.promised_memory_mib().await? + wanted <= limit)
-    }
-
-    /// Gives up sticky VMs that do not run when too many are kept.
-    pub(super) async fn make_place(&self) -> Result<(), OpError> {
-        let kept = |vm: VmRecord| Kept {
-            id: vm.id,
-            phase: vm.phase,
-            persistence: vm.persistence,
-            last_used_ms: vm.last_used_ms,
+        let there = match ask {
+            Ask::Start => self.start(&mut drive).await?,
+            Ask::Suspend => self.suspend(&mut drive).await?,
+            Ask::Stop | Ask::Kill | Ask::Delete => drive.run(Event::Asked(ask)).await?,
         };
-        let vms: Vec<Kept> = self.0.store.vms().await?.into_iter().map(kept).collect();
-        let gone = evict(&vms, self.0.limits.kept_vms)
-            .map_err(|Full { limit, current }| OpError::TooManyKept { limit, current })?;
-        for vm in gone {
-            warn!(%vm, limit = self.0.limits.kept_vms, "too many VMs are kept that do not run: this one is deleted");
-            self.nudge(&vm, Ask::Delete, |vm| vm.phase.at_rest() && vm.phase != Phase::Running).await?;
-        }
-        Ok(())
+        Ok((there, drive.record))
     }
 }
 

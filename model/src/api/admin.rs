@@ -117,6 +117,14 @@ pub struct ControlStatus {
     pub promised_memory_mib: u64,
     /// What may be promised, in MiB.
     pub memory_limit_mib: u64,
+    /// Memory of VMs that sleep, which is on disk, in MiB.
+    pub sleeping_memory_mib: u64,
+    /// What may be kept of that, in MiB; no bound when null.
+    pub memory_storage_mib: Option<u64>,
+    /// What the disks of all VMs may grow to, in MiB.
+    pub promised_disk_mib: u64,
+    /// What may be promised of that, in MiB; no bound when null.
+    pub rootfs_storage_mib: Option<u64>,
     /// Domain mappings.
     pub mappings: u64,
     /// Certificates that edge-proxy was given.
