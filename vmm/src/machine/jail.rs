@@ -10,6 +10,9 @@
 //! - It has no capability, no way to get one, and writes no core.
 //! - Of `/proc` it keeps one descriptor, for its own page map: processes of other users are not shown there.
 //! - Its calls are those of [`seccomp`], fewer for each of its threads. Any other one kills it.
+//!
+//! A fork is a copy of a process that is in its jail already, so it shares its parent's user and namespaces; what it works
+//! with is its own VM's. There is no PID namespace: the end of its first process would end the forks too.
 
 use super::sys;
 use crate::seccomp::{self, SeccompError};
@@ -114,7 +117,7 @@ pub fn settle(user: u32) -> Result<(), JailError> {
     sys::become_user(user).map_err(failed("become the user of"))?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::setrlimit(Resource::Core, none).map_err(|e| failed("limit")(e.into()))?;
-    // So that its own page map is its own; nobody else has this user.
+    // So that it may read its own page map. Forks have the same user, nobody else.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)
         .map_err(|e| failed("show to itself")(e.into()))?;
     rustix::thread::set_no_new_privs(true).map_err(|e| failed("close")(e.into()))?;

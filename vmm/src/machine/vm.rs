@@ -54,7 +54,7 @@ pub enum MachineError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// There is no KVM.
+    /// There is no KVM, or no descriptor for it.
     #[error("cannot open /dev/kvm: {0}")]
     NoKvm(io::ErrorKind),
     /// KVM is too old or not the right one.
@@ -129,7 +129,7 @@ impl Shell {
     /// When KVM is missing, too old or refuses.
     pub fn new(kit: &Kit) -> Result<Self, MachineError> {
         let device = kit.kvm.as_ref().map_err(|error| MachineError::NoKvm(error.kind()))?;
-        let kvm = sys::kvm_of(device.try_clone().map_err(MachineError::Event)?);
+        let kvm = sys::kvm_of(device.try_clone().map_err(|error| MachineError::NoKvm(error.kind()))?);
         if kvm.get_api_version() != KVM_API_VERSION as i32 {
             return Err(MachineError::Lacks("the stable API version"));
         }

@@ -2,7 +2,8 @@
 //!
 //! - [`server`]: connections and requests. [`registry`]: what runs, and who is told.
 //! - [`folder`]: a VM's files. [`launch`]: starts a process, or adopts one. [`watch`]: follows it to its end.
-//! - [`users`]: whose a VM's folder is. [`cgroup`]: how much a VM's process may take. [`warm`]: processes that wait for their order.
+//! - [`users`]: whose a VM's folder is. [`cgroup`]: how much a VM's process may take.
+//! - [`warm`]: processes that wait for their order.
 //! - [`copies`]: frozen copies and snapshots. [`talk`]: a request to a VM's process.
 //! - [`stop`]: agent, power button, kill. [`connect`]: streams to the guest's vsock ports.
 //! - [`wakes`]: packets for VMs that have no process.

@@ -68,7 +68,7 @@ pub(super) struct Supervisor {
 /// Adopts what runs, then serves for ever. `program` is this program's own file.
 ///
 /// # Errors
-/// See [`SupervisorError`]; only at the start.
+/// See [`SupervisorError`]; only at the start and the end.
 pub async fn serve(config: VmmConfig, program: PathBuf) -> Result<(), SupervisorError> {
     let registry = Registry::default();
     Copies::tidy(&config).map_err(SupervisorError::Folder)?;
