@@ -196,6 +196,26 @@ impl BlockingWire {
             .map_err(|e| receiving(e.into()))?;
         decode(&bytes, descriptors)
     }
+
+    /// Whether the other side still has its end, as far as the kernel knows now. Does not wait, takes nothing.
+    ///
+    /// # Errors
+    /// When the socket cannot be asked.
+    pub fn is_open(&self) -> Result<bool, WireError> {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let mut byte = [0];
+        let mut into = [IoSliceMut::new(&mut byte)];
+        let peeked = rustix::io::retry_on_intr(|| {
+            rustix::net::recvmsg(self, &mut into, &mut RecvAncillaryBuffer::default(), flags)
+        });
+        match peeked {
+            // No message is empty: this is the end.
+            Ok(message) => Ok(message.bytes > 0),
+            Err(Errno::AGAIN) => Ok(true),
+            Err(Errno::CONNRESET) => Ok(false),
+            Err(error) => Err(WireError::Receive(error.into())),
+        }
+    }
 }
 
 impl AsFd for BlockingWire {
@@ -377,6 +397,18 @@ mod tests {
         assert_eq!(text, "through");
         drop(client);
         assert!(matches!(server.receive::<u32>().await, Err(WireError::Closed)));
+    }
+
+    #[test]
+    fn an_end_is_seen_before_anything_is_received() {
+        let (near, far) = pair().expect("sockets");
+        let (near, far) = (BlockingWire::of(near), BlockingWire::of(far));
+        assert!(near.is_open().expect("ask"), "nothing has come yet");
+        far.send(&1, &[]).expect("send");
+        assert!(near.is_open().expect("ask"), "a message waits");
+        assert_eq!(near.receive::<u32>().expect("receive").0, 1, "and is still there");
+        drop(far);
+        assert!(!near.is_open().expect("ask"));
     }
 
     #[tokio::test]

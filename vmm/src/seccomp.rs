@@ -199,6 +199,8 @@ const MAIN: &[Call] = calls! {
     SYS_flock[] "one process for each VM"
     SYS_open[] "folders"
     SYS_statx[] "sizes of files"
+    SYS_newfstatat[is(3, libc::AT_EMPTY_PATH as u64)] "whether a descriptor is a folder's, as glibc asks before it reads one"
+    SYS_fstat[] "the same, as glibc from 2.39 on asks"
     SYS_getdents64[] "what a folder has"
     SYS_lseek[] "from the beginning: kernel, initramfs, folders"
     SYS_mkdir[] "a suspended state's folder"

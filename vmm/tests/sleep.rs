@@ -3,16 +3,19 @@
 mod house;
 mod tiny;
 
+use feed::wire::BlockingWire;
 use house::{House, PATIENCE};
-use model::agent::BootConfig;
+use model::agent::{BootConfig, Identity};
 use model::id::{SnapshotId, VmId, VmInstanceId};
+use std::process::Command;
 use std::time::Duration;
 use tiny::Code;
 use tokio::time::timeout;
 use vmm::client::{
     Events, ExitReason, IdleWatch, MachineSpec, Metadata, Origin, Refusal, VmmError, VmmEvent,
 };
-use vmm::machine::control::{STATE, SUSPENDED, SUSPENDING};
+use vmm::machine::control::{MachinePlan, MachineRequest, STATE, SUSPENDED, SUSPENDING};
+use vmm::machine::handed::Handed;
 
 /// For a stop: nobody listens to the agent's part of it, the button comes after half.
 const GRACE: Duration = Duration::from_secs(8);
@@ -236,6 +239,39 @@ async fn a_supervisor_that_dies_takes_frozen_copies_with_it_and_nothing_else() {
     house.client.remove(&spec(2).vm).await.expect("remove");
     nobody(&house).await;
     assert_eq!(std::fs::read_dir(house.folder.path().join("data/snapshots")).expect("folder").count(), 0);
+}
+
+#[tokio::test]
+async fn a_resume_whose_supervisor_is_gone_leaves_the_state_for_the_next() {
+    let (house, mut events) = open().await;
+    let machine = spec(1);
+    house.client.launch(machine.clone()).await.expect("launch");
+    console(&house, &machine, "a").await;
+    house.client.suspend(&machine.vm).await.expect("suspend");
+    assert_eq!(exit(&mut events, &machine).await, ExitReason::Suspended);
+    let asleep = MachineSpec { origin: Origin::Suspended, ..machine.clone() };
+    let image = house.image("letters");
+    let plan = MachinePlan {
+        spec: asleep.clone(),
+        kernel: image.join("kernel"),
+        initramfs: image.join("initramfs"),
+        rootfs: image.join("rootfs.img"),
+        folder: house.folder_of(&machine.vm),
+        console_bytes: 1 << 16,
+        user: None,
+        command_line: String::new(),
+        restore: Some(Identity::Same),
+    };
+    let (near, far) = feed::wire::pair().expect("sockets");
+    let near = BlockingWire::of(near);
+    let handed = Handed::open(&plan, vec![]).expect("files");
+    // It gives its order and is gone before the process can do anything about it.
+    near.send(&MachineRequest::Start(Box::new(plan)), &handed.descriptors()).expect("order");
+    drop(near);
+    let program = Command::new(env!("CARGO_BIN_EXE_vmm")).arg("run").stdin(far).status().expect("process");
+    assert!(!program.success(), "nobody waits for the machine");
+    house.client.launch(asleep).await.expect("resume");
+    console(&house, &machine, "ab").await;
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@
 //! Running ──Freeze──► Running, and a frozen copy of the process ([`zygote`])
 //! Running ──GrowDisk──► Running, on a larger disk
 //! ```
-//! The supervisor may come and go; only a start that it did not live to hear of ends the process.
+//! The supervisor may come and go; a start that it did not live to hear of ends the process, unless a saved state was
+//! used up by it: then the next supervisor finds the process by its socket.
 
 mod copy;
 mod error;
@@ -36,7 +37,7 @@ use super::vcpu::Report;
 use super::vm::{Machine, Shell};
 use crate::client::ExitReason;
 use crate::devices::GuestRam;
-use feed::wire::{BlockingWire, listen_at};
+use feed::wire::{BlockingWire, WireError, listen_at};
 use idle::Idle;
 use model::agent::Identity;
 use rustix::event::epoll;
@@ -127,7 +128,8 @@ struct Order {
 /// Runs a machine, and tells how that begins.
 fn obey(wire: BlockingWire, order: Order, shell: Result<Shell, ProcessError>) -> Result<(), ProcessError> {
     let begun = Instant::now();
-    let started = shell.and_then(|shell| start(order, shell));
+    let uses_up = matches!(order.source, Source::Files(_));
+    let started = shell.and_then(|shell| start(order, &wire, shell));
     let (mut process, machine) = match started {
         Ok(started) => started,
         Err(error) => {
@@ -140,13 +142,17 @@ fn obey(wire: BlockingWire, order: Order, shell: Result<Shell, ProcessError>) ->
         }
     };
     tracing::info!(order_to_run = ?begun.elapsed(), restored = process.restored.is_some(), "the machine runs");
-    wire.send(&process.running(), &[]).map_err(ProcessError::Abandoned)?;
-    // Who started the machine is told events without asking.
-    process.adopt_connection(wire, true).map_err(ProcessError::Epoll)?;
+    match wire.send(&process.running(), &[]) {
+        // Who started the machine is told events without asking.
+        Ok(()) => process.adopt_connection(wire, true).map_err(ProcessError::Epoll)?,
+        Err(error) if uses_up => tracing::warn!(%error, "the supervisor did not hear of the start"),
+        Err(error) => return Err(ProcessError::Abandoned(error)),
+    }
     process.live(machine)
 }
 
-fn start(order: Order, shell: Shell) -> Result<(Process, Machine), ProcessError> {
+/// `wire` leads to who ordered it.
+fn start(order: Order, wire: &BlockingWire, shell: Shell) -> Result<(Process, Machine), ProcessError> {
     let Order { mut plan, descriptors, kit, source } = order;
     let handed = Handed::from_descriptors(descriptors).ok_or(ProcessError::NothingHanded)?;
     rustix::process::fchdir(&handed.folder).map_err(|error| ProcessError::Folder(error.into()))?;
@@ -156,8 +162,14 @@ fn start(order: Order, shell: Shell) -> Result<(Process, Machine), ProcessError>
         jail::settle(user)?;
     }
     let mut process = Process::new(plan, handed, kit)?;
-    let machine = process.make(shell, source)?;
+    let machine = process.make(shell, source, || check_there(wire))?;
     Ok((process, machine))
+}
+
+/// Whether the supervisor still waits for the machine. Without one the saved state is better left as it is.
+fn check_there(wire: &BlockingWire) -> Result<(), ProcessError> {
+    let open = wire.is_open().and_then(|open| if open { Ok(()) } else { Err(WireError::Closed) });
+    open.map_err(ProcessError::Abandoned)
 }
 
 /// A supervisor's connection.
@@ -211,14 +223,20 @@ impl Process {
         Ok(process)
     }
 
-    /// Makes a machine and lets it run.
-    fn make(&mut self, shell: Shell, source: Source) -> Result<Machine, ProcessError> {
+    /// Makes a machine and lets it run. `check` comes right before a saved state is used up.
+    fn make(
+        &mut self,
+        shell: Shell,
+        source: Source,
+        check: impl FnOnce() -> Result<(), ProcessError>,
+    ) -> Result<Machine, ProcessError> {
         self.restored = None;
         let machine = match source {
             Source::Boot => self.boot(shell)?,
             Source::Files(identity) => {
                 let (mem, state) = suspend::read(&self.plan)?;
-                let machine = self.restore(shell, mem, &state, || suspend::use_up(&self.plan.folder))?;
+                let use_up = || check().and_then(|()| suspend::use_up(&self.plan.folder));
+                let machine = self.restore(shell, mem, &state, use_up)?;
                 self.restored = Some(identity);
                 machine
             }
@@ -280,7 +298,7 @@ impl Process {
                 }
             }
             let shell = Shell::new(&self.kit).map_err(ProcessError::from);
-            machine = match shell.and_then(|shell| self.make(shell, Source::Boot)) {
+            machine = match shell.and_then(|shell| self.make(shell, Source::Boot, || Ok(()))) {
                 Ok(machine) => machine,
                 Err(error) => break ExitReason::ProcessDied { message: chain_text(&error) },
             };
