@@ -237,6 +237,7 @@ mod tests {
             generation: Generation(generation),
             default_network: "10.201.0.0/16".parse().expect("network"),
             ports: Vec::new().into(),
+            networks: Vec::new().into(),
         }
     }
 

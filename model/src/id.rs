@@ -99,6 +99,10 @@ id!(
     SnapshotId, "a snapshot id", "sc-", 20
 );
 id!(
+    /// A private network of VMs.
+    VpcId, "a VPC id", "vpc-", 20
+);
+id!(
     /// An account: who owns VMs, domains and API keys.
     AccountId, "an account id", "ac-", 20
 );

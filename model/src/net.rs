@@ -9,6 +9,9 @@ use thiserror::Error;
 /// The guest's IPv4 gateway and name server: link-local, and the same in every network, so that a VM which
 /// is restored elsewhere finds it where it was.
 pub const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// Under it are the names of a private network's members. `internal` is reserved for such use (ICANN resolution
+/// 2024.07.29.06) and no name of the public tree ends in it.
+pub const VPC_DOMAIN: &str = "vpc.internal";
 /// The one Ethernet address behind which every gateway stands (locally administered, RFC 5342 section 2.1).
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x02, 0x67, 0x61, 0x74, 0x65, 0x01]);
 /// Where a VM asks for its metadata. Answered by the VM's own process.

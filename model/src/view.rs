@@ -3,7 +3,7 @@
 //! An entry that cannot be read is left out and counted, so that it fails closed alone and the others serve.
 
 use crate::host::HostName;
-use crate::id::{Generation, VmId};
+use crate::id::{Generation, VmId, VpcId};
 use crate::net::{Ipv4Cidr, MacAddress};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -154,6 +154,20 @@ pub struct PortEntry {
     /// The VM has no process, and a packet for it is to wake it.
     #[serde(default)]
     pub asleep: bool,
+    /// Labels under [`crate::net::VPC_DOMAIN`] that mean this address inside its network. Lower case.
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// A private network of an account. Its range may be another network's as well: they never meet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkEntry {
+    /// Which one.
+    pub vpc: VpcId,
+    /// Where the addresses of its members come from.
+    pub range: Ipv4Cidr,
+    /// Its VMs' ports.
+    pub ports: Entries<PortEntry>,
 }
 
 /// What vpc must know.
@@ -167,6 +181,9 @@ pub struct VpcView {
     pub default_network: Ipv4Cidr,
     /// Ports of the default network.
     pub ports: Entries<PortEntry>,
+    /// Private networks. A VM has a port in the default network or in one of these.
+    #[serde(default)]
+    pub networks: Entries<NetworkEntry>,
 }
 
 impl View for VpcView {
@@ -178,7 +195,8 @@ impl View for VpcView {
         self.generation
     }
     fn rejected(&self) -> usize {
-        self.ports.rejected()
+        let inner: usize = self.networks.iter().map(|network| network.ports.rejected()).sum();
+        self.ports.rejected() + self.networks.rejected() + inner
     }
 }
 
@@ -194,6 +212,20 @@ mod tests {
             {"host":"b.style.dev","vm":"abcdefghij0123456789","port":99999,"run":1}, 5]}"#;
         let view: EdgeView = serde_json::from_str(text).expect("the view itself is good");
         assert_eq!((view.routes.iter().count(), view.rejected()), (1, 3));
+    }
+
+    #[test]
+    fn a_bad_port_of_a_private_network_is_left_out_alone() {
+        let text = r#"{"version":1,"generation":7,"default_network":"10.201.0.0/16","ports":[],"networks":[
+            {"vpc":"vpc-abcdefghij0123456789","range":"10.0.0.0/24","ports":[
+                {"vm":"abcdefghij0123456789","mac":"02:00:0a:00:00:05","ipv4":"10.0.0.5","queues":1,"dialable":[22]},
+                {"vm":"abcdefghij0123456789","mac":"02:00","ipv4":"10.0.0.6","queues":1,"dialable":[22]}]},
+            {"vpc":"vpc-abcdefghij0123456788","range":"10.0.0.1/24","ports":[]}]}"#;
+        let view: VpcView = serde_json::from_str(text).expect("the view itself is good");
+        assert_eq!((view.networks.iter().count(), view.rejected()), (1, 2));
+        let earlier = r#"{"version":1,"generation":7,"default_network":"10.201.0.0/16","ports":[]}"#;
+        let view: VpcView = serde_json::from_str(earlier).expect("of a build without private networks");
+        assert_eq!(view.networks.iter().count(), 0);
     }
 
     #[test]

@@ -69,6 +69,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             queues: TAP_QUEUES,
             dialable: ports.into_iter().collect(),
             asleep: vm.phase == Phase::Suspended,
+            names: Vec::new(),
         }
     };
     let ports: Vec<PortEntry> = facts.vms.iter().map(port).collect();
@@ -85,6 +86,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             generation: facts.generation,
             default_network: facts.network,
             ports: ports.into(),
+            networks: Vec::new().into(),
         },
     }
 }

@@ -164,6 +164,7 @@ mod tests {
             queues,
             dialable: vec![22, 0, 22],
             asleep: false,
+            names: Vec::new(),
         }
     }
 
@@ -173,6 +174,7 @@ mod tests {
             generation: Generation(1),
             default_network: "10.201.0.0/24".parse().expect("network"),
             ports: ports.into(),
+            networks: Vec::new().into(),
         })
     }
 

@@ -140,6 +140,7 @@ impl World {
             generation: Generation(self.generation),
             default_network: network_range(),
             ports: ports.into(),
+            networks: Vec::new().into(),
         }
     }
 
@@ -348,6 +349,7 @@ pub fn port(last: u8, queues: u8, dialable: &[u16]) -> PortEntry {
         queues,
         dialable: dialable.to_vec(),
         asleep: false,
+        names: Vec::new(),
     }
 }
 
