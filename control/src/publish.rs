@@ -5,7 +5,7 @@
 
 use crate::certs;
 use crate::pure::plan::{Facts, Plan, plan};
-use crate::store::{Store, StoreError};
+use crate::store::{Decision, Store, StoreError};
 use feed::publish::{PublishError, Publisher};
 use feed::subscribe::Feed;
 use model::config::ControlConfig;
@@ -131,7 +131,7 @@ impl Writer {
     }
 
     async fn once(&self) -> Answer {
-        let (generation, vms, mappings) =
+        let Decision { generation, vms, mappings, vpcs } =
             self.store.decide().await.map_err(|error| PlanError::Store(Arc::new(error)))?;
         let (publisher, config) = (self.publisher.clone(), self.config.clone());
         let count = Arc::clone(&self.certificates);
@@ -142,6 +142,7 @@ impl Writer {
                 generation,
                 vms: &vms,
                 mappings: &mappings,
+                vpcs: &vpcs,
                 certificates: &certificates,
                 domain: &config.domain,
                 network: config.default_network,

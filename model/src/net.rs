@@ -12,6 +12,20 @@ pub const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Under it are the names of a private network's members. `internal` is reserved for such use (ICANN resolution
 /// 2024.07.29.06) and no name of the public tree ends in it.
 pub const VPC_DOMAIN: &str = "vpc.internal";
+/// Ranges of which a VPC's may be a part: private use (RFC 1918) and shared address space (RFC 6598). Anything else is
+/// somebody's on the Internet, and its members could not reach those.
+pub const PRIVATE_RANGES: [Ipv4Cidr; 4] = [
+    Ipv4Cidr::constant(Ipv4Addr::new(10, 0, 0, 0), 8),
+    Ipv4Cidr::constant(Ipv4Addr::new(172, 16, 0, 0), 12),
+    Ipv4Cidr::constant(Ipv4Addr::new(192, 168, 0, 0), 16),
+    Ipv4Cidr::constant(Ipv4Addr::new(100, 64, 0, 0), 10),
+];
+/// The addresses of VPN clients, the same for each VPC, so that no VPC may have them.
+pub const VPN_CLIENTS: Ipv4Cidr = Ipv4Cidr::constant(Ipv4Addr::new(100, 96, 0, 0), 16);
+/// The shortest prefix of a VPC's range: 65,534 members are more than one host has VMs.
+pub const MIN_VPC_PREFIX: u8 = 16;
+/// The longest prefix of a VPC's range: with fewer than 14 members it is full before it is of use, and it cannot grow.
+pub const MAX_VPC_PREFIX: u8 = 28;
 /// The one Ethernet address behind which every gateway stands (locally administered, RFC 5342 section 2.1).
 pub const GATEWAY_MAC: MacAddress = MacAddress([0x02, 0x67, 0x61, 0x74, 0x65, 0x01]);
 /// Where a VM asks for its metadata. Answered by the VM's own process.
@@ -104,6 +118,12 @@ pub struct Ipv4Cidr {
 }
 
 impl Ipv4Cidr {
+    /// A network that is known when this is compiled.
+    const fn constant(network: Ipv4Addr, prefix: u8) -> Self {
+        assert!(prefix <= 32 && network.to_bits() & !mask(prefix) == 0, "no bits outside the prefix");
+        Self { network, prefix }
+    }
+
     /// The first address.
     #[must_use]
     pub fn network(&self) -> Ipv4Addr {
@@ -126,6 +146,25 @@ impl Ipv4Cidr {
     #[must_use]
     pub fn contains(&self, address: Ipv4Addr) -> bool {
         address.to_bits() & mask(self.prefix) == self.network.to_bits()
+    }
+
+    /// Whether any address is a member of both.
+    #[must_use]
+    pub fn overlaps(&self, other: Self) -> bool {
+        self.contains(other.network) || other.contains(self.network)
+    }
+
+    /// Whether each address of the other is a member.
+    #[must_use]
+    pub fn encloses(&self, other: Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.network)
+    }
+
+    /// Number of [`Self::hosts`].
+    #[must_use]
+    pub fn host_count(&self) -> u64 {
+        let all = 1u64 << (32 - u32::from(self.prefix));
+        if self.prefix < 31 { all - 2 } else { all }
     }
 
     /// Addresses that a host may have: all but the first and the last of a network of more than two.
@@ -193,8 +232,11 @@ pub struct GuestNetwork {
     pub mtu: u16,
 }
 
-fn mask(prefix: u8) -> u32 {
-    u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0)
+const fn mask(prefix: u8) -> u32 {
+    match u32::MAX.checked_shl(32 - prefix as u32) {
+        Some(mask) => mask,
+        None => 0,
+    }
 }
 
 #[cfg(test)]
@@ -225,7 +267,19 @@ mod tests {
             let network = Ipv4Addr::from_bits(bits & mask(prefix));
             let cidr: Ipv4Cidr = format!("{network}/{prefix}").parse().expect("good");
             prop_assert!(cidr.hosts().all(|host| cidr.contains(host)));
+            prop_assert_eq!(cidr.hosts().count() as u64, cidr.host_count());
             prop_assert_eq!(cidr.contains(Ipv4Addr::from_bits(other)), other & mask(prefix) == cidr.network().to_bits());
+        }
+
+        #[test]
+        fn networks_overlap_where_one_has_an_address_of_the_other(a: u32, m in 0u8..=32, b: u32, n in 0u8..=32) {
+            let cidr = |bits: u32, prefix: u8| Ipv4Cidr::constant(Ipv4Addr::from_bits(bits & mask(prefix)), prefix);
+            // Half of the pairs are near each other.
+            let (one, other) = (cidr(a, m), cidr(if b % 2 == 0 { a ^ (b >> 16) } else { b }, n));
+            let common = one.network().max(other.network()) <= one.broadcast().min(other.broadcast());
+            prop_assert_eq!((one.overlaps(other), other.overlaps(one)), (common, common));
+            let within = one.contains(other.network()) && one.contains(other.broadcast());
+            prop_assert_eq!(one.encloses(other), within);
         }
 
         #[test]

@@ -12,6 +12,7 @@ mod openapi;
 mod routes;
 mod unoffered;
 mod vms;
+mod vpcs;
 
 pub use auth::Door;
 

@@ -43,7 +43,7 @@ fn document(routes: &[Route]) -> Value {
         "info": {
             "title": "Gatehouse",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "VMs, the commands and files in them, and the names that lead to them.",
+            "description": "VMs, the commands and files in them, their private networks, and the names that lead to them.",
         },
         "security": [{ "key": [] }],
         "paths": paths,
@@ -116,6 +116,8 @@ mod tests {
         {
             assert!(document.pointer(reference).is_some(), "{reference}");
         }
+        let nic = &document["components"]["schemas"]["Nic"]["properties"];
+        assert!(nic["mode"]["type"] == "string" && nic["ipv4"].is_object(), "{nic}");
         let query = &document["paths"]["/v1/vms"]["get"]["parameters"];
         assert!(
             query.as_array().expect("list").iter().any(|parameter| parameter["name"] == "vmState"),

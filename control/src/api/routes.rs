@@ -1,7 +1,7 @@
 //! The table of routes.
 
 use super::openapi::Shape;
-use super::{Api, admin, auth, background, copies, domains, guest, openapi, vms};
+use super::{Api, admin, auth, background, copies, domains, guest, openapi, vms, vpcs};
 use axum::routing::{self, MethodRouter};
 use model::api::Empty;
 use model::api::admin::{
@@ -19,6 +19,7 @@ use model::api::vm::{
     CreateVm, ResizeVm, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList, VmOptimized,
     VmQuery, VmStarted, VmStopped, VmSuspended,
 };
+use model::api::vpc::{AttachVm, CreateVpc, VmDetached, VpcCreated, VpcInfo, VpcList, VpcMember};
 
 /// One route.
 pub struct Route {
@@ -66,6 +67,7 @@ pub fn all() -> Vec<Route> {
     all.extend(of_lives());
     all.extend(of_copies());
     all.extend(of_guests());
+    all.extend(of_vpcs());
     all.extend(of_domains());
     all.extend(of_admin());
     all.extend(of_callers());
@@ -241,6 +243,44 @@ fn of_guests() -> Vec<Route> {
         ),
         Route::new("put", files, "Writes a file", Shape::of::<Empty>(), routing::put(guest::write))
             .taking(Shape::of::<FileContent>()),
+    ]
+}
+
+fn of_vpcs() -> Vec<Route> {
+    let (all, one) = ("/v1/vpcs", "/v1/vpcs/{vpc_id}");
+    vec![
+        Route::new("get", all, "The account's VPCs", Shape::of::<VpcList>(), routing::get(vpcs::list)),
+        Route::new(
+            "post",
+            all,
+            "Makes a VPC: a private network of VMs",
+            Shape::of::<VpcCreated>(),
+            routing::post(vpcs::create),
+        )
+        .taking(Shape::of::<CreateVpc>()),
+        Route::new("get", one, "A VPC and its members", Shape::of::<VpcInfo>(), routing::get(vpcs::get)),
+        Route::new(
+            "delete",
+            one,
+            "Deletes a VPC that has no members",
+            Shape::of::<Empty>(),
+            routing::delete(vpcs::delete),
+        ),
+        Route::new(
+            "post",
+            "/v1/vpcs/{vpc_id}/members",
+            "Moves a stopped VM from the default network into a VPC",
+            Shape::of::<VpcMember>(),
+            routing::post(vpcs::attach),
+        )
+        .taking(Shape::of::<AttachVm>()),
+        Route::new(
+            "delete",
+            "/v1/vpcs/{vpc_id}/members/{vm_id}",
+            "Moves a stopped VM from a VPC into the default network",
+            Shape::of::<VmDetached>(),
+            routing::delete(vpcs::detach),
+        ),
     ]
 }
 

@@ -89,6 +89,8 @@ pub async fn get(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) -> 
         idle_timeout_seconds: record.idle_timeout_seconds,
         persistence: row.persistence,
         sizing: Some(row.sizing),
+        vpc: record.vpc,
+        ipv4: Some(record.ipv4),
         domains,
         exit_status: record.exit_status,
     }))

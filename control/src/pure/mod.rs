@@ -12,3 +12,4 @@ pub mod request;
 pub mod resize;
 pub mod retry;
 pub mod room;
+pub mod vpc;

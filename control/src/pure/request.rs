@@ -4,8 +4,9 @@
 
 use super::host;
 use super::layers::{self, Flat, refuse_list, refuse_value, refuse_workdir};
+use super::vpc;
 use crate::fault::Fault;
-use crate::store::{NewMapping, SnapshotRecord, SnapshotState};
+use crate::store::{NewMapping, NewNic, SnapshotRecord, SnapshotState};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use model::agent::MAX_FILE_BYTES;
@@ -64,6 +65,8 @@ pub struct Wanted {
     pub persistence: Persistence,
     /// Names to map to it.
     pub mappings: Vec<NewMapping>,
+    /// Its NIC in a VPC; in the default network when absent.
+    pub nic: Option<NewNic>,
     /// It goes on from a state in which its disk was smaller.
     pub grows: bool,
     /// Files to put into it.
@@ -167,6 +170,7 @@ pub fn read(
         activity_threshold_bytes: request.activity_threshold_bytes,
         persistence: persistence(kept, BAD_REQUEST)?,
         mappings: mappings(request, domain)?,
+        nic: vpc::nic(request)?,
         files: files(&flat.files)?,
         ready_wait: ready_wait(ready),
     })
@@ -216,7 +220,6 @@ fn layers_of(request: &CreateVm) -> Result<(Flat, Option<Persistence>), Fault> {
 
 fn refuse_unoffered(request: &CreateVm) -> Result<(), Fault> {
     refuse_value(request.base_image.as_ref(), "baseImage")?;
-    refuse_list(request.nics.as_ref(), "nics")?;
     refuse_list(request.ports.as_ref(), "ports")?;
     refuse_list(request.udp_hole_punch_ports.as_ref(), "udpHolePunchPorts")?;
     refuse_list(request.users.as_ref(), "users")?;
@@ -416,7 +419,7 @@ mod tests {
 
     #[test]
     fn what_is_not_offered_is_refused_and_never_passed_over() {
-        for field in ["nics", "ports", "udpHolePunchPorts", "users", "groups", "gitRepos", "aptDeps"] {
+        for field in ["ports", "udpHolePunchPorts", "users", "groups", "gitRepos", "aptDeps"] {
             let item = if field == "aptDeps" { json!("git") } else { json!({"a": 1}) };
             assert_eq!(code(json!({field: [item]})), "CREATE_VM_BAD_REQUEST", "{field}");
             assert!(wanted(json!({field: []})).is_ok(), "{field}");

@@ -1,4 +1,4 @@
-//! What must survive: accounts, keys, VMs, their copies, mappings and counters, in SQLite.
+//! What must survive: accounts, keys, VMs, their copies, VPCs, mappings and counters, in SQLite.
 //!
 //! One connection writes and several read, so that a transaction that reads before it writes cannot be overtaken.
 //! The statements keep to what PostgreSQL understands too.
@@ -9,12 +9,14 @@ mod mappings;
 mod room;
 mod snapshots;
 mod vms;
+mod vpcs;
 
 pub use accounts::{Account, KeyRecord};
 pub use mappings::{MappingRecord, NewMapping, PutMapping};
 pub use room::{Admission, Refused};
 pub use snapshots::{NewSnapshot, SnapshotRecord, SnapshotState};
 pub use vms::{NewVm, VmRecord};
+pub use vpcs::{DeleteVpc, NewNic, TooManyVpcs, VpcRecord};
 
 use model::id::Generation;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -40,6 +42,7 @@ const PRIVATE_MODE: u32 = 0o600;
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "sleep", include_str!("../../migrations/0002_sleep.sql")),
+    (3, "vpcs", include_str!("../../migrations/0003_vpcs.sql")),
 ];
 
 /// Why the store could not do it. Nothing was changed.
@@ -70,6 +73,19 @@ pub enum StoreError {
     /// All addresses of the default network are taken.
     #[error("the default network has no free address")]
     NoAddress,
+}
+
+/// A new decision, and all that it is made of.
+#[derive(Debug)]
+pub struct Decision {
+    /// Its number.
+    pub generation: Generation,
+    /// All VMs.
+    pub vms: Vec<VmRecord>,
+    /// All mappings.
+    pub mappings: Vec<MappingRecord>,
+    /// All VPCs.
+    pub vpcs: Vec<VpcRecord>,
 }
 
 /// The store. Cheap to clone.
@@ -129,17 +145,21 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Query`], [`StoreError::Corrupt`].
-    pub async fn decide(&self) -> Result<(Generation, Vec<VmRecord>, Vec<MappingRecord>), StoreError> {
+    pub async fn decide(&self) -> Result<Decision, StoreError> {
         let mut transaction = self.writer.begin().await?;
         let row = sqlx::query(
             "UPDATE counters SET value = value + 1 WHERE name = 'generation' RETURNING value AS value",
         )
         .fetch_one(&mut *transaction)
         .await?;
-        let vms = vms::all(&mut transaction).await?;
-        let mappings = mappings::all(&mut transaction).await?;
+        let decision = Decision {
+            generation: Generation(number(&row, "value")?),
+            vms: vms::all(&mut transaction).await?,
+            mappings: mappings::all(&mut transaction).await?,
+            vpcs: vpcs::all(&mut transaction).await?,
+        };
         transaction.commit().await?;
-        Ok((Generation(number(&row, "value")?), vms, mappings))
+        Ok(decision)
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {

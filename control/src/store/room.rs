@@ -6,6 +6,7 @@ use super::{Store, StoreError, number, parsed};
 use crate::pure::evict::Storage;
 use crate::pure::phase::{Phase, Run, Step};
 use crate::pure::room::{Promised, Shortage, fits};
+use crate::pure::vpc::NicRefusal;
 use model::config::VmLimits;
 use model::host::HostName;
 use sqlx::sqlite::SqliteRow;
@@ -36,6 +37,8 @@ pub enum Refused {
     NoStorage(Storage, Shortage),
     /// A name that was to be mapped is another account's.
     Taken(HostName),
+    /// The VM cannot have the NIC that was asked for.
+    Nic(NicRefusal),
 }
 
 /// Rows of `phase`, `memory` and `disk`. Which phase counts for what is said in one place only, which is not SQL.

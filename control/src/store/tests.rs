@@ -4,10 +4,15 @@ use super::*;
 use crate::keys;
 use crate::pure::phase::{Ask, Event, Fate, Lack, Phase, step};
 use crate::pure::room::{Promised, Shortage};
+use crate::pure::vpc::NicRefusal;
 use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
+use model::id::VpcId;
 use model::id::{AccountId, ApiKeyId};
 use model::net::Ipv4Cidr;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt;
 
 const LIMITS: VmLimits = VmLimits {
@@ -38,6 +43,7 @@ fn new_vm(account: &AccountId, memory_mib: u32, hosts: &[&str]) -> NewVm {
             .iter()
             .map(|host| NewMapping { host: host.parse().expect("host"), port: 3000 })
             .collect(),
+        nic: None,
     }
 }
 
@@ -71,11 +77,12 @@ async fn what_was_stored_is_there_after_opening_again() {
     expected.activity_threshold_bytes = Some(i64::MAX as u64);
     assert_eq!(store.vm(&vm.id).await.expect("store"), Some(expected));
     assert_eq!(store.mappings().await.expect("store").len(), 1);
-    let (first, ..) = store.decide().await.expect("decide");
+    let first = store.decide().await.expect("decide").generation;
     store.raise_generation(Generation(70)).await.expect("raise");
     store.raise_generation(Generation(7)).await.expect("never lowered");
-    let (second, vms, mappings) = store.decide().await.expect("decide");
-    assert_eq!((first.0 + 1 < 70, second, vms.len(), mappings.len()), (true, Generation(71), 1, 1));
+    let second = store.decide().await.expect("decide");
+    let counts = (second.vms.len(), second.mappings.len(), second.vpcs.len());
+    assert_eq!((first.0 + 1 < 70, second.generation, counts), (true, Generation(71), (1, 1, 0)));
 }
 
 #[tokio::test]
@@ -210,12 +217,17 @@ async fn a_database_of_the_first_version_is_brought_up_to_date() {
     let old = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.expect("open");
     migrator(&MIGRATIONS[..1]).run(&old).await.expect("the first version");
     let vm = model::id::VmId::from_random([1; 20]);
+    let mapping = model::id::MappingId::from_random([1; 20]);
     for text in [
         "INSERT INTO accounts (id, name, created_ms) VALUES ('ac-aaaaaaaaaaaaaaaaaaaa', 'default', 1)".to_owned(),
         format!(
             "INSERT INTO vms (id, account_id, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id, run,
                  persistence, created_ms) VALUES ('{vm}', 'ac-aaaaaaaaaaaaaaaaaaaa', 'debian', 1, 256, 1024,
                  '10.201.0.1', 'stopped', 'in-aaaaaaaaaaaaaaaaaaaa', 3, '{{\"type\":\"sticky\"}}', 77)"
+        ),
+        format!(
+            "INSERT INTO mappings (id, host, account_id, vm_id, port, created_ms)
+             VALUES ('{mapping}', 'a.style.dev', 'ac-aaaaaaaaaaaaaaaaaaaa', '{vm}', 80, 78)"
         ),
     ] {
         sqlx::query(sqlx::AssertSqlSafe(text)).execute(&old).await.expect("insert");
@@ -224,11 +236,153 @@ async fn a_database_of_the_first_version_is_brought_up_to_date() {
     let store = Store::open(&path).await.expect("open");
     let record = store.vm(&vm).await.expect("store").expect("there");
     assert_eq!((record.phase, record.origin, record.last_used_ms), (Phase::Stopped, None, 77));
+    assert_eq!((record.vpc, record.ipv4), (None, Ipv4Addr::new(10, 201, 0, 1)));
     assert!(store.dead_forks("me").await.expect("store").is_empty());
+    assert_eq!(store.mappings().await.expect("store")[0].id, mapping, "kept when tables were made anew");
+    sqlx::query("DELETE FROM vms").execute(&store.writer).await.expect("deleted");
+    assert!(store.mappings().await.expect("store").is_empty(), "it still goes with its VM");
 }
 
 #[test]
 fn times_are_written_as_the_contract_says() {
     assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
     assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+}
+
+async fn vpc(store: &Store, account: &AccountId, range: &str) -> VpcId {
+    let made = store.insert_vpc(account, None, range.parse().expect("range")).await.expect("store");
+    made.expect("there may be one more").id
+}
+
+fn nic(vpc: &VpcId, last: Option<u8>) -> NewNic {
+    NewNic { vpc: vpc.clone(), ipv4: last.map(|last| Ipv4Addr::new(10, 0, 0, last)), default: true }
+}
+
+#[tokio::test]
+async fn networks_are_apart_and_each_has_an_address_once() {
+    let (_folder, store) = opened().await;
+    let mine = store.default_account().await.expect("account").id;
+    let other = store.create_account("other").await.expect("store").expect("new").id;
+    let (one, two) = (vpc(&store, &mine, "10.0.0.0/28").await, vpc(&store, &other, "10.0.0.0/28").await);
+    let with = |account: &AccountId, nic| NewVm { nic: Some(nic), ..new_vm(account, 128, &[]) };
+    let first = insert(&store, &with(&mine, nic(&one, None))).await;
+    let twin = insert(&store, &with(&other, nic(&two, None))).await;
+    assert_eq!((first.ipv4, twin.ipv4), (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 1)));
+    assert_eq!((first.vpc.as_ref(), first.vpc_default), (Some(&one), true));
+    assert_eq!(store.vm(&first.id).await.expect("store").as_ref().map(|vm| &vm.vpc), Some(&first.vpc));
+    let foreign = store.insert_vm(&with(&other, nic(&one, None)), &LIMITS, network()).await.expect("store");
+    assert_eq!(foreign, Admission::Refused(Refused::Nic(NicRefusal::NoVpc(one.clone()))));
+    let taken = NicRefusal::Taken { ipv4: first.ipv4, vpc: one.clone() };
+    assert_eq!(store.nic_fits(&mine, &nic(&one, Some(1))).await.expect("store"), Err(taken.clone()));
+    let refused = store.insert_vm(&with(&mine, nic(&one, Some(1))), &LIMITS, network()).await.expect("store");
+    assert_eq!(refused, Admission::Refused(Refused::Nic(taken)));
+    // Below control's own care, the database keeps it too.
+    let twice =
+        sqlx::query("UPDATE vms SET vpc_id = $1 WHERE id = $2").bind(one.as_str()).bind(twin.id.as_str());
+    assert!(twice.execute(&store.writer).await.is_err());
+    assert_eq!(store.delete_vpc(&other, &one).await.expect("store"), DeleteVpc::NoVpc);
+    assert_eq!(store.delete_vpc(&mine, &one).await.expect("store"), DeleteVpc::InUse(1));
+    let moved = store.detach(&first, network()).await.expect("store");
+    assert_eq!((moved.vpc.as_ref(), moved.ipv4), (None, Ipv4Addr::new(10, 201, 0, 1)));
+    assert_eq!(store.delete_vpc(&mine, &one).await.expect("store"), DeleteVpc::Done);
+    assert_eq!(store.vpc(&mine, &one).await.expect("store"), None);
+    let gone = store.attach(&moved, &nic(&one, None)).await.expect("store");
+    assert_eq!(gone, Err(NicRefusal::NoVpc(one)));
+    let decision = store.decide().await.expect("decide");
+    assert_eq!((decision.vpcs.len(), decision.vms.len()), (1, 2));
+}
+
+#[tokio::test]
+async fn there_are_so_many_vpcs_and_no_more() {
+    let (_folder, store) = opened().await;
+    let mine = store.default_account().await.expect("account").id;
+    for _ in 0..vpcs::MAX_VPCS_OF_ACCOUNT {
+        vpc(&store, &mine, "10.0.0.0/16").await;
+    }
+    let range = "10.0.0.0/16".parse().expect("range");
+    let full = TooManyVpcs { limit: 100, current: 100, of_account: true };
+    assert_eq!(store.insert_vpc(&mine, None, range).await.expect("store"), Err(full));
+    let other = store.create_account("other").await.expect("store").expect("new").id;
+    vpc(&store, &other, "10.0.0.0/16").await;
+    let oldest = store.vpcs_of(&mine).await.expect("store").pop().expect("one").0.id;
+    assert_eq!(store.delete_vpc(&mine, &oldest).await.expect("store"), DeleteVpc::Done);
+    vpc(&store, &mine, "10.0.0.0/16").await;
+}
+
+/// What somebody does with VMs and networks.
+#[derive(Clone, Copy, Debug)]
+enum Move {
+    Make { network: usize, last: Option<u8> },
+    Delete(usize),
+    Attach { vm: usize, network: usize, last: Option<u8> },
+    Detach(usize),
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    let last = || prop_oneof![2 => Just(None), 1 => (0u8..18).prop_map(Some)];
+    prop_oneof![
+        4 => (0usize..3, last()).prop_map(|(network, last)| Move::Make { network, last }),
+        2 => any::<usize>().prop_map(Move::Delete),
+        2 => (any::<usize>(), 0usize..2, last()).prop_map(|(vm, network, last)| Move::Attach { vm, network, last }),
+        1 => any::<usize>().prop_map(Move::Detach),
+    ]
+}
+
+/// Does it; what could not be done changes nothing.
+async fn make_move(store: &Store, account: &AccountId, networks: &[VpcId], chosen: Move) {
+    let limits = VmLimits { vms_per_account: 1000, memory_mib: u32::MAX, ..LIMITS };
+    let vms = store.vms().await.expect("vms");
+    let vm = |number: usize| (!vms.is_empty()).then(|| vms[number % vms.len()].clone());
+    match chosen {
+        Move::Make { network: number, last } => {
+            let nic = networks.get(number).map(|vpc| nic(vpc, last));
+            let full = nic
+                .as_ref()
+                .is_none_or(|nic| vms.iter().filter(|vm| vm.vpc.as_ref() == Some(&nic.vpc)).count() == 14);
+            let any = nic.as_ref().is_some_and(|nic| nic.ipv4.is_none());
+            let new = NewVm { nic, ..new_vm(account, 1, &[]) };
+            let made = store.insert_vm(&new, &limits, network()).await;
+            assert!(!any || full || matches!(made, Ok(Admission::Done(_))), "{made:?}");
+        }
+        Move::Delete(number) => {
+            let Some(vm) = vm(number) else { return };
+            let Admission::Done(vm) = drive(store, &vm, Event::Asked(Ask::Delete)).await else {
+                panic!("deleting")
+            };
+            drive(store, &vm, Event::Removed).await;
+        }
+        Move::Attach { vm: number, network, last } => {
+            let Some(vm) = vm(number) else { return };
+            drop(store.attach(&vm, &nic(&networks[network], last)).await.expect("store"));
+        }
+        Move::Detach(number) => {
+            let Some(vm) = vm(number) else { return };
+            drop(store.detach(&vm, network()).await);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn no_two_members_of_a_network_have_one_address(moves in proptest::collection::vec(moves(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let (_folder, store) = opened().await;
+            let account = store.default_account().await.expect("account").id;
+            let networks = [vpc(&store, &account, "10.0.0.0/28").await, vpc(&store, &account, "10.0.0.0/28").await];
+            for chosen in moves {
+                make_move(&store, &account, &networks, chosen).await;
+                let mut seen: BTreeMap<Option<VpcId>, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+                for vm in store.vms().await.expect("vms") {
+                    let range = match vm.vpc {
+                        Some(_) => "10.0.0.0/28".parse().expect("range"),
+                        None => network(),
+                    };
+                    assert!(range.hosts().any(|host| host == vm.ipv4), "{vm:?} after {chosen:?}");
+                    assert!(seen.entry(vm.vpc.clone()).or_default().insert(vm.ipv4), "{vm:?} after {chosen:?}");
+                }
+            }
+        });
+    }
 }

@@ -2,13 +2,14 @@
 
 use super::mappings::{self, NewMapping};
 use super::room::{self, Admission, Refused};
-use super::{Store, StoreError, maybe_number, maybe_parsed, now_ms, number, parsed, signed};
+use super::vpcs::{self, NewNic};
+use super::{Store, StoreError, flag, maybe_number, maybe_parsed, now_ms, number, parsed, signed};
 use crate::pure::address;
 use crate::pure::phase::{Next, Phase, Run, Step};
 use crate::random;
 use model::api::vm::Persistence;
 use model::config::{VmLimits, VmSize};
-use model::id::{AccountId, SnapshotId, VmId, VmInstanceId};
+use model::id::{AccountId, SnapshotId, VmId, VmInstanceId, VpcId};
 use model::net::Ipv4Cidr;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
@@ -31,7 +32,11 @@ pub struct VmRecord {
     pub image: String,
     /// How large it is.
     pub size: VmSize,
-    /// Its address in the default network, for as long as it exists.
+    /// The VPC that it is in; the default network when absent.
+    pub vpc: Option<VpcId>,
+    /// It was said that its NIC in the VPC is its way to the Internet. With one NIC it is in either case.
+    pub vpc_default: bool,
+    /// Its address in that network, for as long as it is in it.
     pub ipv4: Ipv4Addr,
     /// What control means to do with it.
     pub phase: Phase,
@@ -76,14 +81,16 @@ pub struct NewVm {
     pub persistence: Persistence,
     /// Names to map to it.
     pub mappings: Vec<NewMapping>,
+    /// Its NIC in a VPC; in the default network when absent.
+    pub nic: Option<NewNic>,
 }
 
 macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, account_id, name, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id, run,
-             idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms, origin_id, last_used_ms
-             FROM vms ",
+             idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms, origin_id, last_used_ms,
+             vpc_id, vpc_default FROM vms ",
             $rest
         )
     };
@@ -132,6 +139,18 @@ impl Store {
             .fetch_all(&self.readers)
             .await?;
         rows.iter().map(record).collect()
+    }
+
+    /// The VMs in a VPC, by their addresses.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn vms_in(&self, vpc: &VpcId) -> Result<Vec<VmRecord>, StoreError> {
+        let rows =
+            sqlx::query(select!("WHERE vpc_id = $1")).bind(vpc.as_str()).fetch_all(&self.readers).await?;
+        let mut members = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        members.sort_by_key(|vm| vm.ipv4);
+        Ok(members)
     }
 
     /// All VMs of all accounts.
@@ -280,13 +299,22 @@ pub(super) async fn insert_one(
     network: Ipv4Cidr,
 ) -> Result<Admission<VmRecord>, StoreError> {
     let now = now_ms();
+    let ipv4 = match &new.nic {
+        None => take_address(transaction, network).await?,
+        Some(nic) => match vpcs::take(transaction, &new.account, nic).await? {
+            Ok(ipv4) => ipv4,
+            Err(refusal) => return Ok(Admission::Refused(Refused::Nic(refusal))),
+        },
+    };
     let record = VmRecord {
         id,
         account: new.account.clone(),
         name: new.name.clone(),
         image: new.image.clone(),
         size: new.size,
-        ipv4: take_address(transaction, network).await?,
+        vpc: new.nic.as_ref().map(|nic| nic.vpc.clone()),
+        vpc_default: new.nic.as_ref().is_some_and(|nic| nic.default),
+        ipv4,
         phase: Phase::Building,
         instance: VmInstanceId::from_random(random::bytes()),
         run: 1,
@@ -307,13 +335,13 @@ pub(super) async fn insert_one(
     Ok(Admission::Done(record))
 }
 
-/// The next address that nobody has. One that was given back is used again as late as possible, since others may
+/// The next address of the default network that nobody has. One that was given back is used again as late as possible, since others may
 /// still hold connections to its last owner.
-async fn take_address(
+pub(super) async fn take_address(
     transaction: &mut Transaction<'static, Sqlite>,
     network: Ipv4Cidr,
 ) -> Result<Ipv4Addr, StoreError> {
-    let rows = sqlx::query("SELECT ipv4 FROM vms").fetch_all(&mut **transaction).await?;
+    let rows = sqlx::query("SELECT ipv4 FROM vms WHERE vpc_id IS NULL").fetch_all(&mut **transaction).await?;
     let used = rows.iter().map(|row| parsed(row, "ipv4")).collect::<Result<BTreeSet<_>, _>>()?;
     let row = sqlx::query("SELECT value FROM counters WHERE name = 'address'")
         .fetch_one(&mut **transaction)
@@ -327,12 +355,27 @@ async fn take_address(
     Ok(address)
 }
 
+/// Writes down in which network a VM is, and where.
+pub(super) async fn set_network(
+    transaction: &mut Transaction<'static, Sqlite>,
+    vm: &VmRecord,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE vms SET vpc_id = $1, vpc_default = $2, ipv4 = $3 WHERE id = $4")
+        .bind(vm.vpc.as_ref().map(VpcId::as_str))
+        .bind(i64::from(vm.vpc_default))
+        .bind(vm.ipv4.to_string())
+        .bind(vm.id.as_str())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(())
+}
+
 async fn insert(transaction: &mut Transaction<'static, Sqlite>, vm: &VmRecord) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO vms (id, account_id, name, image, vcpus, memory_mib, disk_mib, ipv4, phase, instance_id,
              run, idle_timeout_seconds, activity_threshold_bytes, persistence, exit_status, created_ms, origin_id,
-             last_used_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+             last_used_ms, vpc_id, vpc_default)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)",
     )
     .bind(vm.id.as_str())
     .bind(vm.account.as_str())
@@ -352,6 +395,8 @@ async fn insert(transaction: &mut Transaction<'static, Sqlite>, vm: &VmRecord) -
     .bind(vm.created_ms)
     .bind(vm.origin.as_ref().map(SnapshotId::as_str))
     .bind(vm.last_used_ms)
+    .bind(vm.vpc.as_ref().map(VpcId::as_str))
+    .bind(i64::from(vm.vpc_default))
     .execute(&mut **transaction)
     .await?;
     Ok(())
@@ -369,6 +414,8 @@ fn record(row: &SqliteRow) -> Result<VmRecord, StoreError> {
             memory_mib: number(row, "memory_mib")?,
             disk_mib: number(row, "disk_mib")?,
         },
+        vpc: maybe_parsed(row, "vpc_id")?,
+        vpc_default: flag(row, "vpc_default")?,
         ipv4: parsed(row, "ipv4")?,
         phase: parsed(row, "phase")?,
         instance: parsed(row, "instance_id")?,

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 /// More places than there are: the walk ends at the first that is not reached.
 const MAX_PLACES: i64 = 300;
 
-fn runtime() -> Runtime {
+pub(super) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime")
 }
 
@@ -43,8 +43,15 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
     call("POST", &format!("/v1/vms/{kept}/start"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/kill"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/exec-await"), r#"{"command":"true"}"#).await;
-    let gone = call("POST", "/v1/vms", "{}").await["id"].as_str().expect("id").to_owned();
+    let vpc = call("POST", "/v1/vpcs", "{}").await["vpcId"].as_str().expect("id").to_owned();
+    let body = json!({"nics": [{"vpc": vpc, "mode": "routed"}]}).to_string();
+    let gone = call("POST", "/v1/vms", &body).await["id"].as_str().expect("id").to_owned();
+    call("POST", &format!("/v1/vms/{gone}/stop"), "{}").await;
+    call("DELETE", &format!("/v1/vpcs/{vpc}/members/{gone}"), "{}").await;
+    call("POST", &format!("/v1/vpcs/{vpc}/members"), &json!({"vmId": gone, "ipv4": "10.0.7.7"}).to_string())
+        .await;
     call("DELETE", &format!("/v1/vms/{gone}"), "{}").await;
+    call("DELETE", &format!("/v1/vpcs/{vpc}"), "{}").await;
 
     call("POST", &format!("/v1/vms/{kept}/suspend"), "{}").await;
     told().asleep = Some(kept.clone());
@@ -69,7 +76,7 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
 }
 
 /// Starts a control in a runtime of its own and serves.
-fn start(config: &ControlConfig, failpoints: FailPoints) -> Runtime {
+pub(super) fn start(config: &ControlConfig, failpoints: FailPoints) -> Runtime {
     let runtime = runtime();
     let control = runtime.block_on(Control::start(config.clone(), failpoints)).expect("start");
     let (stop, stopping) = watch::channel(false);
@@ -91,7 +98,7 @@ async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>)
     };
     let view = std::fs::read(config.places.feed().join("vpc.json")).expect("view");
     let view: Value = serde_json::from_slice(&view).expect("json");
-    let ports = view["ports"].as_array().expect("list");
+    let ports = ports(&view);
     for row in &rows {
         let id: VmId = row["id"].as_str().expect("id").parse().expect("id");
         let state = row["state"].as_str().expect("state");
@@ -106,11 +113,16 @@ async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>)
         if state == "suspended" && !asleep.contains_key(&id) {
             return Some(format!("{id} is suspended, and its memory is gone"));
         }
-        let port = ports.iter().find(|port| port["vm"] == id.as_str());
-        if port.is_none_or(|port| port["asleep"] != json!(state == "suspended")) {
-            return Some(format!("{id} is {state}, and its port is {port:?}"));
+        let info = get(&format!("/v1/vms/{id}")).await;
+        let port = ports.iter().find(|(_, port)| port["vm"] == id.as_str());
+        let fits = |(vpc, port): &(Value, Value)| {
+            port["asleep"] == json!(state == "suspended")
+                && (vpc, &port["ipv4"]) == (&info["vpc"], &info["ipv4"])
+        };
+        if !port.is_some_and(fits) {
+            return Some(format!("{info} has the port {port:?}"));
         }
-        if running && get(&format!("/v1/vms/{id}")).await["vmInstanceId"] != up[&id].0.as_str() {
+        if running && info["vmInstanceId"] != up[&id].0.as_str() {
             return Some(format!("{id} runs as another instance"));
         }
     }
@@ -137,6 +149,16 @@ async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>)
     }
     let sleeps = |vm: &String| rows.iter().any(|row| row["id"] == vm.as_str() && row["state"] == "suspended");
     told.asleep.as_ref().filter(|vm| !sleeps(vm)).map(|vm| format!("{vm} does not sleep"))
+}
+
+/// The ports of a view, each with its VPC.
+fn ports(view: &Value) -> Vec<(Value, Value)> {
+    let of = |vpc: &Value, ports: &Value| -> Vec<(Value, Value)> {
+        ports.as_array().expect("list").iter().map(|port| (vpc.clone(), port.clone())).collect()
+    };
+    let networks = view["networks"].as_array().expect("list");
+    let private = networks.iter().flat_map(|network| of(&network["vpc"], &network["ports"]));
+    of(&Value::Null, &view["ports"]).into_iter().chain(private).collect()
 }
 
 /// Lets control die at a place, and tells the place's name; none when it is not reached.
@@ -229,6 +251,7 @@ fn control_may_die_anywhere() {
         "raised",
         "thawed",
         "resized",
+        "moved",
     ] {
         assert!(places.iter().any(|place| place == needed), "{needed} is not among {places:?}");
     }

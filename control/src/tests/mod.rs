@@ -7,6 +7,7 @@ mod life;
 mod refusals;
 mod room;
 mod sleep;
+mod vpcs;
 mod world;
 
 use crate::Control;

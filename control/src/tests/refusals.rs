@@ -80,6 +80,11 @@ async fn a_creation_is_never_refused_with_a_word_that_is_asked_again_for_ever() 
         (r#"{"template":{"memSizeGb":1.5}}"#, "CREATE_VM_MEM_NOT_POWER_OF_TWO"),
         (r#"{"template":{"vcpuCount":64}}"#, "CREATE_VM_VCPU_OUT_OF_RANGE"),
         (r#"{"nics":[{"vpc":"v"}]}"#, "CREATE_VM_BAD_REQUEST"),
+        (r#"{"nics":[{"vpc":"vpc-abcdefghij0123456789","mode":"routed"}]}"#, "CREATE_VM_BAD_REQUEST"),
+        (
+            r#"{"nics":[{"vpc":"vpc-abcdefghij0123456789","mode":"routed","ipv4":7}]}"#,
+            "CREATE_VM_BAD_REQUEST",
+        ),
         (r#"{"domains":[{"domain":"example.com"}]}"#, "DOMAIN_OWNERSHIP_NOT_VERIFIED"),
     ] {
         assert_eq!(call(&socket, "POST", "/v1/vms", &[], Some(body)).await.code(), code, "{body}");
@@ -105,7 +110,12 @@ async fn what_is_not_there_says_so_in_json() {
         ("POST", format!("/v1/vms/{vm}/resize"), 400, "RESIZE_VM_EMPTY_REQUEST"),
         ("POST", format!("/v1/vms/{vm}/optimize"), 404, "VM_NOT_FOUND"),
         ("GET", format!("/v1/vms/{vm}/pty/sessions"), 501, "INTERNAL_ERROR"),
-        ("POST", "/v1/vpcs".to_owned(), 501, "INTERNAL_ERROR"),
+        ("POST", format!("/v1/vpcs/vpc-{vm}/wireguard/ephemeral"), 501, "INTERNAL_ERROR"),
+        ("DELETE", format!("/v1/vpcs/vpc-{vm}/wireguard/ephemeral/x"), 501, "INTERNAL_ERROR"),
+        ("GET", format!("/v1/vpcs/vpc-{vm}/nothing"), 404, "NOT_FOUND"),
+        ("GET", format!("/v1/vpcs/vpc-{vm}"), 404, "NOT_FOUND"),
+        ("GET", "/v1/vpcs/mine".to_owned(), 400, "BAD_REQUEST"),
+        ("PATCH", format!("/v1/vpcs/vpc-{vm}"), 405, "INVALID_REQUEST"),
         ("PUT", "/v1/vms/snapshots".to_owned(), 405, "INVALID_REQUEST"),
         ("DELETE", "/v1/vms/snapshots/sc-1".to_owned(), 400, "INVALID_SNAPSHOT_ID"),
         ("DELETE", format!("/v1/vms/snapshots/sc-{vm}"), 404, "SNAPSHOT_NOT_FOUND"),

@@ -7,10 +7,13 @@ use crate::publish::PlanError;
 use crate::pure::evict::Storage;
 use crate::pure::phase::{Ask, Event, Misfit, Phase};
 use crate::pure::room::Shortage;
+use crate::pure::vpc::NicRefusal;
 use crate::store::StoreError;
 use model::agent::AgentErrorKind;
+use model::api::vm::VmState;
 use model::host::HostName;
-use model::id::{SnapshotId, VmId};
+use model::id::{SnapshotId, VmId, VpcId};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 use thiserror::Error;
 use vmm::client::{ExitReason, Refusal, VmmError};
@@ -60,6 +63,28 @@ pub enum OpError {
     /// A name is another account's.
     #[error("{0} is mapped by another account")]
     Taken(HostName),
+    /// The VM cannot have the NIC that was asked for.
+    #[error(transparent)]
+    Nic(#[from] NicRefusal),
+    /// A VM with a NIC in a VPC is not forked.
+    #[error(
+        "a VM in a VPC cannot be forked, and this one is in {0}; make a snapshot of it, and VMs from that with a NIC each"
+    )]
+    ForkInVpc(VpcId),
+    /// Only a VM that is down changes its network.
+    #[error("the VM is {0}, and changes its network when it is stopped; stop it first")]
+    NotDown(VmState),
+    /// It is in a VPC already.
+    #[error("the VM is in {vpc} as {ipv4} already; detach it first")]
+    InVpc {
+        /// Which.
+        vpc: VpcId,
+        /// Its address there.
+        ipv4: Ipv4Addr,
+    },
+    /// It is not in that VPC.
+    #[error("the VM is not in {0}")]
+    NotInVpc(VpcId),
     /// The agent did not report in time.
     #[error("the VM was not ready within {0:?}")]
     NotReady(Duration),
@@ -138,8 +163,10 @@ impl OpError {
     /// What the caller is told.
     #[must_use]
     pub fn fault(&self, vm: Option<&VmId>) -> Fault {
-        if let Self::Wrong(fault) = self {
-            return fault.clone();
+        match self {
+            Self::Wrong(fault) => return fault.clone(),
+            Self::Nic(refusal) => return refusal.of_creation(),
+            _ => {}
         }
         let (status, code) = self.word();
         let fault = Fault::new(status, code, self.to_string());
@@ -156,6 +183,9 @@ impl OpError {
             Self::Setup(inner) => fault.with("failedReason", inner.to_string()),
             Self::NoSnapshot(id) | Self::SnapshotBuilding(id) | Self::SnapshotDeleted(id) => {
                 return fault.with("snapshotId", id.as_str());
+            }
+            Self::ForkInVpc(vpc) | Self::InVpc { vpc, .. } | Self::NotInVpc(vpc) => {
+                fault.with("vpcId", vpc.as_str())
             }
             Self::NoForkVm(id) => return fault.with("forkVmId", id.as_str()),
             _ => fault,
@@ -187,6 +217,11 @@ impl OpError {
             Self::NoForkVm(_) => (404, "FORK_VM_NOT_FOUND"),
             Self::ForkFailed(_) => (500, "INTERNAL_ERROR"),
             Self::Wrong(fault) => (fault.status, fault.code),
+            Self::Nic(_) => (400, "CREATE_VM_BAD_REQUEST"),
+            Self::ForkInVpc(_) => (400, "VPC_FORK_UNSUPPORTED"),
+            Self::NotDown(_) => (409, "VM_NOT_STOPPED"),
+            Self::InVpc { .. } => (409, "VM_IN_VPC"),
+            Self::NotInVpc(_) => (404, "NOT_FOUND"),
             Self::TooMany { .. } => (403, "TOTAL_VM_LIMIT_EXCEEDED"),
             Self::NoStorage(Storage::Memory, _) => (403, "MEMORY_STORAGE_QUOTA_EXCEEDED"),
             Self::NoStorage(Storage::Disks, _) => (403, "ROOTFS_STORAGE_QUOTA_EXCEEDED"),

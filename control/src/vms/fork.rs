@@ -58,11 +58,14 @@ impl Machines {
         count: u32,
         persistence: Option<Persistence>,
     ) -> Result<Vec<VmId>, OpError> {
-        self.get(account, vm).await?;
+        // Before anybody gives way or is woken for it, and again when nobody else moves it.
+        forkable(&self.get(account, vm).await?)?;
         self.supervisor().await?;
         self.make_place().await?;
         let mut parent_turn = self.0.slots.turn(vm).await?;
-        let parent = self.awake(self.get(account, vm).await?, &mut parent_turn).await?;
+        let parent = self.get(account, vm).await?;
+        forkable(&parent)?;
+        let parent = self.awake(parent, &mut parent_turn).await?;
         let fork = SnapshotId::from_random(random::bytes());
         let ids: Vec<VmId> = (0..count).map(|_| VmId::from_random(random::bytes())).collect();
         // Nobody knows them yet, so nothing is waited for; whoever finds them in the list waits for us.
@@ -80,6 +83,7 @@ impl Machines {
             activity_threshold_bytes: parent.activity_threshold_bytes,
             persistence: persistence.unwrap_or(parent.persistence),
             mappings: Vec::new(),
+            nic: None,
         };
         let children = self.insert_children(vm, &fork, &ids, &child).await?;
         self.0.failpoints.pass(|| "fork inserted".to_owned()).await;
@@ -193,5 +197,13 @@ impl Machines {
         if let Err(error) = self.0.store.release_fork(fork).await {
             warn!(%fork, %error, "what a failed fork left is removed by the next control");
         }
+    }
+}
+
+/// The contract has no forks of VMs with a NIC in a VPC.
+fn forkable(parent: &VmRecord) -> Result<(), OpError> {
+    match &parent.vpc {
+        Some(vpc) => Err(OpError::ForkInVpc(vpc.clone())),
+        None => Ok(()),
     }
 }

@@ -9,6 +9,7 @@ mod failpoint;
 mod follow;
 mod fork;
 mod guest;
+mod members;
 mod notes;
 pub mod observed;
 mod resize;
@@ -201,6 +202,10 @@ impl Machines {
         notes: &Notes,
     ) -> Result<VmRecord, OpError> {
         self.supervisor().await?;
+        // Nobody gives way to a VM that cannot be.
+        if let Some(nic) = &wanted.nic {
+            self.0.store.nic_fits(&account, nic).await?.map_err(OpError::Nic)?;
+        }
         self.make_place().await?;
         let (origin, image) = match wanted.origin {
             Some((snapshot, image)) => (Some(snapshot), image),
@@ -216,6 +221,7 @@ impl Machines {
             activity_threshold_bytes: wanted.activity_threshold_bytes,
             persistence: wanted.persistence,
             mappings: wanted.mappings,
+            nic: wanted.nic,
         };
         let made = self.insert(&new).await?;
         self.0.failpoints.pass(|| "inserted".to_owned()).await;
@@ -365,6 +371,7 @@ fn admitted<T>(admission: Admission<T>) -> Result<T, OpError> {
             Refused::NoMemory(short) => OpError::NoMemory(short),
             Refused::NoStorage(storage, short) => OpError::NoStorage(storage, short),
             Refused::Taken(host) => OpError::Taken(host),
+            Refused::Nic(refusal) => OpError::Nic(refusal),
         }),
     }
 }

@@ -15,6 +15,7 @@ mod schema;
 pub mod snapshot;
 pub mod spec;
 pub mod vm;
+pub mod vpc;
 
 use serde::{Deserialize, Serialize};
 

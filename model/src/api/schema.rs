@@ -1,7 +1,10 @@
 //! JSON schemas of the ids and names, which are texts of a known form.
 
 use crate::host::HostName;
-use crate::id::{AccountId, ApiKeyId, Generation, MappingId, RequestId, SnapshotId, VmId, VmInstanceId};
+use crate::id::{
+    AccountId, ApiKeyId, Generation, MappingId, RequestId, SnapshotId, VmId, VmInstanceId, VpcId,
+};
+use crate::net::Ipv4Cidr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
 
@@ -28,6 +31,8 @@ text! {
     AccountId, "^ac-[a-z0-9]{20}$";
     ApiKeyId, "^ak-[a-z0-9]{20}$";
     MappingId, "^dm-[a-z0-9]{20}$";
+    VpcId, "^vpc-[a-z0-9]{20}$";
+    Ipv4Cidr, "^([0-9]{1,3}\\.){3}[0-9]{1,3}/[0-9]{1,2}$";
     RequestId, "^ri-[a-z0-9]{20}$";
     HostName, "^[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?$";
 }

@@ -1,12 +1,14 @@
 //! Virtual machines.
 
 use super::spec::{Spec, SpecFile};
+use super::vpc::Nic;
 use crate::host::HostName;
-use crate::id::{VmId, VmInstanceId};
+use crate::id::{VmId, VmInstanceId, VpcId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 
 /// Until when an unused VM stays up if the caller does not say, in seconds.
 pub const DEFAULT_IDLE_TIMEOUT_SECONDS: u64 = 300;
@@ -115,9 +117,9 @@ pub struct CreateVm {
     /// What becomes of it when nobody uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistence: Option<Persistence>,
-    /// NICs in private networks.
+    /// Its NIC in a VPC; without one its NIC is in the default network. At most one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nics: Option<Vec<Value>>,
+    pub nics: Option<Vec<Nic>>,
     /// Names to map to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domains: Option<Vec<DomainAtCreate>>,
@@ -303,6 +305,12 @@ pub struct VmInfo {
     pub persistence: Option<Persistence>,
     /// How large it is.
     pub sizing: Option<Sizing>,
+    /// The VPC that it is in; the default network when absent.
+    #[serde(default)]
+    pub vpc: Option<VpcId>,
+    /// Its address in that network.
+    #[serde(default)]
+    pub ipv4: Option<Ipv4Addr>,
     /// Names that lead to it.
     #[serde(default)]
     pub domains: Vec<HostName>,
