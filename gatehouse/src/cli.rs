@@ -4,6 +4,7 @@ use crate::client::domains::DomainsCommand;
 use crate::client::keys::KeyCommand;
 use crate::client::snapshots::SnapshotsCommand;
 use crate::client::vm::VmCommand;
+use crate::client::vpc::VpcCommand;
 use crate::client::{self, Connection};
 use crate::doctor::{self, kvm};
 use crate::settings::{self, Host, Settings, Wishes};
@@ -96,6 +97,12 @@ enum Command {
     /// Copies of VMs that are kept; `vm snapshot` makes them
     #[command(subcommand, visible_alias = "snapshot")]
     Snapshots(SnapshotsCommand),
+    /// Private networks of VMs
+    #[command(
+        subcommand,
+        after_help = "VMs of one VPC reach each other by address, and by name: each is VM.vpc.internal, by its id         and by its name if\nthat is a plain word which it alone has there. They reach the Internet, and no other VM. Names         outside lead to them\nas to any VM. A VM that is in no VPC is in the default network, where it reaches the         Internet alone."
+    )]
+    Vpc(VpcCommand),
     /// Public names that lead to VMs
     #[command(subcommand)]
     Domains(DomainsCommand),
@@ -188,6 +195,10 @@ impl Cli {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
             }
+            Command::Vpc(command) => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
+            }
             Command::Domains(command) => {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
@@ -261,6 +272,7 @@ mod tests {
     fn wrong_words_are_told_before_anything_is_asked() {
         let vm = model::id::VmId::from_random([1; 20]).to_string();
         let snapshot = model::id::SnapshotId::from_random([1; 20]).to_string();
+        let vpc = model::id::VpcId::from_random([1; 20]).to_string();
         for (words, why) in [
             (vec!["vm", "create", "--snapshot", &vm], "'sc-'"),
             (vec!["vm", "create", "--vcpus", "0"], "1..=255"),
@@ -270,6 +282,13 @@ mod tests {
             (vec!["vm", "snapshot", &vm, "--persistence", "ephemeral"], "persistent"),
             (vec!["vm", "suspend"], "<VM>"),
             (vec!["vm", "await", &vm, &vm], "unexpected"),
+            (vec!["vm", "create", "--vpc", &vm], "'vpc-'"),
+            (vec!["vm", "create", "--ip", "10.0.0.5"], "--vpc"),
+            (vec!["vpc", "create", "--cidr", "10.0.0.7/24"], "did you mean 10.0.0.0/24?"),
+            (vec!["vpc", "attach", &vpc], "<VM>"),
+            (vec!["vpc", "attach", &vpc, &vm, "--ip", "10.0.0"], "IPv4"),
+            (vec!["vpc", "detach", &vm, &vpc], "'vpc-'"),
+            (vec!["vpc", "delete"], "<VPC>"),
             (vec!["snapshots", "get", &vm], "'sc-'"),
             (vec!["snapshots", "rename", &snapshot], "<NAME"),
             (vec!["snapshots", "rename", &snapshot, "x", "--no-name"], "cannot be used"),
@@ -284,7 +303,12 @@ mod tests {
     fn the_manual_and_the_completions_are_written() {
         let folder = tempfile::tempdir().expect("folder");
         clap_mangen::generate_to(Cli::command(), folder.path()).expect("manual");
-        for page in ["gatehouse-vm-exec.1", "gatehouse-vm-fork.1", "gatehouse-snapshots-rename.1"] {
+        for page in [
+            "gatehouse-vm-exec.1",
+            "gatehouse-vm-fork.1",
+            "gatehouse-snapshots-rename.1",
+            "gatehouse-vpc-attach.1",
+        ] {
             assert!(folder.path().join(page).exists(), "{page}");
         }
         let mut script = Vec::new();

@@ -212,6 +212,60 @@ async fn forks_come_up_and_another_size_is_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vpcs_are_made_joined_left_and_deleted() {
+    let bench = Bench::new().await;
+    let none = bench.run(&["vpc", "list"]).await;
+    assert!(none.stdout.is_empty() && none.stderr.contains("gatehouse vpc create"), "{none:?}");
+    let made = bench.run(&["vpc", "create", "--cidr", "192.168.7.0/24", "--name", "shop"]).await;
+    assert_eq!(made.status, Some(0), "{made:?}");
+    let vpc = made.stdout.trim_end();
+    assert!(made.stderr.contains(&format!("vm create --vpc {vpc}")), "{made:?}");
+    let empty = bench.good(&["vpc", "get", vpc]).await;
+    assert!(empty.contains("192.168.7.0/24") && empty.contains("No VMs"), "{empty}");
+    let db = bench.good(&["vm", "create", "--vpc", vpc, "--ip", "192.168.7.10", "--name", "db"]).await;
+    let card = bench.good(&["vm", "get", &db]).await;
+    assert!(card.contains(vpc) && card.contains("192.168.7.10"), "{card}");
+    let web = bench.good(&["vm", "create"]).await;
+    bench.good(&["vm", "stop", &web]).await;
+    assert_eq!(bench.good(&["vpc", "attach", vpc, &web]).await, "192.168.7.1");
+    bench.good(&["vm", "start", &web]).await;
+    let network = bench.world.state().launched.last().expect("launched").boot.network.clone();
+    assert_eq!(network.expect("a network").ipv4.to_string(), "192.168.7.1");
+    let list = bench.good(&["vpc", "list"]).await;
+    for part in [vpc, "shop", "192.168.7.0/24", " 2 "] {
+        assert!(list.contains(part), "{part}: {list}");
+    }
+    let card = bench.good(&["vpc", "get", vpc]).await;
+    for part in [&db, "db", "192.168.7.10", &web, "192.168.7.1", "running"] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
+    let info = bench.json(&["vpc", "get", vpc]).await;
+    assert_eq!(info["members"][1]["vmId"], json!(db));
+
+    let nobodys = format!("vpc-{}", "a".repeat(20));
+    for (words, code, more) in [
+        (vec!["vpc", "get", &nobodys], "NOT_FOUND", "gatehouse vpc list"),
+        (vec!["vpc", "delete", vpc], "VPC_IN_USE", "gatehouse vpc get"),
+        (vec!["vpc", "detach", vpc, &web], "VM_NOT_STOPPED", "gatehouse vm stop"),
+        (vec!["vpc", "attach", vpc, &web, "--ip", "192.168.7.9"], "VM_IN_VPC", "gatehouse vpc detach"),
+        (vec!["vpc", "create", "--cidr", "10.0.0.0/8"], "BAD_REQUEST", "at most a /16"),
+        (vec!["vm", "fork", &web], "VPC_FORK_UNSUPPORTED", "--vpc VPC"),
+        (vec!["vm", "create", "--vpc", &nobodys], "CREATE_VM_BAD_REQUEST", "there is no VPC"),
+        (vec!["vm", "create", "--vpc", vpc, "--ip", "192.168.7.10"], "CREATE_VM_BAD_REQUEST", "another VM"),
+    ] {
+        let error = bench.refused(&words).await;
+        assert!(error.contains(code) && error.contains(more), "{words:?}: {error}");
+    }
+    bench.good(&["vm", "stop", &web]).await;
+    let left = bench.json(&["vpc", "detach", vpc, &web]).await;
+    assert_eq!(left, json!({"vmId": web, "ipv4": bench.json(&["vm", "get", &web]).await["ipv4"]}));
+    bench.good(&["vm", "delete", &db]).await;
+    let other = bench.json(&["vpc", "create"]).await["vpcId"].as_str().expect("id").to_owned();
+    assert_eq!(bench.good(&["vpc", "delete", vpc, &other]).await, format!("{vpc}\n{other}"));
+    assert_eq!(bench.json(&["vpc", "list"]).await, json!({"vpcs": []}));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_wrong_use_says_its_cause_and_the_next_step() {
     let bench = Bench::new().await;
     let vm = bench.good(&["vm", "create"]).await;

@@ -5,6 +5,7 @@ pub mod keys;
 pub mod snapshots;
 pub mod status;
 pub mod vm;
+pub mod vpc;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -307,7 +308,11 @@ fn late_refusal(body: &[u8]) -> Option<ErrorBody> {
 }
 
 fn refused(status: StatusCode, body: ErrorBody, trace: Option<String>) -> ClientError {
-    let next = next_step(&body.code);
+    let next = if body.code == "NOT_FOUND" && body.fields.contains_key("vpcId") {
+        "\nSee which VPCs there are: gatehouse vpc list"
+    } else {
+        next_step(&body.code)
+    };
     let message = format!("{}{next}", if body.message.is_empty() { &body.code } else { &body.message });
     ClientError::Refused { status, code: body.code.clone(), message, trace, body: Box::new(body) }
 }
@@ -335,6 +340,13 @@ fn next_step(code: &str) -> &'static str {
         "SOURCE_SNAPSHOT_BUILDING" => "\nSee how far it is: gatehouse snapshots get SNAPSHOT",
         "SNAPSHOT_LIMIT_EXCEEDED" => {
             "\nMake room: gatehouse snapshots list, gatehouse snapshots delete SNAPSHOT"
+        }
+        "VM_NOT_STOPPED" => "\nStop it: gatehouse vm stop VM",
+        "VPC_IN_USE" => "\nSee which VMs are in it: gatehouse vpc get VPC",
+        "VM_IN_VPC" => "\nMove it out: gatehouse vpc detach VPC VM",
+        "LIMIT_EXCEEDED" => "\nMake room: gatehouse vpc list, gatehouse vpc delete VPC",
+        "VPC_FORK_UNSUPPORTED" => {
+            "\nCopy it so: gatehouse vm snapshot VM, gatehouse vm create --snapshot SNAPSHOT --vpc VPC"
         }
         "VM_LIMIT_EXCEEDED" | "TOTAL_VM_LIMIT_EXCEEDED" | "NO_LOCAL_STORAGE_CAPACITY" => {
             "\nMake room: gatehouse vm list, gatehouse vm delete VM"

@@ -1,10 +1,13 @@
 //! `gatehouse vm create`: new VMs, from the image or from a snapshot.
 
 use super::args::{IdleArgs, KeptArgs, SizeArgs};
+use crate::client::vpc::address;
 use crate::client::{Api, ClientError, print_json, print_line, spinner};
 use clap::Args;
 use model::api::vm::{CreateVm, DomainAtCreate, VmCreated};
-use model::id::SnapshotId;
+use model::api::vpc::{Nic, NicIpv4, ROUTED_MODE};
+use model::id::{SnapshotId, VpcId};
+use std::net::Ipv4Addr;
 
 /// A VM to make.
 #[derive(Args, Clone, Debug)]
@@ -21,6 +24,12 @@ pub struct Create {
     idle: IdleArgs,
     #[command(flatten)]
     kept: KeptArgs,
+    /// The private network to be in, see `gatehouse vpc`; the default network when absent
+    #[arg(long, value_name = "ID")]
+    vpc: Option<VpcId>,
+    /// Its address in the VPC [default: the next free one]
+    #[arg(long, value_name = "ADDRESS", requires = "vpc")]
+    ip: Option<Ipv4Addr>,
     /// A public name to lead to it; may be said again for others
     #[arg(long, value_name = "NAME")]
     domain: Vec<String>,
@@ -68,9 +77,20 @@ impl Create {
             activity_threshold_bytes: self.idle.activity_threshold,
             ready_signal_timeout_seconds: self.idle.ready_timeout,
             persistence: self.kept.wish()?,
+            nics: self.vpc.map(|vpc| vec![nic(&vpc, self.ip)]),
             domains: Some(domains).filter(|domains| !domains.is_empty()),
             ..CreateVm::default()
         })
+    }
+}
+
+fn nic(vpc: &VpcId, ip: Option<Ipv4Addr>) -> Nic {
+    Nic {
+        vpc: vpc.to_string(),
+        mode: ROUTED_MODE.to_owned(),
+        ipv4: address(ip).or(Some(NicIpv4::Any(true))),
+        default: None,
+        backend: None,
     }
 }
 
@@ -107,6 +127,10 @@ mod tests {
                 "persistence": {"type": "sticky", "priority": 7},
             })
         );
+        let vpc = VpcId::from_random([4; 20]);
+        let nic = |ipv4: Value| json!({"nics": [{"vpc": vpc, "mode": "routed", "ipv4": ipv4}]});
+        assert_eq!(body(&format!("--vpc {vpc}")), nic(json!(true)));
+        assert_eq!(body(&format!("--vpc {vpc} --ip 10.0.0.5")), nic(json!("10.0.0.5")));
         let snapshot = SnapshotId::from_random([3; 20]);
         let text = format!(
             "--snapshot {snapshot} --idle-timeout 60 --activity-threshold 2000 --ready-timeout 9 \

@@ -35,6 +35,7 @@ pub enum VmCommand {
         gatehouse vm create\n  \
         gatehouse vm create --name web --memory 2G --domain web.style.dev --port 8000\n  \
         gatehouse vm create --snapshot SNAPSHOT --idle-timeout 60\n  \
+        gatehouse vm create --vpc VPC --ip 10.0.0.10 --name db\n  \
         gatehouse vm create --delete-event stop    # nothing is left of it when it stops\n  \
         vm=$(gatehouse vm create --json | jq -r .id)"
     )]
@@ -76,7 +77,7 @@ pub enum VmCommand {
     #[command(
         after_help = "The copies share memory and disk with the VM until either writes to it, so they cost \
         little. Each has its own\nidentity: id, host name, address, machine-id, SSH host keys, random numbers. No \
-        names lead to them.\nThey are kept as the VM is, when nothing else is said. The ids are printed one a line. At most \
+        names lead to them. A VM in a VPC cannot be forked.\nThey are kept as the VM is, when nothing else is said. The ids are printed one a line. At most \
         100 at once.\n\nExamples:\n  \
         gatehouse vm fork VM\n  \
         for fork in $(gatehouse vm fork VM --count 3 --delete-event stop); do\n    \

@@ -95,6 +95,8 @@ fn card(info: VmInfo) -> Table {
     if let Some(persistence) = &info.persistence {
         row("KEPT", kept(persistence));
     }
+    row("NETWORK", info.vpc.map_or_else(|| "default".into(), |vpc| vpc.to_string()));
+    row("ADDRESS", info.ipv4.map(|ipv4| ipv4.to_string()).unwrap_or_default());
     for domain in &info.domains {
         row("NAME OUTSIDE", format!("https://{domain}"));
     }
@@ -153,6 +155,8 @@ mod tests {
             idle_timeout_seconds: Some(60),
             persistence: Some(Persistence::default()),
             sizing: Some(SIZING),
+            vpc: None,
+            ipv4: Some(std::net::Ipv4Addr::new(10, 201, 0, 7)),
             domains: vec!["web.style.dev".parse().expect("name")],
             exit_status: None,
         }
@@ -181,7 +185,9 @@ mod tests {
     #[test]
     fn one_vm_tells_when_it_sleeps_and_what_becomes_of_it() {
         let text = card(info()).to_string();
-        for part in ["after 60 s idle", "sticky, priority 5", "https://web.style.dev", "suspended"] {
+        for part in
+            ["after 60 s idle", "sticky, priority 5", "https://web.style.dev", "suspended", "10.201.0.7"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("LAST END"), "{text}");
