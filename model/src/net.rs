@@ -119,7 +119,11 @@ pub struct Ipv4Cidr {
 
 impl Ipv4Cidr {
     /// A network that is known when this is compiled.
-    const fn constant(network: Ipv4Addr, prefix: u8) -> Self {
+    ///
+    /// # Panics
+    /// When the address has bits outside the prefix; for a constant that ends the build.
+    #[must_use]
+    pub const fn constant(network: Ipv4Addr, prefix: u8) -> Self {
         assert!(prefix <= 32 && network.to_bits() & !mask(prefix) == 0, "no bits outside the prefix");
         Self { network, prefix }
     }
