@@ -24,6 +24,12 @@ use thiserror::Error;
 /// How long the host may take for its answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
+/// A way of question and answer that is short enough to set the clock by: it is then wrong by half of that at most.
+const SHORT_WAY: Duration = Duration::from_millis(400);
+/// Questions after the first for the sake of the clock. Where all ways are long, the host is so busy that another one
+/// would not be shorter either.
+const MORE_QUESTIONS: usize = 4;
+
 /// Why a call ended.
 #[derive(Debug, Error)]
 pub enum BootError {
@@ -82,11 +88,19 @@ pub struct Caller {
     nic: Option<MacAddress>,
 }
 
-/// When the host's answer came, and how long after the question.
+/// The host's time, when it came, and how long after the question.
 #[derive(Clone, Copy)]
-struct Heard {
+struct Told {
+    unix_nanoseconds: u64,
     round_trip: Duration,
     at: Instant,
+}
+
+/// A line to the host, and what it answered.
+struct Line {
+    host: Connection,
+    config: BootConfig,
+    told: Told,
 }
 
 impl Caller {
@@ -125,17 +139,15 @@ impl Caller {
 
     /// One call, from the hello to the end of the line, which is told with its reason when it has one.
     fn call(&mut self) -> Result<Option<WireError>, BootError> {
-        let mut host = Connection::call(&self.host).map_err(BootError::Call)?;
-        host.set_timeouts(Some(ANSWER_DEADLINE), Some(ANSWER_DEADLINE)).map_err(BootError::Deadlines)?;
-        let hello = AgentHello {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: machine::boot_id().map_err(BootError::Hello)?,
-        };
-        let asked = Instant::now();
-        wire::write_message(&mut host, &hello)?;
-        let config: BootConfig = wire::read_message(&mut host)?.ok_or(BootError::HungUp)?;
-        let heard = Heard { round_trip: asked.elapsed(), at: Instant::now() };
-        let late_keys = match self.apply(&config, heard) {
+        let first = self.ask()?;
+        let told = first.told;
+        let (Line { mut host, config, .. }, told) = sharpest(first, told, || {
+            self.ask().map(|line| {
+                let told = line.told;
+                (line, told)
+            })
+        });
+        let late_keys = match self.apply(&config, told) {
             Ok(late_keys) => late_keys,
             Err(error) => {
                 let reply =
@@ -161,8 +173,24 @@ impl Caller {
         Ok(end)
     }
 
+    /// Says hello on a new line.
+    fn ask(&self) -> Result<Line, BootError> {
+        let mut host = Connection::call(&self.host).map_err(BootError::Call)?;
+        host.set_timeouts(Some(ANSWER_DEADLINE), Some(ANSWER_DEADLINE)).map_err(BootError::Deadlines)?;
+        let hello = AgentHello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: machine::boot_id().map_err(BootError::Hello)?,
+        };
+        let asked = Instant::now();
+        wire::write_message(&mut host, &hello)?;
+        let config: BootConfig = wire::read_message(&mut host)?.ok_or(BootError::HungUp)?;
+        let (round_trip, at) = (asked.elapsed(), Instant::now());
+        let told = Told { unix_nanoseconds: config.unix_nanoseconds, round_trip, at };
+        Ok(Line { host, config, told })
+    }
+
     /// Does what the host says, and tells the kinds of host keys that are left for later.
-    fn apply(&self, config: &BootConfig, heard: Heard) -> Result<Vec<&'static str>, ApplyError> {
+    fn apply(&self, config: &BootConfig, told: Told) -> Result<Vec<&'static str>, ApplyError> {
         let mut late_keys = Vec::new();
         for step in steps(config) {
             match step {
@@ -171,7 +199,7 @@ impl Caller {
                     machine::reseed(entropy).map_err(ApplyError::Reseed)?;
                 }
                 Step::Clock => {
-                    let now = time_now(config.unix_nanoseconds, heard.round_trip, heard.at.elapsed());
+                    let now = time_now(told.unix_nanoseconds, told.round_trip, told.at.elapsed());
                     machine::set_clock(now).map_err(ApplyError::Clock)?;
                 }
                 Step::MachineId => machine::renew_machine_id(&self.root).map_err(ApplyError::MachineId)?,
@@ -191,6 +219,34 @@ impl Caller {
         }
         Ok(late_keys)
     }
+}
+
+/// Asks again while the clock would be set by an answer that was long on its way. The newest line, and the time that had
+/// the shortest way; an answer without a time is taken as it is.
+fn sharpest<L>(
+    mut line: L,
+    mut told: Told,
+    mut ask: impl FnMut() -> Result<(L, Told), BootError>,
+) -> (L, Told) {
+    for _ in 0..MORE_QUESTIONS {
+        if told.unix_nanoseconds == 0 || told.round_trip <= SHORT_WAY {
+            break;
+        }
+        match ask() {
+            Ok((newer, again)) => {
+                line = newer;
+                if again.round_trip < told.round_trip {
+                    told = again;
+                }
+            }
+            Err(error) => {
+                // The line at hand is as good as before.
+                eprintln!("gatehouse-agent: the time is not asked for again: {}", error_chain(&error));
+                break;
+            }
+        }
+    }
+    (line, told)
 }
 
 /// The host says nothing more; its leaving is what is waited for. After a restore that is an error of the read.
@@ -215,5 +271,40 @@ fn tell_systemd() {
     let told = address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
     if let Err(error) = told {
         eprintln!("gatehouse-agent: systemd cannot be told that the agent is ready: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lines that are used, and the time of which, when the ways take so many milliseconds. 0: nobody answers.
+    fn asked(time: u64, ways: &[u64]) -> (usize, u64) {
+        let at = Instant::now();
+        let told = |number: usize| {
+            let way = ways.get(number).copied().unwrap_or_default();
+            let told = Told {
+                unix_nanoseconds: time * (number as u64 + 1),
+                round_trip: Duration::from_millis(way),
+                at,
+            };
+            if way == 0 { Err(BootError::HungUp) } else { Ok((number, told)) }
+        };
+        let (_, first) = told(0).expect("the first answers");
+        let mut number = 0;
+        let (line, told) = sharpest(0, first, || {
+            number += 1;
+            told(number)
+        });
+        (line, told.unix_nanoseconds)
+    }
+
+    #[test]
+    fn the_clock_is_set_by_the_answer_with_the_shortest_way() {
+        assert_eq!(asked(1, &[400, 1]), (0, 1), "short enough");
+        assert_eq!(asked(1, &[2000, 1500, 300, 1]), (2, 3), "until one is");
+        assert_eq!(asked(1, &[2000, 900, 1500, 3000, 1000, 1]), (4, 2), "no more than so often");
+        assert_eq!(asked(1, &[2000, 0]), (0, 1), "with what there is");
+        assert_eq!(asked(0, &[2000, 1]), (0, 0), "no time is wanted");
     }
 }

@@ -66,6 +66,8 @@ follows() { # BEFORE LOG
   local first; first=$(tr -d '\r' <"$2" | awk -v n="$1" '/^TICK [0-9]+$/ && $2 > n { print $2; exit }')
   [[ $first == $(($1 + 1)) ]] || die "the number after $1 is $first"
 }
+# QEMU that goes on from a state would stay stopped, since it was when that was saved.
+starts=(-global migration.store-global-state=off)
 ours_took=() peer_took=() ours_frozen=() peer_frozen=()
 for _ in $(seq "$rounds"); do
   rm -rf "$folder/vm"; mkdir "$folder/vm"
@@ -82,7 +84,7 @@ for _ in $(seq "$rounds"); do
   ended
 
   : >"$folder/qemu.console"
-  qemu "$mib" "$arguments" -monitor "unix:$folder/monitor,server,nowait"
+  qemu "$mib" "$arguments" "${starts[@]}" -monitor "unix:$folder/monitor,server,nowait"
   await_line "TICK 50" "$folder/qemu.console" "$machine"
   begun=$(now)
   monitor stop . ; monitor "migrate file:$folder/qemu.state" . ; monitor "info migrate" "Status: completed|status: completed"
@@ -90,7 +92,7 @@ for _ in $(seq "$rounds"); do
   ended; rm -f "$folder/monitor"
   before=$(last_tick "$folder/qemu.console"); : >"$folder/qemu.console"
   begun=$(now)
-  qemu "$mib" "$arguments" -incoming "file:$folder/qemu.state"
+  qemu "$mib" "$arguments" "${starts[@]}" -incoming "file:$folder/qemu.state"
   await_line "TICK $((before + 1))" "$folder/qemu.console" "$machine"
   peer_took+=($(($(now) - begun))); follows "$before" "$folder/qemu.console"
   ended; rm -f "$folder/qemu.state"

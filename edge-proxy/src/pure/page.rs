@@ -88,7 +88,16 @@ impl Problem {
     }
 
     fn texts(self, about: &About<'_>) -> Texts {
-        let About { host, port, .. } = about;
+        let About { host, port, api, .. } = about;
+        if *api && matches!(self, Self::AnswerLate | Self::AnswerBroken) {
+            return Texts {
+                title: "The API broke off",
+                what:
+                    "The API took the request and did not answer: it was restarted, or the work takes long."
+                        .to_owned(),
+                advice: "It may have taken effect: look before you send it again.",
+            };
+        }
         let what = match self {
             Self::Head(fault) => format!("The request was refused: {fault}."),
             Self::Authority(fault) => format!("The request was refused: {fault}."),
@@ -288,6 +297,11 @@ mod tests {
         let value: serde_json::Value = serde_json::from_slice(&page.body).expect("json");
         assert_eq!((page.status, &value["code"]), (503, &"INTERNAL_ERROR".into()));
         assert!(page.fields.iter().any(|(name, _)| *name == "retry-after"));
+        for problem in [Problem::AnswerBroken, Problem::AnswerLate] {
+            let page = render(problem, &about("*/*", true, &trace));
+            let text = String::from_utf8(page.body.to_vec()).expect("text");
+            assert!(text.contains("It may have taken effect") && !text.contains("VM"), "{text}");
+        }
     }
 
     #[test]
