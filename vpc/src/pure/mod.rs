@@ -9,3 +9,4 @@ pub mod rules;
 pub mod sleepers;
 pub mod transfer;
 pub mod wanted;
+pub mod zone;
