@@ -5,20 +5,24 @@
 
 use crate::io::network;
 use crate::keeper::Keeper;
-use crate::line::{AUDIT, Line};
-use crate::pure::names::{Names, NetworkId};
+use crate::line::Line;
+use crate::pure::names::{DeviceName, Names, NetworkId};
+use crate::pure::schedule::AUDIT;
 use crate::pure::wanted::{LeftOut, Wanted};
-use crate::switch::{LiveNetwork, LivePort, Nudges, Switch, Table};
+use crate::switch::{LiveNetwork, LivePort, Nudges, Progress, Switch, Table};
 use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
 use feed::subscribe::Feed;
 use model::id::Generation;
 use model::view::VpcView;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tracing::warn;
+
+/// Longest that a network that stands waits for others before it is in service: at a start, hundreds may be due.
+const PUBLISH_WITHIN: Duration = Duration::from_millis(250);
 
 /// The task that owns all changes.
 #[derive(Debug)]
@@ -26,7 +30,7 @@ pub struct Keel {
     names: Names,
     feed: Feed<VpcView>,
     table: Arc<ArcSwap<Table>>,
-    applied: watch::Sender<Option<Generation>>,
+    progress: watch::Sender<Progress>,
     nudges: Arc<Nudges>,
     wakes: Wakes,
     keeper: Keeper,
@@ -40,7 +44,7 @@ pub struct Keel {
 #[must_use]
 pub fn new(names: Names, feed: Feed<VpcView>, keeper: Keeper) -> (Switch, Keel) {
     let table = Arc::new(ArcSwap::from_pointee(Table::default()));
-    let (applied, watching) = watch::channel(None);
+    let (progress, watching) = watch::channel(Progress::default());
     let nudges = Arc::new(Nudges::default());
     let wakes = Wakes::default();
     let switch = Switch::new(Arc::clone(&table), watching, Arc::clone(&nudges), wakes.clone());
@@ -48,7 +52,7 @@ pub fn new(names: Names, feed: Feed<VpcView>, keeper: Keeper) -> (Switch, Keel) 
         names,
         feed,
         table,
-        applied,
+        progress,
         nudges,
         wakes,
         keeper,
@@ -71,7 +75,7 @@ impl Keel {
                 // The feed lives as long as we do.
                 changed = changes.changed() => if changed.is_err() { return },
                 () = self.nudges.asked() => {}
-                () = tokio::time::sleep_until(again) => {}
+                () = tokio::time::sleep_until(again.into()) => {}
             }
         }
     }
@@ -81,28 +85,27 @@ impl Keel {
         let Some(view) = self.feed.current() else { return Instant::now() + AUDIT };
         let wanted = Wanted::of(&view);
         self.report(&wanted);
-        self.follow(&wanted);
+        let looked = self.follow(&wanted);
         // What is no longer wanted is no longer handed out, from now on.
         self.publish(wanted.generation, self.table.load().generation);
         self.look_for_strays().await;
         self.let_go_of_the_unwanted(&wanted).await;
         self.keeper.tend().await;
-        self.look().await;
-        let default = self.lines.get(&NetworkId::Default);
+        self.look(wanted.generation).await;
         // Without the default network nothing works, and a decision is not in force. A private one that cannot be made is
         // its members' matter, and they are told why.
-        if default.is_some_and(|line| line.failure().is_none()) {
-            self.publish(wanted.generation, wanted.generation);
-            self.applied.send_replace(Some(wanted.generation));
-        } else {
-            self.publish(wanted.generation, self.table.load().generation);
-            // Those that wait for a look are told all the same.
-            self.applied.send_modify(|_| {});
-        }
+        let default = self.lines.get(&NetworkId::Default);
+        let in_force = default.filter(|line| line.failure().is_none()).map(|_| wanted.generation);
+        self.publish(wanted.generation, in_force.unwrap_or(self.table.load().generation));
+        self.progress.send_modify(|progress| {
+            progress.looked = looked;
+            progress.in_force = in_force.or(progress.in_force);
+        });
         self.lines.values().map(Line::due).min().map_or(self.survey, |due| due.min(self.survey))
     }
 
-    fn follow(&mut self, wanted: &Wanted) {
+    /// What must be looked at is due from now on. The number of the last look that somebody asked for.
+    fn follow(&mut self, wanted: &Wanted) -> u64 {
         let now = Instant::now();
         for id in wanted.networks.keys() {
             self.lines.entry(id.clone()).or_insert_with(|| Line::unwanted(now));
@@ -110,11 +113,13 @@ impl Keel {
         for (id, line) in &mut self.lines {
             line.follow(id, wanted.networks.get(id), now);
         }
-        for id in self.nudges.take() {
+        let (asked, last) = self.nudges.take();
+        for id in asked {
             if let Some(line) = self.lines.get_mut(&id) {
                 line.hurry(now);
             }
         }
+        last
     }
 
     /// Networks that an earlier process made and no view names now get a line, at whose end they are gone.
@@ -138,17 +143,25 @@ impl Keel {
 
     /// Queues of ports that no network has any more. Those of ports that stand elsewhere by now are made anew there.
     async fn let_go_of_the_unwanted(&mut self, wanted: &Wanted) {
-        let unwanted: Vec<_> = self.keeper.devices().filter(|device| !wanted.has(device)).cloned().collect();
+        let wanted: HashSet<&DeviceName> = wanted.devices().collect();
+        let unwanted = self.keeper.devices().filter(|device| !wanted.contains(device));
+        let unwanted: Vec<_> = unwanted.cloned().collect();
         for device in unwanted {
             self.keeper.forget(&device).await;
         }
     }
 
-    async fn look(&mut self) {
+    async fn look(&mut self, view: Generation) {
         let now = Instant::now();
         let due = self.lines.iter().filter(|(_, line)| line.due() <= now);
         let due: Vec<NetworkId> = due.map(|(id, _)| id.clone()).collect();
+        let mut published = now;
         for id in due {
+            if published.elapsed() >= PUBLISH_WITHIN {
+                self.publish(view, self.table.load().generation);
+                self.progress.send_modify(|_| {});
+                published = Instant::now();
+            }
             let Some(line) = self.lines.get_mut(&id) else { continue };
             if !line.look(&self.names, &id, &mut self.keeper).await {
                 self.lines.remove(&id);

@@ -1,13 +1,6 @@
-//! One network's line to its wanted state: what is wanted of it, what stands, what failed, and when to look again.
+//! One network's line to its wanted state: what is wanted of it, what stands, what failed, and (see
+//! [`crate::pure::schedule`]) when to look again. When the view drops it, it is due, and ends when all of it is gone.
 //!
-//! ```text
-//!             look: all as wanted                    look: something failed
-//!   Quiet ◄──────────────────────── Due ──────────────────────────────────► Broken
-//!     │                              ▲ ▲                                      │
-//!     │ the view changes it, a nudge │ │ the same, or a pause, which doubles  │
-//!     └────── or AUDIT is over ──────┘ └──────────────────────────────────────┘
-//!   in any of them the view drops it: Due; look: all of it is gone ─► (no line)
-//! ```
 //! One that is broken holds up no other: its own ports are not in service, and say why.
 
 use crate::io::network::{self, Network, NetworkError};
@@ -16,21 +9,14 @@ use crate::io::ports;
 use crate::keeper::Keeper;
 use crate::pure::names::{DeviceName, Names, NetworkId};
 use crate::pure::plan::{Seen, Step, plan};
+use crate::pure::schedule::{Outcome, Schedule};
 use crate::pure::wanted::{Port, WantedNetwork};
 use crate::pure::zone::Zone;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::Instant;
+use std::time::Instant;
 use tracing::{info, warn};
 
-/// Time after which a network is looked at again though nothing was announced: somebody may have changed it.
-pub const AUDIT: Duration = Duration::from_secs(30);
-/// Time after which a network is looked at again when a sleeping VM's process still has the TAP and we do not: its end
-/// is no event to us, and until new queues are open frames for the VM are lost. Senders try again after a second.
-const LOOK_FOR_SLEEPERS: Duration = Duration::from_millis(200);
-/// Time after which a failed change is tried again; doubled each time, up to [`AUDIT`].
-const RETRY: Duration = Duration::from_secs(1);
 /// Plans for one look. The first does all; a second is for what a step found changed under it.
 const MAX_PASSES: usize = 3;
 
@@ -48,10 +34,7 @@ pub struct Line {
     broken: BTreeMap<DeviceName, String>,
     /// Why the last look did not come to its end.
     failure: Option<String>,
-    due: Instant,
-    /// When the kernel is next asked for all, and not only for what changes often.
-    audit: Instant,
-    retry: Duration,
+    schedule: Schedule,
 }
 
 impl Line {
@@ -66,9 +49,7 @@ impl Line {
             memory: Memory::default(),
             broken: BTreeMap::new(),
             failure: None,
-            due: now,
-            audit: now,
-            retry: RETRY,
+            schedule: Schedule::new(now),
         }
     }
 
@@ -89,13 +70,13 @@ impl Line {
 
     /// Makes it due.
     pub fn hurry(&mut self, now: Instant) {
-        self.due = self.due.min(now);
+        self.schedule.hurry(now);
     }
 
     /// When to look.
     #[must_use]
     pub fn due(&self) -> Instant {
-        self.due
+        self.schedule.due()
     }
 
     /// What stands and is to stand; none before the first look.
@@ -152,19 +133,15 @@ impl Line {
             info!(network = %id, "removed");
             return false;
         }
-        let now = Instant::now();
-        match outcome {
-            Ok(()) => {
-                let lost = |port: &Port| port.asleep && keeper.queues(&port.device).is_none();
-                let waits = self.ports().any(lost);
-                self.due = now + if waits { LOOK_FOR_SLEEPERS } else { AUDIT };
-                self.retry = RETRY;
-            }
-            Err(error) => {
-                warn!(network = %id, %error, again_in = ?self.retry, "the network is not as wanted");
-                self.due = now + self.retry;
-                self.retry = (self.retry * 2).min(AUDIT);
-            }
+        let waits = |port: &Port| port.asleep && keeper.queues(&port.device).is_none();
+        let ended = match &outcome {
+            Ok(()) if self.ports().any(waits) => Outcome::SleeperWithoutQueues,
+            Ok(()) => Outcome::Good,
+            Err(_) => Outcome::Failed,
+        };
+        let again_in = self.schedule.end(Instant::now(), ended);
+        if let Err(error) = outcome {
+            warn!(network = %id, %error, ?again_in, "the network is not as wanted");
         }
         true
     }
@@ -176,10 +153,8 @@ impl Line {
         keeper: &mut Keeper,
         wanted: &WantedNetwork,
     ) -> Result<(), NetworkError> {
-        let now = Instant::now();
-        if now >= self.audit {
+        if self.schedule.begin(Instant::now()) {
             self.memory.chains = None;
-            self.audit = now + AUDIT;
         }
         let outcome = self.frame_and_ports(names, id, keeper, wanted).await;
         self.failure = outcome.as_ref().err().map(NetworkError::to_string);

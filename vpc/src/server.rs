@@ -132,8 +132,9 @@ impl Server {
     }
 
     async fn dial(&self, vm: &VmId, port: u16) -> Result<(VpcReply, Vec<OwnedFd>), No> {
-        // Only in the first moments after a start is there anything to wait for.
-        if !self.switch.reached(Generation::default(), SERVER_WAIT).await {
+        // Only in the first moments after a start is there anything to wait for: until its network stands.
+        let there = self.switch.table().ports.contains_key(vm);
+        if !there && !self.switch.reached(Generation::default(), SERVER_WAIT).await {
             return Err(unknown(&self.switch.table(), vm));
         }
         let lost = |live: &LivePort| live.port.asleep && live.queues.is_none();

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use model::id::{Generation, VmId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -53,29 +53,54 @@ pub struct Table {
     pub networks: BTreeMap<NetworkId, LiveNetwork>,
 }
 
+/// How far the owner of all changes is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The newest decision that is complete in the kernel, or as complete as the kernel lets it be.
+    pub in_force: Option<Generation>,
+    /// All looks up to this one that were asked for are done.
+    pub looked: u64,
+}
+
 /// Networks that somebody wants looked at.
 #[derive(Debug, Default)]
 pub struct Nudges {
-    networks: Mutex<BTreeSet<NetworkId>>,
+    asked: Mutex<Asked>,
     told: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Asked {
+    last: u64,
+    networks: BTreeSet<NetworkId>,
+}
+
 impl Nudges {
-    /// Asks for a look.
-    pub fn ask(&self, network: &NetworkId) {
-        self.networks.lock().unwrap_or_else(PoisonError::into_inner).insert(network.clone());
+    /// Asks for a look. Its number: it is done when [`Progress::looked`] has come so far.
+    #[must_use]
+    pub fn ask(&self, network: &NetworkId) -> u64 {
+        let mut asked = self.lock();
+        asked.last += 1;
+        asked.networks.insert(network.clone());
         self.told.notify_one();
+        asked.last
     }
 
-    /// Those that were asked for since the last call.
+    /// Those that were asked for since the last call, and the number of the last.
     #[must_use]
-    pub fn take(&self) -> BTreeSet<NetworkId> {
-        std::mem::take(&mut *self.networks.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn take(&self) -> (BTreeSet<NetworkId>, u64) {
+        let mut asked = self.lock();
+        (std::mem::take(&mut asked.networks), asked.last)
     }
 
     /// Resolves when a look was asked for.
     pub async fn asked(&self) {
         self.told.notified().await;
+    }
+
+    /// No code under this lock can panic half-way.
+    fn lock(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,8 +108,7 @@ impl Nudges {
 #[derive(Clone, Debug)]
 pub struct Switch {
     table: Arc<ArcSwap<Table>>,
-    /// The newest decision that is complete in the kernel, or as complete as the kernel lets it be.
-    applied: watch::Receiver<Option<Generation>>,
+    progress: watch::Receiver<Progress>,
     nudges: Arc<Nudges>,
     wakes: Wakes,
 }
@@ -94,11 +118,11 @@ impl Switch {
     #[must_use]
     pub fn new(
         table: Arc<ArcSwap<Table>>,
-        applied: watch::Receiver<Option<Generation>>,
+        progress: watch::Receiver<Progress>,
         nudges: Arc<Nudges>,
         wakes: Wakes,
     ) -> Self {
-        Self { table, applied, nudges, wakes }
+        Self { table, progress, nudges, wakes }
     }
 
     /// The table in force.
@@ -113,27 +137,27 @@ impl Switch {
         &self.wakes
     }
 
-    /// A receiver that is told of each completed change of the table from now on.
+    /// A receiver that is told of each change of the table from now on.
     #[must_use]
-    pub fn changes(&self) -> watch::Receiver<Option<Generation>> {
-        let mut changes = self.applied.clone();
+    pub fn changes(&self) -> watch::Receiver<Progress> {
+        let mut changes = self.progress.clone();
         changes.mark_unchanged();
         changes
     }
 
     /// Waits until a decision is in force; false when it is not after `patience`.
     pub async fn reached(&self, generation: Generation, patience: Duration) -> bool {
-        let mut applied = self.applied.clone();
-        let waited =
-            timeout(patience, applied.wait_for(|now| now.is_some_and(|now| now >= generation))).await;
-        matches!(waited, Ok(Ok(_)))
+        self.wait_for(patience, |progress| progress.in_force.is_some_and(|now| now >= generation)).await
     }
 
     /// Has a network looked at again now, and waits until that is done; false when it is not after `patience`.
     pub async fn look_again(&self, network: &NetworkId, patience: Duration) -> bool {
-        let mut applied = self.applied.clone();
-        applied.mark_unchanged();
-        self.nudges.ask(network);
-        matches!(timeout(patience, applied.changed()).await, Ok(Ok(())))
+        let number = self.nudges.ask(network);
+        self.wait_for(patience, |progress| progress.looked >= number).await
+    }
+
+    async fn wait_for(&self, patience: Duration, done: impl FnMut(&Progress) -> bool) -> bool {
+        let mut progress = self.progress.clone();
+        matches!(timeout(patience, progress.wait_for(done)).await, Ok(Ok(_)))
     }
 }

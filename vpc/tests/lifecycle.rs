@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::guest::Guest;
 use support::{PATIENCE, SERVER, World, assert_same, inside, member, port, private, sh, within};
+use tokio::time::timeout;
 use vpc::client::{Refusal, VpcError};
 
 /// Round trips of a guest's connection to the Internet, counted until told to stop.
@@ -294,7 +295,8 @@ async fn dies_at(world: &mut World, n: u64) -> bool {
             world.process = None;
             return true;
         }
-        if let Ok(status) = world.client().status().await
+        // A client waits for a vpc that restarts, which this one does not.
+        if let Ok(Ok(status)) = timeout(Duration::from_millis(200), world.client().status()).await
             && status.generation.0 == world.generation
         {
             return false;

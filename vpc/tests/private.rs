@@ -119,13 +119,22 @@ async fn members_reach_each_other_and_the_internet_and_nothing_else() {
         assert!(!within(&world.host(), move || reaches_tcp(at(address, 80))).await, "from the host");
     }
     assert!(!alone.run(|| reaches_tcp(at(SIX, 80))).await, "from a third network");
+}
 
-    // Nobody has this address, and that is said at once.
-    let before = refused(&world, &network, "to_own_network");
-    let nobody = |last| at(Ipv4Addr::new(10, 0, 0, last), 80);
-    let error = one_five.run(move || TcpStream::connect(nobody(99)).expect_err("nobody")).await;
-    assert_eq!(error.kind(), ErrorKind::HostUnreachable);
-    assert!(refused(&world, &network, "to_own_network") > before);
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_address_that_nobody_has_it_is_said_at_once() {
+    let [one, _] = twins();
+    let networks = vec![private(1, RANGE, &one)];
+    let vpc = networks[0].vpc.clone();
+    let world = World::with_networks(vec![], networks).await;
+    let (guest, network) = (Guest::boot(&world, &one[0]).await, world.private(&vpc));
+    for last in [99, 255] {
+        let nobody = at(Ipv4Addr::new(10, 0, 0, last), 80);
+        let before = refused(&world, &network, "to_own_network");
+        let error = guest.run(move || TcpStream::connect(nobody).expect_err("nobody")).await;
+        assert_eq!(error.kind(), ErrorKind::HostUnreachable, "{nobody}");
+        assert_eq!(refused(&world, &network, "to_own_network"), before + 1, "one SYN, and not again");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
