@@ -256,8 +256,23 @@ impl World {
 
     /// All that vpc made in the kernel, as text without numbers that differ from one making to the next.
     pub fn kernel_state(&self) -> Vec<String> {
+        let begun = Instant::now();
+        loop {
+            let text = self.kernel_text();
+            // The kernel notes a moment after both ends of a link are up that it has a carrier.
+            let waits = |line: &str| line.contains(" veth ") && line.contains("NO-CARRIER");
+            if !text.lines().any(waits) || begun.elapsed() > PATIENCE {
+                let mut lines: Vec<String> = text.lines().map(settle).collect();
+                lines.sort();
+                return lines;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn kernel_text(&self) -> String {
         let prefix = &self.prefix;
-        let text = sh(&format!(
+        sh(&format!(
             "all=$(ip netns | sed 's/ .*//' | grep ^{prefix}- | grep -v -e ^{prefix}-g -e -internet); echo $all | tr ' ' '\\n'
              for n in $all; do echo \"namespace $n\"
              ip -n $n -d -o link; ip -n $n -o addr; ip -n $n route show table all; ip -n $n neigh show nud permanent
@@ -265,10 +280,7 @@ impl World {
              nsenter --net=/run/netns/$n sh -c 'cd /proc/sys/net/ipv4 && grep -H . ip_forward conf/*/rp_filter \
                 conf/*/proxy_arp conf/*/accept_redirects neigh/*/proxy_delay'
              done; ls /run/netns | grep ^{prefix}-vpc || true"
-        ));
-        let mut lines: Vec<String> = text.lines().map(settle).collect();
-        lines.sort();
-        lines
+        ))
     }
 
     /// The end of vpc's log.
