@@ -1,12 +1,12 @@
-//! Connected sockets to VMs: made inside the network's namespace, connected from there, handed out.
+//! Connected sockets to VMs: made inside the namespace of the VM's network, connected from there, handed out.
 //!
 //! A dial to a VM that sleeps is a dial like any other: its SYN waits in the TAP, wakes the VM, and is the first that
 //! the VM reads. Only the patience is another.
 
 use crate::client::{Refusal, SERVER_WAIT, WAKE_WAIT};
-use crate::io::namespace::{Inside, NamespaceError};
+use crate::io::namespace::NamespaceError;
 use crate::pure::wanted::Port;
-use crate::switch::Switch;
+use crate::switch::{LivePort, Switch};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
@@ -66,12 +66,13 @@ impl DialError {
 ///
 /// # Errors
 /// See [`DialError`].
-pub async fn dial(switch: &Switch, sockets: &Inside, to: &Port, port: u16) -> Result<OwnedFd, DialError> {
+pub async fn dial(switch: &Switch, live: &LivePort, port: u16) -> Result<OwnedFd, DialError> {
+    let to = &live.port;
     if !to.dialable.contains(&port) {
         return Err(DialError::NotDialable(port));
     }
     let mark = to.mark();
-    let socket = sockets.run(move || make(mark)).await?.map_err(DialError::Socket)?;
+    let socket = live.sockets.run(move || make(mark)).await?.map_err(DialError::Socket)?;
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::from((to.ipv4, port)));
     let connected = tokio::select! {
         biased;

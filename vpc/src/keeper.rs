@@ -85,76 +85,86 @@ enum Reply {
     Held { device: String },
 }
 
-/// vpc's side.
+/// vpc's side, and what vpc itself holds: the queues of all networks' TAPs, whose names no two networks share.
 #[derive(Debug)]
 pub struct Keeper {
     socket: PathBuf,
     config: PathBuf,
     wire: Option<Wire>,
+    held: HashMap<DeviceName, Queues>,
 }
 
 impl Keeper {
     /// Connects to the keeper that an earlier vpc left behind, if there is one, and takes over what it holds.
     /// Without one, nothing is held and one is started at the first need.
-    pub async fn adopt(socket: PathBuf, config: PathBuf) -> (Self, HashMap<DeviceName, Queues>) {
-        let mut keeper = Self { socket, config, wire: None };
-        let Ok(wire) = Wire::connect(&keeper.socket) else { return (keeper, HashMap::new()) };
+    pub async fn adopt(socket: PathBuf, config: PathBuf) -> Self {
+        let mut keeper = Self { socket, config, wire: None, held: HashMap::new() };
+        let Ok(wire) = Wire::connect(&keeper.socket) else { return keeper };
         match list(&wire).await {
             Ok(held) => {
                 info!(taps = held.len(), "took queues over from the keeper");
                 keeper.wire = Some(wire);
-                (keeper, held)
+                keeper.held = held;
             }
-            Err(error) => {
-                warn!(%error, "the keeper that is there cannot be used");
-                (keeper, HashMap::new())
-            }
+            Err(error) => warn!(%error, "the keeper that is there cannot be used"),
         }
+        keeper
     }
 
-    /// Has a TAP's queues held. When the keeper is gone, a new one is started and given all. Without any keeper vpc
-    /// goes on: its own descriptors are as good until it dies.
-    pub async fn keep(&mut self, device: &DeviceName, all: &HashMap<DeviceName, Queues>) {
-        let one = all.get(device).map(|queues| (device, queues));
-        let kept = match (&self.wire, one) {
-            (Some(wire), Some((device, queues))) => keep(wire, device, queues).await,
-            (_, None) => Ok(()),
-            (None, Some(_)) => Err(WireError::Closed.into()),
+    /// A TAP's queues, when they are held.
+    #[must_use]
+    pub fn queues(&self, device: &DeviceName) -> Option<&Queues> {
+        self.held.get(device)
+    }
+
+    /// The TAPs whose queues are held.
+    pub fn devices(&self) -> impl Iterator<Item = &DeviceName> {
+        self.held.keys()
+    }
+
+    /// Holds a TAP's queues from now on. When the keeper is gone, a new one is started and given all. Without any keeper
+    /// vpc goes on: its own descriptors are as good until it dies.
+    pub async fn keep(&mut self, device: &DeviceName, queues: Queues) {
+        let kept = match &self.wire {
+            Some(wire) => keep(wire, device, &queues).await,
+            None => Err(WireError::Closed.into()),
         };
+        self.held.insert(device.clone(), queues);
         if kept.is_err() {
-            self.start_again(all).await;
+            self.start_again().await;
         }
     }
 
-    /// Has a TAP's queues let go.
-    pub async fn forget(&mut self, device: &DeviceName, all: &HashMap<DeviceName, Queues>) {
+    /// Lets a TAP's queues go.
+    pub async fn forget(&mut self, device: &DeviceName) {
+        self.held.remove(device);
         let Some(wire) = &self.wire else { return };
         if let Err(error) = ask(wire, &Request::Forget { device: device.to_string() }).await {
             warn!(%error, "the keeper is gone");
-            self.start_again(all).await;
+            self.start_again().await;
         }
     }
 
     /// Sees to it that there is a keeper when there is something to keep.
-    pub async fn tend(&mut self, all: &HashMap<DeviceName, Queues>) {
+    pub async fn tend(&mut self) {
         let there = match &self.wire {
             Some(wire) => ask(wire, &Request::Hello).await.is_ok(),
-            None => all.is_empty(),
+            None => self.held.is_empty(),
         };
         if !there {
-            self.start_again(all).await;
+            self.start_again().await;
         }
     }
 
-    async fn start_again(&mut self, all: &HashMap<DeviceName, Queues>) {
+    async fn start_again(&mut self) {
         self.wire = None;
-        match self.start(all).await {
+        match self.start().await {
             Ok(wire) => self.wire = Some(wire),
             Err(error) => warn!(%error, "no keeper: queues will not outlive this process"),
         }
     }
 
-    async fn start(&self, all: &HashMap<DeviceName, Queues>) -> Result<Wire, KeeperError> {
+    async fn start(&self) -> Result<Wire, KeeperError> {
         let failed = |source| KeeperError::Listen { path: self.socket.clone(), source };
         let listener = listen_at(&self.socket, 0o600).map_err(failed)?;
         let mut child = Command::new("/proc/self/exe")
@@ -176,7 +186,7 @@ impl Keeper {
             }
         });
         let wire = Wire::connect(&self.socket)?;
-        for (device, queues) in all {
+        for (device, queues) in &self.held {
             keep(&wire, device, queues).await?;
         }
         Ok(wire)
@@ -315,11 +325,10 @@ mod tests {
         let wire = Wire::connect(&socket).expect("connect");
         keep(&wire, &device, &Arc::new(vec![OwnedFd::from(writer)])).await.expect("kept");
         drop(wire);
-        let (mut keeper, held) = Keeper::adopt(socket.clone(), PathBuf::new()).await;
-        let queue = held.get(&device).expect("held").first().expect("one").try_clone().expect("duplicate");
-        std::fs::File::from(queue).write_all(b"through").expect("write");
-        drop(held);
-        keeper.forget(&device, &HashMap::new()).await;
+        let mut keeper = Keeper::adopt(socket.clone(), PathBuf::new()).await;
+        let queue = &keeper.queues(&device).expect("held")[0];
+        std::fs::File::from(queue.try_clone().expect("duplicate")).write_all(b"through").expect("write");
+        keeper.forget(&device).await;
         drop(keeper);
         keeping.join().expect("no panic").expect("it ends when it holds nothing");
         let mut text = String::new();

@@ -4,10 +4,12 @@
 //! out. Others use the [`client`] half only; the rest is the process itself, behind the feature `switch`.
 //!
 //! ```text
-//!   view ──► pure::wanted ──► pure::plan ──► io::ports ──► the kernel ──► io::observe ──┐
-//!                                 ▲──────────────────────────────────────────────────────┘
-//!   client ──► server ──► dial (a socket made in the namespace) | TAP queues | wakes | status
-//!   guest  ──► resolver ──► the host's name servers
+//!   view ──► pure::wanted ──► keel ──► of each network that is due, its line:
+//!                 pure::plan ──► io::ports ──► the kernel ──► io::observe ──┐
+//!                     ▲─────────────────────────────────────────────────────┘
+//!   keel ──► switch::Table
+//!   client ──► server ──► dial (a socket made in the VM's network) | TAP queues | wakes | status
+//!   guest  ──► resolver of its network ──► pure::zone, or the host's name servers
 //! ```
 
 pub mod client;
@@ -19,7 +21,11 @@ pub mod dial;
 #[cfg(feature = "switch")]
 pub mod io;
 #[cfg(feature = "switch")]
+pub mod keel;
+#[cfg(feature = "switch")]
 pub mod keeper;
+#[cfg(feature = "switch")]
+pub mod line;
 #[cfg(feature = "switch")]
 pub mod pure;
 #[cfg(feature = "switch")]

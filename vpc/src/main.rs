@@ -14,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 use vpc::pure::names::Names;
 use vpc::resolver::{Resolver, upstream::Upstreams};
 use vpc::server::Server;
-use vpc::{io, keeper, switch};
+use vpc::{io, keel, keeper};
 
 /// Private networks: namespaces, TAPs, rules, and connected sockets for the doors.
 #[derive(Parser, Debug)]
@@ -81,10 +81,10 @@ async fn serve(
     let me = rustix::process::geteuid().as_raw();
     let feed = Feed::<VpcView>::open(&places.feed(), &[me]);
     tokio::spawn(feed.clone().follow(places.feed_socket()));
-    // Before anybody can ask for anything: who finds the socket finds the network soon after.
+    // Before anybody can ask for anything: who finds the socket finds the networks soon after.
     io::modules::load().await;
-    let (keeper, held) = keeper::Keeper::adopt(keeper_socket, config_path).await;
-    let (switch, keel) = switch::new(names, feed, keeper, held);
+    let keeper = keeper::Keeper::adopt(keeper_socket, config_path).await;
+    let (switch, keel) = keel::new(names, feed, keeper);
     // Any local process may connect; the kernel says who it is, and the server whom it serves.
     let listener = WireListener::bind(&places.vpc_socket(), 0o666)?;
     let resolver = Resolver::new(switch.clone(), Upstreams::new(config.upstream_dns.clone()));

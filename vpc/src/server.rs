@@ -132,21 +132,21 @@ impl Server {
     }
 
     async fn dial(&self, vm: &VmId, port: u16) -> Result<(VpcReply, Vec<OwnedFd>), No> {
-        // Only in the first moments after a start is there anything to wait for.
-        if !self.switch.reached(Generation::default(), SERVER_WAIT).await {
+        // Only in the first moments after a start is there anything to wait for: until its network stands.
+        let there = self.switch.table().ports.contains_key(vm);
+        if !there && !self.switch.reached(Generation::default(), SERVER_WAIT).await {
             return Err(unknown(&self.switch.table(), vm));
         }
         let lost = |live: &LivePort| live.port.asleep && live.queues.is_none();
-        if self.switch.table().ports.get(vm).is_some_and(|live| lost(live)) {
+        if let Some(live) = self.switch.table().ports.get(vm).filter(|live| lost(live)) {
             // The queues ended with the VM's process, and a SYN would find none.
-            let looked = self.switch.look_again(SERVER_WAIT).await;
+            let looked = self.switch.look_again(&live.network, SERVER_WAIT).await;
             debug!(%vm, looked, "looked for the TAP of a sleeping VM");
         }
         let table = self.switch.table();
         let live = table.ports.get(vm).ok_or_else(|| unknown(&table, vm))?;
-        let sockets = table.sockets.as_ref().ok_or_else(|| unknown(&table, vm))?;
         let _waking = if live.port.asleep { Some(Waking::begin(&self.waking, vm)?) } else { None };
-        let socket = dial(&self.switch, sockets, &live.port, port)
+        let socket = dial(&self.switch, live, port)
             .await
             .map_err(|error| No { reason: error.refusal(), message: error.to_string() })?;
         Ok((VpcReply::Dialed, vec![socket]))
@@ -186,9 +186,9 @@ impl Server {
             return Err(No { reason: Refusal::ViewTooOld, message });
         }
         let in_other_hands = |live: &LivePort| live.queues.is_none();
-        if self.switch.table().ports.get(vm).is_some_and(|live| in_other_hands(live)) {
+        if let Some(live) = self.switch.table().ports.get(vm).filter(|live| in_other_hands(live)) {
             // Whoever had the queues may have ended since. If the look comes too late, the answer below is no.
-            let looked = self.switch.look_again(SERVER_WAIT).await;
+            let looked = self.switch.look_again(&live.network, SERVER_WAIT).await;
             debug!(%vm, looked, "looked for a TAP that had another holder");
         }
         let table = self.switch.table();

@@ -154,7 +154,8 @@ fn waits(queue: &OwnedFd) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pure::names::DeviceName;
+    use crate::io::namespace::Inside;
+    use crate::pure::names::{DeviceName, NetworkId};
     use crate::pure::wanted::Port;
     use model::net::MacAddress;
     use std::collections::BTreeSet;
@@ -171,8 +172,12 @@ mod tests {
             queues: 1,
             dialable: BTreeSet::new(),
             asleep,
+            names: Vec::new(),
         };
-        (vm, Arc::new(LivePort { port, queues: Some(Queues::clone(queues)) }))
+        let here = crate::sys::namespace::current().expect("a namespace");
+        let sockets = Inside::start(here).expect("a thread");
+        let (network, queues) = (NetworkId::Default, Some(Queues::clone(queues)));
+        (vm, Arc::new(LivePort { port, network, sockets, queues }))
     }
 
     /// A pipe plays the TAP's queue.

@@ -3,6 +3,7 @@
 
 mod support;
 
+use model::view::NetworkEntry;
 use rand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{Read, Write};
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::guest::Guest;
-use support::{PATIENCE, SERVER, World, assert_same, inside, port, sh, within};
+use support::{PATIENCE, SERVER, World, assert_same, inside, member, port, private, sh, within};
+use tokio::time::timeout;
 use vpc::client::{Refusal, VpcError};
 
 /// Round trips of a guest's connection to the Internet, counted until told to stop.
@@ -24,9 +26,14 @@ struct Transfer {
 
 impl Transfer {
     fn begin(world: &World, guest: &Guest) -> Self {
-        let to = SocketAddr::from((SERVER, 90));
+        Self::between(guest, &world.internet(), SERVER)
+    }
+
+    /// To an address that a namespace has.
+    fn between(guest: &Guest, server: &str, address: Ipv4Addr) -> Self {
+        let to = SocketAddr::from((address, 90));
         let (ready, waiting) = std::sync::mpsc::channel();
-        inside(&world.internet(), move || {
+        inside(server, move || {
             let listener = TcpListener::bind(to).expect("bound");
             ready.send(()).expect("somebody waits");
             let (mut stream, _) = listener.accept().expect("accepted");
@@ -124,6 +131,92 @@ async fn a_transfer_goes_on_while_vpc_is_dead_and_after_it_came_back() {
     }
 }
 
+/// Private networks of the same addresses, each with these two members.
+fn networks(numbers: &[u8]) -> Vec<NetworkEntry> {
+    let members = |number| [[10, 0, 0, 5], [10, 0, 0, 6]].map(|ipv4| member(number, ipv4, &[]));
+    numbers.iter().map(|&number| private(number, "10.0.0.0/24", &members(number))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transfers_of_members_go_on_while_vpc_is_dead_and_after_it_came_back() {
+    let mut world = World::with_networks(vec![], networks(&[1, 2])).await;
+    let [five, six] = [[10, 0, 0, 5], [10, 0, 0, 6]].map(|ipv4| member(1, ipv4, &[]));
+    let (guest, other) = (Guest::boot(&world, &five).await, Guest::boot(&world, &six).await);
+    let (inward, outward) =
+        (Transfer::between(&guest, &other.namespace, six.ipv4), Transfer::begin(&world, &other));
+    inward.goes_on(50).await;
+    outward.goes_on(50).await;
+    let state = world.kernel_state();
+    world.kill();
+    inward.goes_on(50).await;
+    outward.goes_on(50).await;
+    world.start(&[]);
+    world.settled().await;
+    inward.goes_on(50).await;
+    outward.goes_on(50).await;
+    assert_same(&world.kernel_state(), &state, "adopted as it was");
+    assert_eq!(world.host_counter("wrong_source") + world.host_counter("unasked"), 0);
+    assert_eq!(world.tap_of(&five.vm).await.expect("taken over from the keeper").len(), 1);
+    assert!(inward.end() >= 150 && outward.end() >= 150);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_that_leave_the_view_leave_nothing_behind() {
+    let mut world = World::with_networks(vec![port(5, 1, &[])], vec![]).await;
+    let without = world.kernel_state();
+    world.networks = networks(&[1, 2]);
+    world.publish(vec![port(5, 1, &[])]);
+    world.settled().await;
+    let guest = Guest::boot(&world, &member(1, [10, 0, 0, 5], &[])).await;
+    let transfer = Transfer::begin(&world, &guest);
+    transfer.goes_on(5).await;
+    world.networks = networks(&[2]);
+    world.publish(vec![port(5, 1, &[])]);
+    world.settled().await;
+    let one = world.kernel_state();
+    assert!(!one.iter().any(|line| line.contains("vpc-bbb")), "{one:#?}");
+    match world.tap_of(&guest.port.vm).await {
+        Err(VpcError::Refused { reason: Refusal::UnknownVm, .. }) => {}
+        other => panic!("it has no port any more: {other:?}"),
+    }
+    // A network without ports is as good as none.
+    world.networks = vec![private(2, "10.0.0.0/24", &[])];
+    world.publish(vec![port(5, 1, &[])]);
+    world.settled().await;
+    assert_same(&world.kernel_state(), &without, "after the removal of both");
+    // One that goes while nobody is there.
+    world.networks = networks(&[1, 2]);
+    world.publish(vec![port(5, 1, &[])]);
+    world.settled().await;
+    world.kill();
+    world.networks = vec![];
+    world.publish(vec![port(5, 1, &[])]);
+    world.start(&[]);
+    world.settled().await;
+    assert_same(&world.kernel_state(), &without, "after a start with a view without them");
+    drop((guest, transfer));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_teardown_removes_networks_that_no_view_names_any_more() {
+    let mut world = World::new();
+    let untouched = without_forwarding(world.kernel_state());
+    world.networks = networks(&[1, 2, 3]);
+    world.publish(vec![port(5, 1, &[])]);
+    world.start(&[]);
+    world.settled().await;
+    world.kill();
+    world.networks = networks(&[4]);
+    world.publish(vec![]);
+    // One whose name somebody has removed: its link is still there, as long as somebody is in it.
+    let lost = world.private(&networks(&[2])[0].vpc);
+    let somebody = std::fs::File::open(format!("/run/netns/{lost}")).expect("namespace");
+    sh(&format!("ip netns del {lost}"));
+    assert!(world.run(&["--teardown"]).success());
+    assert_same(&without_forwarding(world.kernel_state()), &untouched, "after teardown");
+    drop(somebody);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn frames_for_a_sleeping_vm_wait_in_its_queue_even_through_a_restart() {
     let ports = vec![port(5, 1, &[8000])];
@@ -202,7 +295,8 @@ async fn dies_at(world: &mut World, n: u64) -> bool {
             world.process = None;
             return true;
         }
-        if let Ok(status) = world.client().status().await
+        // A client waits for a vpc that restarts, which this one does not.
+        if let Ok(Ok(status)) = timeout(Duration::from_millis(200), world.client().status()).await
             && status.generation.0 == world.generation
         {
             return false;
@@ -215,6 +309,7 @@ async fn dies_at(world: &mut World, n: u64) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_at_every_border_is_repaired() {
     let mut world = World::new();
+    world.networks = networks(&[1]);
     world.publish(vec![port(5, 1, &[]), port(6, 2, &[])]);
     let untouched = without_forwarding(world.kernel_state());
     world.start(&[]);
@@ -229,27 +324,31 @@ async fn a_kill_at_every_border_is_repaired() {
         world.settled().await;
         assert_same(&world.kernel_state(), &reference, &format!("after a kill at border {borders}"));
         world.kill();
-        let cut = (borders % 8 + 1).to_string();
+        let cut = (borders % 17 + 1).to_string();
         world.run(&["--teardown", "--abort-after-step", &cut]);
         assert!(world.run(&["--teardown"]).success());
         assert_same(&without_forwarding(world.kernel_state()), &untouched, &format!("teardown cut at {cut}"));
     }
-    assert!(borders > 20, "only {borders} borders");
+    assert!(borders > 50, "only {borders} borders");
     eprintln!("killed at each of {borders} borders of the making");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_at_every_border_of_a_change_is_repaired() {
     let (before, after) = (vec![port(5, 1, &[]), port(6, 1, &[])], vec![port(6, 1, &[]), port(7, 1, &[])]);
-    let mut world = World::with_ports(before.clone()).await;
+    let (networks_before, networks_after) = (networks(&[1, 2]), networks(&[2, 3]));
+    let mut world = World::with_networks(before.clone(), networks_before.clone()).await;
+    world.networks.clone_from(&networks_after);
     world.publish(after.clone());
     world.settled().await;
     let reference = world.kernel_state();
     let mut killed = 0;
     loop {
+        world.networks.clone_from(&networks_before);
         world.publish(before.clone());
         world.settled().await;
         world.kill();
+        world.networks.clone_from(&networks_after);
         world.publish(after.clone());
         if !dies_at(&mut world, killed + 1).await {
             break;
@@ -259,7 +358,7 @@ async fn a_kill_at_every_border_of_a_change_is_repaired() {
         world.settled().await;
         assert_same(&world.kernel_state(), &reference, &format!("after a kill at border {killed}"));
     }
-    assert!(killed > 15, "only {killed} borders");
+    assert!(killed > 50, "only {killed} borders");
     eprintln!("killed at each of {killed} borders of the change");
 }
 
@@ -270,6 +369,8 @@ async fn kills_at_random_moments_are_repaired() {
     for round in 0..8 {
         let ports =
             (5..9).filter(|_| rand::rng().random()).map(|last| port(last, 1 + last % 2, &[])).collect();
+        let kept: Vec<u8> = (1..4).filter(|_| rand::rng().random()).collect();
+        world.networks = networks(&kept);
         world.publish(ports);
         world.start(&[]);
         // The moment is what is tried: nothing to wait for.
@@ -278,6 +379,7 @@ async fn kills_at_random_moments_are_repaired() {
         world.kill();
         eprintln!("round {round}: killed after {moment:?}");
     }
+    world.networks = networks(&[1, 4]);
     world.publish(last.clone());
     world.start(&[]);
     world.settled().await;

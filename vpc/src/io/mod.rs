@@ -9,3 +9,4 @@ pub mod nft;
 pub mod observe;
 pub mod ports;
 pub mod settings;
+pub mod uplink;

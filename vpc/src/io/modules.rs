@@ -16,13 +16,14 @@ const PROGRAMS: [&str; 2] = ["/usr/sbin/modprobe", "/sbin/modprobe"];
 /// Longest that loading may take; after it the kernel loads what is missing by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the rules, devices and messages of this process use and Debian's kernels have as modules.
-const MODULES: [&str; 10] = [
+const MODULES: [&str; 11] = [
     "tun",
     "veth",
     "nf_tables",
     "nft_ct",
     "nft_objref",
     "nft_limit",
+    "nft_reject_inet",
     "nft_fib_inet",
     "nft_masq",
     "nft_chain_nat",

@@ -27,8 +27,8 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// What can go wrong with a namespace.
 #[derive(Debug, Error)]
 pub enum NamespaceError {
-    /// The folder of names cannot be made or shared.
-    #[error("{FOLDER} cannot be prepared: {0}")]
+    /// The folder of names cannot be made, shared or read.
+    #[error("{FOLDER} cannot be read or prepared: {0}")]
     Folder(#[source] io::Error),
     /// It cannot be made.
     #[error("network namespace {path} cannot be made: {source}")]
@@ -104,6 +104,21 @@ pub fn open(name: &str) -> Result<Option<OwnedFd>, NamespaceError> {
     };
     let kind = rustix::fs::fstatfs(&file).map_err(failed)?.f_type;
     Ok((kind == NSFS_MAGIC).then_some(file))
+}
+
+/// The names that there are; empty files that should be namespaces count, too.
+///
+/// # Errors
+/// When the folder is there and cannot be read.
+pub fn all() -> Result<Vec<String>, NamespaceError> {
+    let entries = match std::fs::read_dir(FOLDER) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(NamespaceError::Folder(error)),
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    let names = names.collect::<io::Result<Vec<_>>>().map_err(NamespaceError::Folder)?;
+    Ok(names.into_iter().flatten().collect())
 }
 
 /// Removes the name; the namespace and all devices in it end with its last user. Nothing happens when it is not there.

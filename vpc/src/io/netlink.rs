@@ -39,6 +39,9 @@ pub enum NetlinkError {
         /// Why not.
         source: rtnetlink::Error,
     },
+    /// A device that was there a moment ago is not.
+    #[error("device {0} is not there")]
+    NoDevice(String),
     /// The namespace's thread does not serve.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
@@ -128,6 +131,14 @@ impl Netlink {
             Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == NO_SUCH_DEVICE => Ok(None),
             Err(source) => Err(refused("looking for a device")(source)),
         }
+    }
+
+    /// The device of this name, which must be there.
+    ///
+    /// # Errors
+    /// When it is not, or the kernel refuses.
+    pub async fn need(&self, name: &str) -> Result<Link, NetlinkError> {
+        self.link(name).await?.ok_or_else(|| NetlinkError::NoDevice(name.to_owned()))
     }
 
     /// IPv4 routes of the main table that lead over one device.

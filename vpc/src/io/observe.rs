@@ -2,11 +2,12 @@
 
 use crate::io::network::{Network, NetworkError};
 use crate::io::nft::{self, Where};
+use crate::keeper::Keeper;
 use crate::pure::names::{DeviceName, TABLE};
 use crate::pure::plan::{Seen, SeenTap};
 use crate::pure::wanted::Port;
 use model::net::MacAddress;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,11 +15,9 @@ use std::sync::Arc;
 /// A TAP's queues.
 pub type Queues = Arc<Vec<OwnedFd>>;
 
-/// What only this process knows.
+/// What only this process knows of a network.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
-    /// Queues of TAPs.
-    pub queues: HashMap<DeviceName, Queues>,
     /// Chains that this process wrote, and what they admit.
     pub filters: BTreeMap<DeviceName, (MacAddress, Ipv4Addr)>,
     /// Chains that are there, as far as is known; none when the kernel must be asked (again).
@@ -43,7 +42,7 @@ impl Memory {
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub async fn observe(network: &Network, memory: &mut Memory) -> Result<Seen, NetworkError> {
+pub async fn observe(network: &Network, memory: &mut Memory, keeper: &Keeper) -> Result<Seen, NetworkError> {
     let (links, routes) = (network.netlink.links().await?, network.netlink.routes().await?);
     let neighbours = network.netlink.neighbours().await?;
     let chains = match memory.chains.take() {
@@ -54,7 +53,7 @@ pub async fn observe(network: &Network, memory: &mut Memory) -> Result<Seen, Net
     memory.chains = Some(chains.clone());
     let taps = links.into_iter().filter_map(|link| {
         let device = DeviceName::parse(&link.name)?;
-        let held = memory.queues.get(&device).map_or(0, |queues| queues.len());
+        let held = keeper.queues(&device).map_or(0, |queues| queues.len());
         let over = routes.iter().filter(|route| route.device == link.index && route.prefix == 32);
         let on = neighbours.iter().filter(|(index, _, _)| *index == link.index);
         let tap = SeenTap {

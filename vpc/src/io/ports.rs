@@ -29,8 +29,8 @@ pub async fn execute(
     debug!(?step, "step");
     let inside = &network.inside;
     match step {
-        Step::CreateTap(port) => open(network, memory, keeper, port, Opening::New).await?,
-        Step::AttachTap(port) => open(network, memory, keeper, port, Opening::Existing).await?,
+        Step::CreateTap(port) => open(network, keeper, port, Opening::New).await?,
+        Step::AttachTap(port) => open(network, keeper, port, Opening::Existing).await?,
         Step::DressTap(port) => dress(network, port).await?,
         Step::FilterPorts(ports) => {
             let text = ports.iter().map(rules::port).collect();
@@ -48,11 +48,7 @@ pub async fn execute(
             let device = index(network, &port.device).await?;
             network.netlink.add_neighbour(device, port.ipv4, port.mac).await?;
         }
-        Step::RemoveTap(device) => {
-            memory.queues.remove(device);
-            keeper.forget(device, &memory.queues).await;
-            network.netlink.remove(index(network, device).await?).await?;
-        }
+        Step::RemoveTap(device) => network.netlink.remove(index(network, device).await?).await?,
         Step::DropFilters(devices) => {
             let text = devices.iter().map(|device| rules::without_port(device.as_str())).collect();
             nft::apply(Where::Network(inside), text).await?;
@@ -73,7 +69,6 @@ pub async fn execute(
 
 async fn open(
     network: &Network,
-    memory: &mut Memory,
     keeper: &mut Keeper,
     port: &Port,
     opening: Opening,
@@ -83,8 +78,7 @@ async fn open(
     let device = port.device.to_string();
     let queues = Arc::new(opened.map_err(|source| NetworkError::Tap { device, source })?);
     chaos::border();
-    memory.queues.insert(port.device.clone(), queues);
-    keeper.keep(&port.device, &memory.queues).await;
+    keeper.keep(&port.device, queues).await;
     Ok(())
 }
 
@@ -96,6 +90,5 @@ async fn dress(network: &Network, port: &Port) -> Result<(), NetworkError> {
 }
 
 async fn index(network: &Network, device: &DeviceName) -> Result<u32, NetworkError> {
-    let link = network.netlink.link(device.as_str()).await?;
-    Ok(link.ok_or_else(|| NetworkError::NoDevice(device.to_string()))?.index)
+    Ok(network.netlink.need(device.as_str()).await?.index)
 }

@@ -5,6 +5,7 @@
 //! guest's own id.
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
 use thiserror::Error;
 
 /// Largest message over UDP that we ask name servers for and give to guests: never fragmented (RFC 9715).
@@ -78,6 +79,24 @@ pub fn read_question(bytes: &[u8]) -> Result<Question, Unasked> {
 }
 
 impl Question {
+    /// What is asked about, as the guest wrote it.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.query.name
+    }
+
+    /// Which records are asked for.
+    #[must_use]
+    pub fn kind(&self) -> RecordType {
+        self.query.query_type
+    }
+
+    /// Of which class.
+    #[must_use]
+    pub fn class(&self) -> DNSClass {
+        self.query.query_class
+    }
+
     /// The same question under another id, for a name server.
     #[must_use]
     pub fn for_upstream(&self, id: u16) -> Option<Vec<u8>> {
@@ -124,6 +143,26 @@ impl Question {
     /// Says that there is no answer.
     #[must_use]
     pub fn failed(&self, code: ResponseCode) -> Option<Vec<u8>> {
+        self.reply(code).to_vec().ok()
+    }
+
+    /// An answer that is ours to give: records, or that the name is not there. It may not be kept then, as nothing says
+    /// for how long (RFC 2308 section 5).
+    #[must_use]
+    pub fn answer(&self, records: Result<Vec<Record>, ResponseCode>) -> Option<Vec<u8>> {
+        let (code, records) = match records {
+            Ok(records) => (ResponseCode::NoError, records),
+            Err(code) => (code, Vec::new()),
+        };
+        let mut message = self.reply(code);
+        message.metadata.authoritative = true;
+        for record in records {
+            message.add_answer(record);
+        }
+        message.to_vec().ok()
+    }
+
+    fn reply(&self, code: ResponseCode) -> Message {
         let mut message = Message::error_msg(self.id, OpCode::Query, code);
         message.metadata.recursion_desired = self.recursion;
         message.metadata.recursion_available = true;
@@ -131,7 +170,7 @@ impl Question {
         if let Some((_, dnssec)) = self.edns {
             message.set_edns(edns(dnssec));
         }
-        message.to_vec().ok()
+        message
     }
 }
 

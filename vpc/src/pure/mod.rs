@@ -6,6 +6,8 @@ pub mod dns;
 pub mod names;
 pub mod plan;
 pub mod rules;
+pub mod schedule;
 pub mod sleepers;
 pub mod transfer;
 pub mod wanted;
+pub mod zone;

@@ -1,6 +1,6 @@
-//! Names of what vpc makes in the kernel. All of them begin with the appliance's prefix or stand in its namespace.
+//! Names of what vpc makes in the kernel. All of them begin with the appliance's prefix or stand in its namespaces.
 
-use model::id::VmId;
+use model::id::{VmId, VpcId};
 use std::fmt;
 use thiserror::Error;
 
@@ -18,12 +18,38 @@ const TAP_LETTER: char = 't';
 /// Characters of the VM's id in the name of its TAP.
 const TAP_ID_CHARS: usize = MAX_DEVICE_CHARS - 1;
 
+/// Behind the prefix, the default network's part of a namespace's name.
+const DEFAULT: &str = "default";
+/// Behind the prefix, the end of the name of the default network's link to the host.
+const DEFAULT_UPLINK: &str = "up";
+/// Characters of a VPC's id in the name of its link to the host: what is left of [`MAX_DEVICE_CHARS`] behind the longest
+/// prefix and a hyphen.
+const UPLINK_ID_CHARS: usize = MAX_DEVICE_CHARS - MAX_PREFIX_CHARS - 1;
+
+/// Which network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NetworkId {
+    /// Of the VMs that are in no private network.
+    Default,
+    /// A private one.
+    Private(VpcId),
+}
+
+impl fmt::Display for NetworkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str(DEFAULT),
+            Self::Private(vpc) => f.write_str(vpc.as_str()),
+        }
+    }
+}
+
 /// The prefix cannot be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("the prefix must be one to four characters of a-z and 0-9 and begin with a letter, got {0:?}")]
 pub struct PrefixError(String);
 
-/// The names of one network.
+/// The names of one appliance's networks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
     prefix: String,
@@ -45,16 +71,45 @@ impl Names {
         }
     }
 
-    /// The network's namespace, as `ip netns` shows it.
+    /// A network's namespace, as `ip netns` shows it.
     #[must_use]
-    pub fn namespace(&self) -> String {
-        format!("{}-default", self.prefix)
+    pub fn namespace(&self, network: &NetworkId) -> String {
+        format!("{}-{network}", self.prefix)
     }
 
-    /// The host's end of the link to the namespace.
+    /// Reads the name of a namespace back; none when it is not that of a network of ours.
     #[must_use]
-    pub fn host_uplink(&self) -> String {
-        format!("{}-up", self.prefix)
+    pub fn network_of_namespace(&self, name: &str) -> Option<NetworkId> {
+        match self.behind_prefix(name)? {
+            DEFAULT => Some(NetworkId::Default),
+            rest => rest.parse().ok().map(NetworkId::Private),
+        }
+    }
+
+    /// The host's end of a network's link to it. Two VPCs whose ids begin with the same ten characters would have the
+    /// same one, so only one of them is served.
+    #[must_use]
+    pub fn host_uplink(&self, network: &NetworkId) -> String {
+        let end: String = match network {
+            NetworkId::Default => DEFAULT_UPLINK.to_owned(),
+            NetworkId::Private(vpc) => uplink_end(vpc),
+        };
+        format!("{}-{end}", self.prefix)
+    }
+
+    /// Whether that is what the host's end of the link of some network of ours is called.
+    #[must_use]
+    pub fn is_host_uplink(&self, name: &str) -> bool {
+        self.behind_prefix(name).is_some_and(|end| {
+            let plain = end.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+            end == DEFAULT_UPLINK || plain && end.len() == UPLINK_ID_CHARS
+        })
+    }
+
+    /// All of those, as nft writes a pattern for device names. No other prefix's match, since none has a hyphen.
+    #[must_use]
+    pub fn host_uplinks(&self) -> String {
+        format!("{}-*", self.prefix)
     }
 
     /// The table in the host's namespace.
@@ -63,11 +118,16 @@ impl Names {
         format!("{}_host", self.prefix)
     }
 
-    /// The prefix itself.
-    #[must_use]
-    pub fn prefix(&self) -> &str {
-        &self.prefix
+    fn behind_prefix<'a>(&self, name: &'a str) -> Option<&'a str> {
+        name.strip_prefix(&self.prefix)?.strip_prefix('-')
     }
+}
+
+/// Of a VPC's id, what the name of its link to the host ends in.
+#[must_use]
+pub fn uplink_end(vpc: &VpcId) -> String {
+    let random = vpc.as_str().len() - VpcId::RANDOM_CHARS;
+    vpc.as_str().chars().skip(random).take(UPLINK_ID_CHARS).collect()
 }
 
 /// A TAP's name: a letter and the first fourteen characters of the VM's id, so that an operator reads the one from
@@ -118,13 +178,36 @@ mod tests {
     #[test]
     fn prefixes_are_checked() {
         let names = Names::new("gh01").expect("good");
-        assert!(names.host_uplink().len() <= MAX_DEVICE_CHARS);
+        assert_eq!(names.host_uplink(&NetworkId::Default), "gh01-up");
         for bad in ["", "gh012", "1gh", "G", "a-b", "a b", "é", "../x"] {
             assert!(Names::new(bad).is_err(), "{bad}");
         }
     }
 
     proptest! {
+        #[test]
+        fn names_of_networks_fit_and_are_read_back(bytes: [u8; 20], prefix in "[a-z][a-z0-9]{0,3}") {
+            let names = Names::new(&prefix).expect("good");
+            for network in [NetworkId::Default, NetworkId::Private(VpcId::from_random(bytes))] {
+                let (namespace, uplink) = (names.namespace(&network), names.host_uplink(&network));
+                prop_assert_eq!(names.network_of_namespace(&namespace), Some(network));
+                prop_assert!(uplink.len() <= MAX_DEVICE_CHARS);
+                prop_assert!(names.is_host_uplink(&uplink));
+                let other = Names::new(if prefix == "gh" { "g" } else { "gh" }).expect("good");
+                prop_assert_eq!(other.network_of_namespace(&namespace), None);
+                prop_assert!(!other.is_host_uplink(&uplink));
+            }
+        }
+
+        #[test]
+        fn what_others_made_is_not_taken_for_ours(text in "(gh-)?[a-z0-9-]{0,26}") {
+            let names = Names::new("gh").expect("good");
+            if let Some(network) = names.network_of_namespace(&text) {
+                prop_assert_eq!(names.namespace(&network), text.clone());
+            }
+            prop_assert!(!names.is_host_uplink(&text) || text.len() <= MAX_DEVICE_CHARS);
+        }
+
         #[test]
         fn device_names_fit_and_are_read_back(bytes: [u8; 20]) {
             let name = DeviceName::of(&VmId::from_random(bytes));

@@ -1,4 +1,4 @@
-//! What must be done to bring the ports from how they are to how they are wanted.
+//! What must be done to bring a network's ports from how they are to how they are wanted.
 //!
 //! ```text
 //!   (absent) ─CreateTap─► down, bare ─DressTap─► down, named ─FilterPorts─► guarded ─RaiseTap─► up
@@ -9,7 +9,7 @@
 //! before its filter stands.
 
 use crate::pure::names::DeviceName;
-use crate::pure::wanted::{Port, Wanted};
+use crate::pure::wanted::{Port, WantedNetwork};
 use model::net::{GATEWAY_MAC, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -68,7 +68,7 @@ pub enum Step {
     AddRoute(Port),
     /// The guest's neighbour entry.
     AddNeighbour(Port),
-    /// Removes the device with its routes and neighbours, and lets its queues go.
+    /// Removes the device with its routes and neighbours.
     RemoveTap(DeviceName),
     /// Removes chains, in one transaction.
     DropFilters(Vec<DeviceName>),
@@ -78,7 +78,7 @@ pub enum Step {
 
 /// Plans. Empty when all is as wanted.
 #[must_use]
-pub fn plan(wanted: &Wanted, seen: &Seen) -> Vec<Step> {
+pub fn plan(wanted: &WantedNetwork, seen: &Seen) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut chains: Vec<DeviceName> = Vec::new();
     let mut addresses = Vec::new();
@@ -160,7 +160,7 @@ fn connect(port: &Port, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::id::{Generation, VmId};
+    use model::id::VmId;
     use proptest::prelude::*;
 
     fn port(number: u8, last: u8, queues: u8) -> Port {
@@ -174,15 +174,14 @@ mod tests {
             queues,
             dialable: BTreeSet::new(),
             asleep: false,
+            names: Vec::new(),
         }
     }
 
-    fn wanted(ports: Vec<Port>) -> Wanted {
-        Wanted {
-            generation: Generation(1),
-            network: "10.201.0.0/16".parse().expect("network"),
+    fn wanted(ports: Vec<Port>) -> WantedNetwork {
+        WantedNetwork {
+            range: "10.201.0.0/16".parse().expect("network"),
             ports: ports.into_iter().map(|port| (port.device.clone(), port)).collect(),
-            rejected: Vec::new(),
         }
     }
 
@@ -249,7 +248,7 @@ mod tests {
         }
     }
 
-    fn in_service(seen: &Seen, wanted: &Wanted) -> bool {
+    fn in_service(seen: &Seen, wanted: &WantedNetwork) -> bool {
         seen.taps.keys().eq(wanted.ports.keys())
             && seen.filters.keys().eq(wanted.ports.keys())
             && wanted.ports.values().all(|port| {

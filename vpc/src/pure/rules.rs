@@ -38,6 +38,7 @@ pub const PORT_COUNTERS: [&str; 5] =
 /// Counters of the network (family inet, in the namespace).
 pub const NETWORK_COUNTERS: [&str; 9] = [
     "invalid",
+    // Of the default network alone.
     "to_other_vm",
     "to_link_local",
     "to_private_range",
@@ -50,9 +51,27 @@ pub const NETWORK_COUNTERS: [&str; 9] = [
 /// Counters in the host's namespace (family inet).
 pub const HOST_COUNTERS: [&str; 5] = ["to_host", "to_private_range", "unasked", "wrong_source", "ipv6"];
 
-/// The namespace's rules that do not depend on its ports, and the empty table for those that do.
+/// Who reaches whom inside a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inward {
+    /// Nobody reaches another: the default network.
+    Apart,
+    /// All are members: a private network.
+    Together,
+}
+
+/// The link of one network, as the host sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The host's end.
+    pub device: String,
+    /// The pair of addresses.
+    pub transfer: Transfer,
+}
+
+/// The rules of a namespace that do not depend on its ports, and the empty table for those that do.
 #[must_use]
-pub fn network(network: Ipv4Cidr) -> String {
+pub fn network(network: Ipv4Cidr, inward: Inward) -> String {
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
     text.push_str(&table_with_counters("inet", TABLE, &NETWORK_COUNTERS));
     let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
@@ -68,10 +87,17 @@ pub fn network(network: Ipv4Cidr) -> String {
         "add rule inet T mark_in meta mark != 0 ct mark set meta mark".to_owned(),
         chain("inet", "mark_out", "filter hook output priority mangle; policy accept;"),
         "add rule inet T mark_out meta mark != 0 ct mark set meta mark".to_owned(),
+        chain("inet", "untrack", "filter hook prerouting priority raw; policy accept;"),
         chain("inet", "forward", "filter hook forward priority filter; policy drop;"),
     ];
     push(&mut text, TABLE, &lines);
-    push(&mut text, TABLE, &forward_rules(network));
+    if inward == Inward::Together {
+        // What members say to each other passes in any state, so none is kept: no table that they could fill, and no
+        // flow of two ports, which could carry one mark only.
+        let rule = format!("add rule inet T untrack meta mark != 0 ip daddr {network} notrack");
+        push(&mut text, TABLE, &[rule]);
+    }
+    push(&mut text, TABLE, &forward_rules(network, inward));
     push(&mut text, TABLE, &input_rules());
     text
 }
@@ -110,22 +136,35 @@ pub fn without_port(device: &str) -> String {
     )
 }
 
-/// The rules in the host's namespace, in a table of our own; other tables are not touched.
+/// The rules in the host's namespace for all networks, in a table of our own; other tables are not touched. Two chains and
+/// a set for all, so that the host's own packets pass no more rules for a hundred networks than for one.
 #[must_use]
-pub fn host(names: &Names, transfer: Transfer) -> String {
-    let (table, uplink) = (names.host_table(), names.host_uplink());
+pub fn host(names: &Names, links: &[Link]) -> String {
+    let (table, uplinks) = (names.host_table(), names.host_uplinks());
     let mut text = table_with_counters("inet", &table, &HOST_COUNTERS);
     let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
-    let inner = transfer.inner();
-    let from = format!("iifname \"{uplink}\"");
-    let lines = [
+    let from = format!("iifname \"{uplinks}\"");
+    let mut lines = vec![
         "add set inet T private_ranges { type ipv4_addr; flags interval; }".to_owned(),
         "flush set inet T private_ranges".to_owned(),
         format!("add element inet T private_ranges {{ {ranges} }}"),
+        "add set inet T links { type ifname . ipv4_addr; }".to_owned(),
+        "flush set inet T links".to_owned(),
+        "add set inet T inner_ends { type ipv4_addr; }".to_owned(),
+        "flush set inet T inner_ends".to_owned(),
+    ];
+    if !links.is_empty() {
+        let pair = |link: &Link| format!("\"{}\" . {}", link.device, link.transfer.inner());
+        let pairs: Vec<String> = links.iter().map(pair).collect();
+        let inner: Vec<String> = links.iter().map(|link| link.transfer.inner().to_string()).collect();
+        lines.push(format!("add element inet T links {{ {} }}", pairs.join(", ")));
+        lines.push(format!("add element inet T inner_ends {{ {} }}", inner.join(", ")));
+    }
+    lines.extend([
         // Before anyone's destination NAT: a port published on one of the host's addresses is the host's too.
         chain("inet", "guard", "filter hook prerouting priority mangle; policy accept;"),
         format!("add rule inet T guard {from} meta nfproto ipv6 counter name ipv6 drop"),
-        format!("add rule inet T guard {from} ip saddr != {inner} counter name wrong_source drop"),
+        format!("add rule inet T guard {from} iifname . ip saddr != @links counter name wrong_source drop"),
         format!(
             "add rule inet T guard {from} fib daddr type {{ local, broadcast, anycast, multicast }} \
              counter name to_host drop"
@@ -135,13 +174,13 @@ pub fn host(names: &Names, transfer: Transfer) -> String {
         chain("inet", "forward", "filter hook forward priority filter; policy accept;"),
         format!("add rule inet T forward {from} ip daddr @private_ranges counter name to_private_range drop"),
         format!(
-            "add rule inet T forward oifname \"{uplink}\" ct state != {{ established, related }} \
+            "add rule inet T forward oifname \"{uplinks}\" ct state != {{ established, related }} \
              counter name unasked drop"
         ),
         format!("add rule inet T forward {from} {CLAMP}"),
         chain("inet", "translate", "nat hook postrouting priority srcnat; policy accept;"),
-        format!("add rule inet T translate ip saddr {inner} oifname != \"{uplink}\" masquerade"),
-    ];
+        format!("add rule inet T translate ip saddr @inner_ends oifname != \"{uplinks}\" masquerade"),
+    ]);
     push(&mut text, &table, &lines);
     text
 }
@@ -156,16 +195,21 @@ pub fn without_host(names: &Names) -> String {
 /// A SYN says no larger segment than the path's first link takes (RFC 4459 section 3.2 says why).
 const CLAMP: &str = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
 
-fn forward_rules(network: Ipv4Cidr) -> Vec<String> {
+fn forward_rules(network: Ipv4Cidr, inward: Inward) -> Vec<String> {
+    let (to_port, to_nobody) = match inward {
+        Inward::Apart => ("counter name to_other_vm drop", "drop"),
+        // A member that is not there is worth a word, so that a guest need not wait for one.
+        Inward::Together => ("accept", "reject with icmp type host-unreachable"),
+    };
     let rules = [
         "ct state invalid counter name invalid drop".to_owned(),
         CLAMP.to_owned(),
         format!("iifname \"{INNER_UPLINK}\" ct state established,related accept"),
         format!("iifname \"{INNER_UPLINK}\" counter name unasked drop"),
         "meta mark 0 counter name not_from_a_port drop".to_owned(),
-        format!("oifname != \"{INNER_UPLINK}\" counter name to_other_vm drop"),
+        format!("oifname != \"{INNER_UPLINK}\" {to_port}"),
         "ip daddr 169.254.0.0/16 counter name to_link_local drop".to_owned(),
-        format!("ip daddr {network} counter name to_own_network drop"),
+        format!("ip daddr {network} counter name to_own_network {to_nobody}"),
         "ip daddr @private_ranges counter name to_private_range drop".to_owned(),
         "accept".to_owned(),
     ];
@@ -231,8 +275,8 @@ fn push(text: &mut String, table: &str, lines: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pure::names::DeviceName;
-    use model::id::VmId;
+    use crate::pure::names::{DeviceName, NetworkId};
+    use model::id::{VmId, VpcId};
     use model::net::MacAddress;
     use std::collections::BTreeSet;
     use std::net::Ipv4Addr;
@@ -248,17 +292,28 @@ mod tests {
             queues: 1,
             dialable: BTreeSet::new(),
             asleep: false,
+            names: Vec::new(),
         }
     }
 
     #[test]
     fn every_counter_has_a_rule_and_every_rule_a_known_counter() {
         let names = Names::new("gh").expect("prefix");
-        let transfer = Transfer::choose("gh", &[]).expect("free");
+        let link = |network: &NetworkId, taken: &[Ipv4Cidr]| {
+            let device = names.host_uplink(network);
+            Link { transfer: Transfer::choose(&device, taken).expect("free"), device }
+        };
+        let links =
+            [link(&NetworkId::Default, &[]), link(&NetworkId::Private(VpcId::from_random([1; 20])), &[])];
+        let range: Ipv4Cidr = "10.201.0.0/16".parse().expect("network");
+        // In a private network one VM may reach another.
+        let together: Vec<_> = NETWORK_COUNTERS.into_iter().filter(|name| *name != "to_other_vm").collect();
         let texts = [
-            (network("10.201.0.0/16".parse().expect("network")), NETWORK_COUNTERS.as_slice()),
+            (network(range, Inward::Apart), NETWORK_COUNTERS.as_slice()),
+            (network(range, Inward::Together), &together),
             (port(&port_of([1; 20])), PORT_COUNTERS.as_slice()),
-            (host(&names, transfer), HOST_COUNTERS.as_slice()),
+            (host(&names, &links), HOST_COUNTERS.as_slice()),
+            (host(&names, &[]), HOST_COUNTERS.as_slice()),
         ];
         for (text, counters) in texts {
             let used: BTreeSet<&str> = text
@@ -268,11 +323,25 @@ mod tests {
                 .collect();
             assert_eq!(used, counters.iter().copied().collect(), "{text}");
             assert!(
-                !text.lines().any(|line| line.contains(" drop")
+                !text.lines().any(|line| (line.contains(" drop") || line.contains(" reject"))
                     && !line.contains("counter name")
                     && !line.contains("policy")),
                 "a drop without a reason: {text}"
             );
         }
+    }
+
+    #[test]
+    fn only_members_of_a_private_network_pass_to_each_other() {
+        let range = "10.201.0.0/16".parse().expect("network");
+        let (apart, together) = (network(range, Inward::Apart), network(range, Inward::Together));
+        let passes = format!("add rule inet gatehouse forward oifname != \"{INNER_UPLINK}\" accept");
+        assert!(together.lines().any(|line| line == passes), "{together}");
+        assert!(
+            !apart.contains(&passes) && !apart.contains("notrack") && !apart.contains("reject"),
+            "{apart}"
+        );
+        let differ = apart.lines().filter(|line| !together.lines().any(|other| other == *line)).count();
+        assert_eq!(differ, 2, "the two networks differ in nothing else");
     }
 }

@@ -1,4 +1,4 @@
-//! The two addresses of the link between a namespace and its host, chosen so that they collide with nothing there.
+//! The two addresses of the link between a network's namespace and the host, chosen so that they collide with nothing there.
 //!
 //! They come from the link-local range (RFC 3927), where no route of an operator leads; the kernel forwards it all
 //! the same, and every packet is translated to and from them.
@@ -37,12 +37,12 @@ impl Transfer {
         (bits & 1 == 0 && (FIRST..FIRST + 2 * PAIRS).contains(&bits)).then_some(Self { low: bits })
     }
 
-    /// Chooses the first free pair, beginning at a place that depends on the prefix, so that two appliances that
+    /// Chooses the first free pair, beginning at a place that depends on the link's name, so that two appliances that
     /// start at once do not choose the same. None when all are taken.
     #[must_use]
-    pub fn choose(prefix: &str, taken: &[Ipv4Cidr]) -> Option<Self> {
+    pub fn choose(link: &str, taken: &[Ipv4Cidr]) -> Option<Self> {
         // FNV-1a, 32 bits: any spread will do.
-        let start = prefix
+        let start = link
             .bytes()
             .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         (0..PAIRS).map(|step| Self { low: FIRST + 2 * ((start % PAIRS + step) % PAIRS) }).find(|pair| {
@@ -58,15 +58,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_choice_is_free_and_is_read_back(prefix in "[a-z0-9]{1,4}", taken in proptest::collection::vec((0u8..=255, 24u8..=32), 0..20)) {
+        fn the_choice_is_free_and_is_read_back(link in "[a-z0-9]{1,4}-[a-z0-9]{2,10}", taken in proptest::collection::vec((0u8..=255, 24u8..=32), 0..20)) {
             let taken: Vec<Ipv4Cidr> = taken
                 .into_iter()
                 .map(|(third, prefix)| format!("169.254.{third}.0/{prefix}").parse().expect("network"))
                 .collect();
-            let pair = Transfer::choose(&prefix, &taken).expect("some are free");
+            let pair = Transfer::choose(&link, &taken).expect("some are free");
             prop_assert!(!taken.iter().any(|range| range.contains(pair.host()) || range.contains(pair.inner())));
             prop_assert_eq!(Transfer::of_host(pair.host()), Some(pair));
             prop_assert_eq!(Transfer::of_host(pair.inner()), None);
+        }
+    }
+
+    #[test]
+    fn there_is_a_pair_for_every_network() {
+        let mut taken: Vec<Ipv4Cidr> = Vec::new();
+        for number in 0..=crate::pure::wanted::MAX_NETWORKS {
+            let pair = Transfer::choose(&format!("gh-{number}"), &taken).expect("one is free");
+            taken.push(format!("{}/31", pair.host()).parse().expect("network"));
         }
     }
 

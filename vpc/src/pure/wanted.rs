@@ -1,18 +1,36 @@
 //! What a view asks for, checked: an entry that cannot be served is left out alone, with its reason.
 
-use crate::pure::names::DeviceName;
-use model::id::{Generation, VmId};
+use crate::pure::names::{DeviceName, NetworkId, uplink_end};
+use model::id::{Generation, VmId, VpcId};
 use model::net::{GATEWAY_IPV4, GATEWAY_MAC, Ipv4Cidr, MacAddress};
-use model::view::{PortEntry, VpcView};
+use model::view::{NetworkEntry, PortEntry, VpcView};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 use thiserror::Error;
 
 /// Most queue pairs of a TAP: their descriptors travel in one message.
 pub const MAX_QUEUES: u8 = 8;
-/// Most ports of one network: each costs a device, a chain and eight descriptors at most, as many again while its VM
+/// Most ports of all networks: each costs a device, a chain and eight descriptors at most, as many again while its VM
 /// sleeps, and the process may hold about 65,000 of those.
 pub const MAX_PORTS: usize = 4096;
+/// Most private networks that have a port: each costs two threads and five descriptors here, a namespace and two devices,
+/// and 70 ms of a start, of which its ports see nothing when they stand already.
+pub const MAX_NETWORKS: usize = 512;
+/// Most names of one port: its VM's own, and a few more.
+pub const MAX_NAMES: usize = 8;
+/// Longest label of a name (RFC 1035 section 2.3.4).
+const MAX_LABEL_CHARS: usize = 63;
+/// What no host may have for an address, or what a kernel treats as no other range. A network over any of it cannot be
+/// routed.
+const UNROUTABLE: [(Ipv4Addr, u8); 5] = [
+    (Ipv4Addr::UNSPECIFIED, 8),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    // The gateway, metadata and the links to the host.
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
 
 /// A port of the switch, as it must stand in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +49,8 @@ pub struct Port {
     pub dialable: BTreeSet<u16>,
     /// The VM has no process, or is about to have none, and a packet is to wake it.
     pub asleep: bool,
+    /// Labels that mean it in its private network, the first for its address's own name; at most [`MAX_NAMES`].
+    pub names: Vec<String>,
 }
 
 impl Port {
@@ -41,30 +61,94 @@ impl Port {
     }
 }
 
-/// Why an entry is left out.
+/// Why a port is left out.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Rejection {
     /// The address is not one that a guest of the network may have.
     #[error("its address is not a host address of the network")]
     Address,
-    /// Another port has the address.
+    /// Another port of the network has the address.
     #[error("another port has its address")]
     AddressTaken,
     /// The Ethernet address is a group's, zero, or the gateway's.
     #[error("its Ethernet address is a group's, zero or the gateway's")]
     Mac,
-    /// Another port has the Ethernet address.
+    /// Another port of the network has the Ethernet address.
     #[error("another port has its Ethernet address")]
     MacTaken,
     /// Zero queues, or more than [`MAX_QUEUES`].
     #[error("its number of queues is out of range")]
     Queues,
+    /// It has a port already, here or in another network.
+    #[error("the VM has another port")]
+    VmTaken,
     /// Another VM's id begins with the same characters.
     #[error("another port has its device name")]
     NameTaken,
-    /// The network is full.
-    #[error("the network has all the ports that it may have")]
+    /// There are [`MAX_PORTS`].
+    #[error("there are {MAX_PORTS} ports already")]
     Full,
+}
+
+/// Why a private network is left out, with all its ports.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum NetworkRejection {
+    /// Its range has addresses that no host may have.
+    #[error("its range is not one of hosts: it is over 0/8, 127/8, 169.254/16, 224/4 or 240/4")]
+    Range,
+    /// It is there twice.
+    #[error("it is named twice")]
+    Twice,
+    /// Another network's id begins with the same characters.
+    #[error("the device that would link it to the host is another network's")]
+    NameTaken,
+    /// There are [`MAX_NETWORKS`].
+    #[error("there are {MAX_NETWORKS} private networks with ports already")]
+    Full,
+}
+
+/// Why a name is left out.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum NameRejection {
+    /// Not a label of a host name in lower case (RFC 1123 section 2.1).
+    #[error("it is not 1 to {MAX_LABEL_CHARS} characters of a-z, 0-9 and, inside, hyphens")]
+    Label,
+    /// Another port of the network has it.
+    #[error("another port of its network has it")]
+    Taken,
+    /// The port has [`MAX_NAMES`].
+    #[error("its port has {MAX_NAMES} names already")]
+    TooMany,
+}
+
+/// An entry that is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeftOut {
+    /// A port.
+    Port(VmId, Rejection),
+    /// A private network.
+    Network(VpcId, NetworkRejection),
+    /// A name of a port.
+    Name(VmId, String, NameRejection),
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(vm, why) => write!(f, "the port of VM {vm}: {why}"),
+            Self::Network(vpc, why) => write!(f, "network {vpc}: {why}"),
+            Self::Name(vm, name, why) => write!(f, "the name {name:?} of VM {vm}: {why}"),
+        }
+    }
+}
+
+/// A network, as it must stand in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedNetwork {
+    /// Where its addresses come from.
+    pub range: Ipv4Cidr,
+    /// Ports by device.
+    pub ports: BTreeMap<DeviceName, Port>,
 }
 
 /// The state that the kernel must be brought to.
@@ -72,51 +156,120 @@ pub enum Rejection {
 pub struct Wanted {
     /// Which decision it is.
     pub generation: Generation,
-    /// The network's range.
-    pub network: Ipv4Cidr,
-    /// Ports by device.
-    pub ports: BTreeMap<DeviceName, Port>,
-    /// Entries that are left out.
-    pub rejected: Vec<(VmId, Rejection)>,
+    /// The default network, which is always there, and each private one that has a port. One without would cost as much
+    /// and serve nobody.
+    pub networks: BTreeMap<NetworkId, WantedNetwork>,
+    /// What is left out.
+    pub left_out: Vec<LeftOut>,
 }
 
 impl Wanted {
-    /// Checks a view. Of two entries that are in each other's way the first is served.
+    /// Checks a view. Of two entries that are in each other's way the first is served; the default network's come first.
     #[must_use]
     pub fn of(view: &VpcView) -> Self {
-        let mut wanted = Self {
-            generation: view.generation,
-            network: view.default_network,
-            ports: BTreeMap::new(),
-            rejected: Vec::new(),
-        };
-        let (mut addresses, mut macs) = (HashSet::new(), HashSet::new());
-        for entry in &view.ports {
-            match wanted.check(entry, &addresses, &macs) {
-                Ok(port) => {
-                    addresses.insert(port.ipv4);
-                    macs.insert(port.mac);
-                    wanted.ports.insert(port.device.clone(), port);
-                }
-                Err(reason) => wanted.rejected.push((entry.vm.clone(), reason)),
+        let mut check = Check::default();
+        let ports = check.ports(view.default_network, &view.ports, false);
+        let default = WantedNetwork { range: view.default_network, ports };
+        let mut networks = BTreeMap::from([(NetworkId::Default, default)]);
+        for entry in &view.networks {
+            if let Err(why) = check.network(entry) {
+                check.left_out.push(LeftOut::Network(entry.vpc.clone(), why));
+                continue;
+            }
+            let ports = check.ports(entry.range, &entry.ports, true);
+            if !ports.is_empty() {
+                check.with_ports += 1;
+                let network = WantedNetwork { range: entry.range, ports };
+                networks.insert(NetworkId::Private(entry.vpc.clone()), network);
             }
         }
-        wanted
+        Self { generation: view.generation, networks, left_out: check.left_out }
     }
 
-    fn check(
+    /// The TAPs of all networks.
+    pub fn devices(&self) -> impl Iterator<Item = &DeviceName> {
+        self.networks.values().flat_map(|network| network.ports.keys())
+    }
+}
+
+/// What is taken so far.
+#[derive(Default)]
+struct Check<'a> {
+    vms: HashSet<&'a VmId>,
+    devices: HashSet<DeviceName>,
+    vpcs: HashSet<&'a VpcId>,
+    links: HashSet<String>,
+    with_ports: usize,
+    left_out: Vec<LeftOut>,
+}
+
+/// What is taken in one network.
+#[derive(Default)]
+struct Taken {
+    addresses: HashSet<Ipv4Addr>,
+    macs: HashSet<MacAddress>,
+    names: HashSet<String>,
+}
+
+impl<'a> Check<'a> {
+    fn network(&mut self, entry: &'a NetworkEntry) -> Result<(), NetworkRejection> {
+        if UNROUTABLE.iter().any(|(network, prefix)| overlap(entry.range, *network, *prefix)) {
+            return Err(NetworkRejection::Range);
+        }
+        if !self.vpcs.insert(&entry.vpc) {
+            return Err(NetworkRejection::Twice);
+        }
+        if !self.links.insert(uplink_end(&entry.vpc)) {
+            return Err(NetworkRejection::NameTaken);
+        }
+        if self.with_ports >= MAX_NETWORKS {
+            return Err(NetworkRejection::Full);
+        }
+        Ok(())
+    }
+
+    fn ports(
+        &mut self,
+        range: Ipv4Cidr,
+        entries: impl IntoIterator<Item = &'a PortEntry>,
+        named: bool,
+    ) -> BTreeMap<DeviceName, Port> {
+        let (mut ports, mut taken) = (BTreeMap::new(), Taken::default());
+        for entry in entries {
+            let device = DeviceName::of(&entry.vm);
+            if let Err(why) = self.port(range, entry, &device, &taken) {
+                self.left_out.push(LeftOut::Port(entry.vm.clone(), why));
+                continue;
+            }
+            self.vms.insert(&entry.vm);
+            self.devices.insert(device.clone());
+            taken.addresses.insert(entry.ipv4);
+            taken.macs.insert(entry.mac);
+            let port = Port {
+                vm: entry.vm.clone(),
+                device: device.clone(),
+                mac: entry.mac,
+                ipv4: entry.ipv4,
+                queues: entry.queues,
+                dialable: entry.dialable.iter().copied().filter(|port| *port != 0).collect(),
+                asleep: entry.asleep,
+                names: if named { self.names(entry, &mut taken.names) } else { Vec::new() },
+            };
+            ports.insert(device, port);
+        }
+        ports
+    }
+
+    fn port(
         &self,
+        range: Ipv4Cidr,
         entry: &PortEntry,
-        addresses: &HashSet<Ipv4Addr>,
-        macs: &HashSet<MacAddress>,
-    ) -> Result<Port, Rejection> {
-        let device = DeviceName::of(&entry.vm);
+        device: &DeviceName,
+        taken: &Taken,
+    ) -> Result<(), Rejection> {
         let [first, ..] = entry.mac.0;
-        let network = self.network;
-        let edge =
-            network.prefix() < 31 && (entry.ipv4 == network.network() || entry.ipv4 == network.broadcast());
-        if !network.contains(entry.ipv4) || edge || entry.ipv4 == GATEWAY_IPV4 || entry.ipv4.is_unspecified()
-        {
+        let edge = range.prefix() < 31 && (entry.ipv4 == range.network() || entry.ipv4 == range.broadcast());
+        if !range.contains(entry.ipv4) || edge || entry.ipv4 == GATEWAY_IPV4 || entry.ipv4.is_unspecified() {
             return Err(Rejection::Address);
         }
         if first & 1 == 1 || entry.mac == MacAddress([0; 6]) || entry.mac == GATEWAY_MAC {
@@ -125,28 +278,55 @@ impl Wanted {
         if !(1..=MAX_QUEUES).contains(&entry.queues) {
             return Err(Rejection::Queues);
         }
-        if addresses.contains(&entry.ipv4) {
+        if taken.addresses.contains(&entry.ipv4) {
             return Err(Rejection::AddressTaken);
         }
-        if macs.contains(&entry.mac) {
+        if taken.macs.contains(&entry.mac) {
             return Err(Rejection::MacTaken);
         }
-        if self.ports.contains_key(&device) {
+        if self.vms.contains(&entry.vm) {
+            return Err(Rejection::VmTaken);
+        }
+        if self.devices.contains(device) {
             return Err(Rejection::NameTaken);
         }
-        if self.ports.len() >= MAX_PORTS {
+        if self.devices.len() >= MAX_PORTS {
             return Err(Rejection::Full);
         }
-        Ok(Port {
-            vm: entry.vm.clone(),
-            device,
-            mac: entry.mac,
-            ipv4: entry.ipv4,
-            queues: entry.queues,
-            dialable: entry.dialable.iter().copied().filter(|port| *port != 0).collect(),
-            asleep: entry.asleep,
-        })
+        Ok(())
     }
+
+    fn names(&mut self, entry: &PortEntry, taken: &mut HashSet<String>) -> Vec<String> {
+        let mut names = Vec::new();
+        for name in &entry.names {
+            let why = if !is_label(name) {
+                NameRejection::Label
+            } else if names.len() >= MAX_NAMES {
+                NameRejection::TooMany
+            } else if !taken.insert(name.clone()) {
+                NameRejection::Taken
+            } else {
+                names.push(name.clone());
+                continue;
+            };
+            let start = name.chars().take(MAX_LABEL_CHARS).collect();
+            self.left_out.push(LeftOut::Name(entry.vm.clone(), start, why));
+        }
+        names
+    }
+}
+
+fn is_label(name: &str) -> bool {
+    (1..=MAX_LABEL_CHARS).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+/// Two networks overlap when one has the other's first address.
+fn overlap(range: Ipv4Cidr, network: Ipv4Addr, prefix: u8) -> bool {
+    let inside = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+    range.contains(network) || range.network().to_bits() & inside == network.to_bits()
 }
 
 #[cfg(test)]
@@ -168,14 +348,28 @@ mod tests {
         }
     }
 
-    fn wanted(ports: Vec<PortEntry>) -> Wanted {
+    fn wanted(ports: Vec<PortEntry>, networks: Vec<NetworkEntry>) -> Wanted {
         Wanted::of(&VpcView {
             version: VIEW_VERSION,
             generation: Generation(1),
             default_network: "10.201.0.0/24".parse().expect("network"),
             ports: ports.into(),
-            networks: Vec::new().into(),
+            networks: networks.into(),
         })
+    }
+
+    fn private(number: u8, range: &str, ports: Vec<PortEntry>) -> NetworkEntry {
+        let vpc = VpcId::from_random([number; 20]);
+        NetworkEntry { vpc, range: range.parse().expect("range"), ports: ports.into() }
+    }
+
+    fn named(vm: u8, last: u8, names: &[&str]) -> PortEntry {
+        PortEntry { names: names.iter().map(|name| (*name).to_owned()).collect(), ..entry(vm, last, 1) }
+    }
+
+    /// The ports of the default network.
+    fn ports(wanted: &Wanted) -> &BTreeMap<DeviceName, Port> {
+        &wanted.networks[&NetworkId::Default].ports
     }
 
     #[test]
@@ -186,7 +380,7 @@ mod tests {
             vm: format!("{}zzzzzz", &VmId::from_random([1; 20]).as_str()[..14]).parse().expect("id"),
             ..entry(9, 9, 1)
         };
-        let wanted = wanted(vec![
+        let entries = vec![
             entry(1, 1, 1),
             entry(2, 1, 1),
             entry(3, 0, 1),
@@ -196,9 +390,15 @@ mod tests {
             group,
             same_mac,
             same_name,
+            entry(1, 11, 1),
             entry(10, 10, 8),
-        ]);
-        let reasons: Vec<_> = wanted.rejected.iter().map(|(_, reason)| *reason).collect();
+        ];
+        let wanted = wanted(entries, vec![]);
+        let reasons = wanted.left_out.iter().map(|left_out| match left_out {
+            LeftOut::Port(_, why) => *why,
+            LeftOut::Network(..) | LeftOut::Name(..) => panic!("{left_out}"),
+        });
+        let reasons: Vec<_> = reasons.collect();
         assert_eq!(
             reasons,
             [
@@ -209,24 +409,149 @@ mod tests {
                 Rejection::Queues,
                 Rejection::Mac,
                 Rejection::MacTaken,
-                Rejection::NameTaken
+                Rejection::NameTaken,
+                Rejection::VmTaken
             ]
         );
-        assert_eq!(wanted.ports.len(), 2);
-        assert!(wanted.ports.values().all(|port| port.dialable == BTreeSet::from([22])));
+        assert_eq!(ports(&wanted).len(), 2);
+        assert!(ports(&wanted).values().all(|port| port.dialable == BTreeSet::from([22])));
+    }
+
+    #[test]
+    fn networks_are_left_out_alone_and_may_have_each_others_addresses() {
+        let range = "10.201.0.0/24";
+        let wanted = wanted(
+            vec![entry(1, 5, 1)],
+            vec![
+                private(1, range, vec![entry(2, 5, 1), entry(1, 6, 1)]),
+                private(2, range, vec![entry(3, 5, 1), entry(2, 6, 1)]),
+                private(1, range, vec![entry(4, 5, 1)]),
+                private(3, "169.254.0.0/17", vec![entry(5, 5, 1)]),
+                private(4, "0.0.0.0/0", vec![entry(6, 5, 1)]),
+                private(5, "224.0.0.0/3", vec![entry(7, 5, 1)]),
+                private(6, range, vec![entry(8, 0, 1)]),
+                private(7, range, vec![]),
+            ],
+        );
+        let [one, two] = [1, 2].map(|number| VpcId::from_random([number; 20]));
+        let vm = |number: u8| VmId::from_random([number; 20]);
+        let private = |number: u8| VpcId::from_random([number; 20]);
+        let expected = [
+            LeftOut::Port(vm(1), Rejection::VmTaken),
+            LeftOut::Port(vm(2), Rejection::VmTaken),
+            LeftOut::Network(one.clone(), NetworkRejection::Twice),
+            LeftOut::Network(private(3), NetworkRejection::Range),
+            LeftOut::Network(private(4), NetworkRejection::Range),
+            LeftOut::Network(private(5), NetworkRejection::Range),
+            LeftOut::Port(vm(8), Rejection::Address),
+        ];
+        assert_eq!(wanted.left_out, expected);
+        let networks: Vec<_> = wanted.networks.keys().cloned().collect();
+        assert_eq!(networks, [NetworkId::Default, NetworkId::Private(one), NetworkId::Private(two)]);
+        assert!(wanted.networks.values().all(|network| network.ports.len() == 1), "{wanted:?}");
+    }
+
+    #[test]
+    fn there_are_no_more_networks_and_ports_than_may_be() {
+        let range = "10.201.0.0/16";
+        let network = |number: usize, ports: Vec<PortEntry>| {
+            let (high, low) = (number / 36, number % 36);
+            let vpc =
+                VpcId::from_random(std::array::from_fn(|at| (if at % 2 == 0 { high } else { low }) as u8));
+            NetworkEntry { vpc, range: range.parse().expect("range"), ports: ports.into() }
+        };
+        let port = |number: usize| {
+            let digits = [number / 1296, number / 36 % 36, number % 36];
+            let ipv4 = Ipv4Addr::from_bits(0x0ac9_0001 + number as u32);
+            let vm = VmId::from_random(std::array::from_fn(|at| digits[at % 3] as u8));
+            PortEntry { vm, ipv4, mac: MacAddress::of_ipv4(ipv4), ..entry(0, 1, 1) }
+        };
+        let many = (0..MAX_NETWORKS + 2).map(|number| network(number, vec![port(number)])).collect();
+        let one = Wanted::of(&view_of(vec![network(0, (0..MAX_PORTS + 3).map(port).collect())]));
+        let all = Wanted::of(&view_of(many));
+        assert_eq!(all.networks.len(), 1 + MAX_NETWORKS);
+        assert!(matches!(all.left_out[..], [_, LeftOut::Network(_, NetworkRejection::Full)]));
+        assert_eq!(one.networks.values().map(|network| network.ports.len()).sum::<usize>(), MAX_PORTS);
+        assert!(matches!(one.left_out[..], [_, _, LeftOut::Port(_, Rejection::Full)]));
+    }
+
+    fn view_of(networks: Vec<NetworkEntry>) -> VpcView {
+        VpcView {
+            version: VIEW_VERSION,
+            generation: Generation(1),
+            default_network: "10.201.0.0/24".parse().expect("network"),
+            ports: Vec::new().into(),
+            networks: networks.into(),
+        }
+    }
+
+    #[test]
+    fn bad_names_are_left_out_alone() {
+        let (long, many) = ("a".repeat(64), ["a", "b", "c", "d", "e", "f", "g", "h", "i"]);
+        let names = ["db", "", "-a", "a-", "A", "a.b", "ä", &long, "db-2", "db"];
+        let wanted = wanted(
+            vec![named(1, 5, &["db"])],
+            vec![
+                private(
+                    1,
+                    "10.201.0.0/24",
+                    vec![named(2, 5, &names), named(3, 6, &["db"]), named(4, 7, &many)],
+                ),
+                private(2, "10.201.0.0/24", vec![named(5, 5, &["db"])]),
+            ],
+        );
+        let of = |vm: u8| {
+            let device = DeviceName::of(&VmId::from_random([vm; 20]));
+            let mut all = wanted.networks.values().filter_map(|network| network.ports.get(&device));
+            all.next().expect("a port").names.clone()
+        };
+        assert_eq!(of(1), Vec::<String>::new(), "the default network has no names");
+        assert_eq!(
+            (of(2), of(3), of(4)),
+            (
+                vec!["db".into(), "db-2".into()],
+                vec![],
+                many[..8].iter().map(|&name| name.to_owned()).collect()
+            )
+        );
+        assert_eq!(of(5), ["db"]);
+        assert_eq!(wanted.left_out.len(), 7 + 1 + 1 + 1);
     }
 
     proptest! {
         #[test]
-        fn no_two_ports_share_anything(ports in proptest::collection::vec((0u8..40, 0u8..40, 0u8..10), 0..60)) {
-            let all = ports.len();
-            let wanted = wanted(ports.into_iter().map(|(vm, last, queues)| entry(vm, last, queues)).collect());
-            let addresses: HashSet<_> = wanted.ports.values().map(|port| port.ipv4).collect();
-            let marks: HashSet<_> = wanted.ports.values().map(Port::mark).collect();
-            prop_assert_eq!(addresses.len(), wanted.ports.len());
-            prop_assert_eq!(marks.len(), wanted.ports.len());
-            prop_assert!(!marks.contains(&0));
-            prop_assert_eq!(all, wanted.ports.len() + wanted.rejected.len());
+        fn no_two_ports_of_a_network_share_anything_and_no_two_a_vm(
+            entries in proptest::collection::vec((0usize..4, 0u8..36, 0u8..40, 0u8..10), 0..60)
+        ) {
+            let all = entries.len();
+            let mut sorted: [Vec<PortEntry>; 4] = Default::default();
+            for (network, vm, last, queues) in entries {
+                sorted[network].push(entry(vm, last, queues));
+            }
+            let [default, one, two, three] = sorted;
+            let range = "10.201.0.0/24";
+            let wanted = wanted(default, vec![private(1, range, one), private(2, range, two), private(3, range, three)]);
+            let mut devices = HashSet::new();
+            for network in wanted.networks.values() {
+                let addresses: HashSet<_> = network.ports.values().map(|port| port.ipv4).collect();
+                let marks: HashSet<_> = network.ports.values().map(Port::mark).collect();
+                prop_assert_eq!(addresses.len(), network.ports.len());
+                prop_assert_eq!(marks.len(), network.ports.len());
+                prop_assert!(!marks.contains(&0));
+                prop_assert!(network.ports.keys().all(|device| devices.insert(device.clone())));
+            }
+            prop_assert!(wanted.devices().all(|device| devices.contains(device)));
+            prop_assert_eq!(all, devices.len() + wanted.left_out.len());
+        }
+
+        #[test]
+        fn a_served_range_has_no_address_that_cannot_be_routed(bits: u32, prefix in 0u8..=32, other: u32) {
+            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+            let range = format!("{}/{prefix}", Ipv4Addr::from_bits(bits & mask));
+            let inner = Ipv4Addr::from_bits(bits & mask | other & !mask);
+            let wanted = wanted(vec![], vec![private(1, &range, vec![])]);
+            let bad = inner.octets()[0] == 0 || inner.is_loopback() || inner.is_link_local() || inner.octets()[0] >= 224;
+            prop_assert!(!bad || !wanted.left_out.is_empty(), "{} in {}", inner, range);
         }
     }
 }

@@ -1,18 +1,20 @@
-//! The name server of the guests, at the gateway's address: forwards questions to the host's name servers.
+//! The name servers of the guests, one for each network at the gateway's address: each knows its network's own names (see
+//! [`crate::pure::zone`]) and forwards all other questions to the host's name servers.
 //!
-//! Sockets for guests are made in the network's namespace, those for name servers in the host's. Whose question it
-//! is says the source address, which a guest cannot forge.
+//! Sockets for guests are made in the network's namespace, those for name servers in the host's. In which network a
+//! question was asked says the socket; whose it is says the source address, which a guest cannot forge.
 
 pub mod upstream;
 
 use crate::io::namespace::Inside;
 use crate::pure::bucket::{Allowance, Bucket};
 use crate::pure::dns::{MAX_QUESTION_BYTES, Question, Unasked, read_question};
+use crate::pure::names::NetworkId;
 use crate::switch::Switch;
 use hickory_proto::op::ResponseCode;
 use model::net::GATEWAY_IPV4;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use upstream::{Transport, Upstreams, read_message, write_message};
@@ -41,7 +44,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// Forwards guests' questions.
+/// Answers guests' questions in all networks.
 #[derive(Clone, Debug)]
 pub struct Resolver {
     switch: Switch,
@@ -52,8 +55,31 @@ pub struct Resolver {
 struct Shared {
     upstreams: Upstreams,
     waiting: Arc<Semaphore>,
-    guests: Mutex<HashMap<Ipv4Addr, Guest>>,
     counters: Counters,
+}
+
+/// One network's name server.
+#[derive(Clone, Debug)]
+struct Service {
+    switch: Switch,
+    shared: Arc<Shared>,
+    network: NetworkId,
+    guests: Guests,
+}
+
+/// Those of one network, by address.
+type Guests = Arc<Mutex<HashMap<Ipv4Addr, Guest>>>;
+
+/// A network's name server at work; ends when dropped.
+struct Working {
+    sockets: Inside,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// What one guest has used.
@@ -75,7 +101,7 @@ struct Counters {
 
 /// One thing of which a guest may have a few; given back when dropped.
 struct Share {
-    shared: Arc<Shared>,
+    guests: Guests,
     guest: Ipv4Addr,
     kind: Kind,
 }
@@ -90,30 +116,58 @@ impl Resolver {
     /// A resolver that asks `upstreams`.
     #[must_use]
     pub fn new(switch: Switch, upstreams: Upstreams) -> Self {
-        let shared = Shared {
-            upstreams,
-            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
-            guests: Mutex::default(),
-            counters: Counters::default(),
-        };
+        let waiting = Arc::new(Semaphore::new(MAX_WAITING));
+        let shared = Shared { upstreams, waiting, counters: Counters::default() };
         Self { switch, shared: Arc::new(shared) }
     }
 
-    /// Serves the network's guests for ever.
+    /// Serves the guests of all networks for ever.
     pub async fn run(self) {
+        let mut working: BTreeMap<NetworkId, Working> = BTreeMap::new();
+        let mut changes = self.switch.changes();
         loop {
-            let Some(sockets) = self.switch.network().await else { return };
+            let table = self.switch.table();
+            // A network that was made anew has other sockets.
+            working.retain(|id, at| {
+                table.networks.get(id).is_some_and(|network| network.sockets.same(&at.sockets))
+            });
+            for (id, network) in &table.networks {
+                working.entry(id.clone()).or_insert_with(|| self.begin(id, &network.sockets));
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn begin(&self, network: &NetworkId, sockets: &Inside) -> Working {
+        let service = Service {
+            switch: self.switch.clone(),
+            shared: Arc::clone(&self.shared),
+            network: network.clone(),
+            guests: Guests::default(),
+        };
+        let task = tokio::spawn(service.run(sockets.clone()));
+        Working { sockets: sockets.clone(), task }
+    }
+}
+
+impl Service {
+    /// Serves one network's guests until the task is ended.
+    async fn run(self, sockets: Inside) {
+        loop {
             match open(&sockets).await {
                 Ok((udp, tcp)) => {
-                    info!("answering guests' questions for names");
+                    info!(network = %self.network, "answering guests' questions for names");
                     let udp = Arc::new(udp);
                     tokio::select! {
                         () = self.serve_udp(udp) => {}
                         () = self.serve_tcp(tcp) => {}
-                        () = self.switch.moved(&sockets) => {}
                     }
                 }
-                Err(error) => warn!(%error, "guests' questions cannot be answered; trying again"),
+                Err(error) => {
+                    warn!(network = %self.network, %error, "guests' questions cannot be answered; trying again");
+                }
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -133,11 +187,11 @@ impl Resolver {
             };
             let IpAddr::V4(guest) = from.ip() else { continue };
             let Some(question) = self.read(guest, bytes.get(..length).unwrap_or_default()) else { continue };
-            let (resolver, socket) = (self.clone(), Arc::clone(&socket));
+            let (service, socket) = (self.clone(), Arc::clone(&socket));
             tokio::spawn(async move {
                 let answer = match question {
                     Ok((question, share)) => {
-                        let answer = resolver.resolve(&question, Transport::Udp).await;
+                        let answer = service.resolve(&question, Transport::Udp).await;
                         drop(share);
                         answer.and_then(|answer| question.fit(answer))
                     }
@@ -158,9 +212,9 @@ impl Resolver {
                 Ok((stream, SocketAddr::V4(from))) => {
                     let guest = *from.ip();
                     let Some(share) = self.take(guest, Kind::Connection) else { continue };
-                    let resolver = self.clone();
+                    let service = self.clone();
                     tokio::spawn(async move {
-                        if let Err(error) = resolver.converse(guest, stream).await {
+                        if let Err(error) = service.converse(guest, stream).await {
                             debug!(%error, %guest, "a connection for questions ended");
                         }
                         drop(share);
@@ -213,6 +267,12 @@ impl Resolver {
     }
 
     async fn resolve(&self, question: &Question, transport: Transport) -> Option<Vec<u8>> {
+        // What cannot be looked up here, since the network is just going, must not be asked elsewhere.
+        let zone =
+            self.switch.table().networks.get(&self.network).map(|network| Arc::clone(&network.zone))?;
+        if let Some(answer) = zone.answer(question) {
+            return Some(answer);
+        }
         let Ok(_slot) = self.shared.waiting.try_acquire() else {
             self.shared.counters.too_many.fetch_add(1, Ordering::Relaxed);
             return question.failed(ResponseCode::ServFail);
@@ -229,11 +289,12 @@ impl Resolver {
 
     fn take(&self, guest: Ipv4Addr, kind: Kind) -> Option<Share> {
         let now = Instant::now();
-        let mut guests = self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
         // One entry for each address in the network's table, and those whose port went are forgotten.
         let table = self.switch.table();
-        if !table.addresses.contains(&guest) {
-            guests.retain(|address, used| table.addresses.contains(address) || used.in_use());
+        let addresses = &table.networks.get(&self.network)?.addresses;
+        if !addresses.contains(&guest) {
+            guests.retain(|address, used| addresses.contains(address) || used.in_use());
             return None;
         }
         let used = guests.entry(guest).or_insert_with(|| Guest {
@@ -251,7 +312,7 @@ impl Resolver {
             return None;
         }
         *used.of(kind) += 1;
-        Some(Share { shared: Arc::clone(&self.shared), guest, kind })
+        Some(Share { guests: Arc::clone(&self.guests), guest, kind })
     }
 }
 
@@ -270,7 +331,7 @@ impl Guest {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut guests = self.shared.guests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guests = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(used) = guests.get_mut(&self.guest) {
             let count = used.of(self.kind);
             *count = count.saturating_sub(1);

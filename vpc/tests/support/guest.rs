@@ -21,6 +21,8 @@ pub struct Guest {
     carrying: Option<JoinHandle<()>>,
     /// First packets of connections to the guest, again or not, that were carried.
     pub syns: Arc<AtomicU64>,
+    /// Fragments of IPv4 packets to the guest that were carried.
+    pub fragments: Arc<AtomicU64>,
 }
 
 impl Guest {
@@ -38,8 +40,7 @@ impl Guest {
 
     /// A guest that is all there, and reads no frame yet.
     pub async fn asleep(world: &World, port: &PortEntry) -> Self {
-        let [.., last] = port.ipv4.octets();
-        let namespace = format!("{}-g{last}", world.prefix);
+        let namespace = format!("{}-g{}", world.prefix, &port.vm.as_str()[..8]);
         sh(&format!("ip netns add {namespace}"));
         let nic = within(&namespace, || tun::open("eth0", 1, Opening::New).expect("a NIC")).await;
         let (mac, ipv4) = (port.mac, port.ipv4);
@@ -48,15 +49,28 @@ impl Guest {
              $n addr add {ipv4}/32 dev eth0; $n route add 169.254.1.1 dev eth0 scope link
              $n route add default via 169.254.1.1 dev eth0 onlink"
         ));
-        Self { namespace, port: port.clone(), nic, stop: None, carrying: None, syns: Arc::default() }
+        Self {
+            namespace,
+            port: port.clone(),
+            nic,
+            stop: None,
+            carrying: None,
+            syns: Arc::default(),
+            fragments: Arc::default(),
+        }
     }
 
     /// From now on frames are carried to and from these queues.
     pub fn wake(&mut self, queues: Vec<OwnedFd>) {
         let nic = self.nic[0].try_clone().expect("duplicate");
         let (stopped, stop) = std::io::pipe().expect("pipe");
-        let syns = Arc::clone(&self.syns);
-        self.carrying = Some(std::thread::spawn(move || carry(&queues, &nic, stopped.as_fd(), &syns)));
+        let (syns, fragments) = (Arc::clone(&self.syns), Arc::clone(&self.fragments));
+        self.carrying = Some(std::thread::spawn(move || {
+            carry(&queues, &nic, stopped.as_fd(), |frame| {
+                syns.fetch_add(u64::from(is_syn(frame)), Ordering::SeqCst);
+                fragments.fetch_add(u64::from(is_fragment(frame)), Ordering::SeqCst);
+            });
+        }));
         self.stop = Some(stop);
     }
 
@@ -82,7 +96,7 @@ impl Drop for Guest {
 }
 
 /// Carries frames until told to stop, or until the TAP is gone.
-fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>, syns: &AtomicU64) {
+fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>, seen: impl Fn(&[u8])) {
     loop {
         let mut watched: Vec<PollFd<'_>> =
             queues.iter().chain([nic]).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
@@ -94,11 +108,7 @@ fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>, s
         if watched.last().is_some_and(|stop| !stop.revents().is_empty()) {
             return;
         }
-        let alive = queues.iter().all(|queue| {
-            copy(queue, nic, |frame| {
-                syns.fetch_add(u64::from(is_syn(frame)), Ordering::SeqCst);
-            })
-        }) && copy(nic, &queues[0], |_| {});
+        let alive = queues.iter().all(|queue| copy(queue, nic, &seen)) && copy(nic, &queues[0], |_| {});
         if !alive {
             return;
         }
@@ -125,7 +135,16 @@ fn copy(from: &OwnedFd, to: &OwnedFd, seen: impl Fn(&[u8])) -> bool {
 
 /// Whether a frame, behind its vnet header, is an IPv4 packet that begins a TCP connection (RFC 9293 section 3.1).
 pub fn is_syn(frame: &[u8]) -> bool {
-    let Some(packet) = frame.get(12 + 14..).filter(|_| frame[24..26] == [8, 0]) else { return false };
+    let Some(packet) = ipv4_of(frame) else { return false };
     let tcp = usize::from(packet[0] & 15) * 4;
     packet[9] == 6 && packet[tcp + 13] & 0b1_0010 == 0b0_0010
+}
+
+/// Whether a frame is a part of an IPv4 packet (RFC 791 section 3.1): more follow it, or it is not the first.
+fn is_fragment(frame: &[u8]) -> bool {
+    ipv4_of(frame).is_some_and(|packet| packet[6] & 0x3f != 0 || packet[7] != 0)
+}
+
+fn ipv4_of(frame: &[u8]) -> Option<&[u8]> {
+    frame.get(12 + 14..).filter(|_| frame[24..26] == [8, 0])
 }

@@ -7,9 +7,9 @@ pub mod servers;
 
 use feed::publish::Publisher;
 use model::config::{Places, VpcConfig};
-use model::id::{Generation, VmId};
+use model::id::{Generation, VmId, VpcId};
 use model::net::{Ipv4Cidr, MacAddress};
-use model::view::{PortEntry, VIEW_VERSION, VpcView};
+use model::view::{NetworkEntry, PortEntry, VIEW_VERSION, VpcView};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -47,7 +47,8 @@ pub struct World {
     announcing: tokio::task::JoinHandle<()>,
     pub process: Option<Child>,
     pub generation: u64,
-    ports: Vec<PortEntry>,
+    /// Private networks, from the next view on.
+    pub networks: Vec<NetworkEntry>,
 }
 
 impl World {
@@ -66,14 +67,20 @@ impl World {
             async move { publisher.announce(&socket).await.expect("announces") }
         });
         let world =
-            Self { prefix, folder, publisher, announcing, process: None, generation: 0, ports: vec![] };
+            Self { prefix, folder, publisher, announcing, process: None, generation: 0, networks: vec![] };
         world.build();
         world
     }
 
     /// A world with vpc running and these guests' ports.
     pub async fn with_ports(ports: Vec<PortEntry>) -> Self {
+        Self::with_networks(ports, vec![]).await
+    }
+
+    /// The same, with private networks beside the default one.
+    pub async fn with_networks(ports: Vec<PortEntry>, networks: Vec<NetworkEntry>) -> Self {
         let mut world = Self::new();
+        world.networks = networks;
         world.publish(ports);
         world.start(&[]);
         world.settled().await;
@@ -123,6 +130,11 @@ impl World {
         format!("{}-default", self.prefix)
     }
 
+    /// The namespace of a private network.
+    pub fn private(&self, vpc: &VpcId) -> String {
+        format!("{}-{vpc}", self.prefix)
+    }
+
     pub fn client(&self) -> VpcClient {
         VpcClient::new(self.places().vpc_socket())
     }
@@ -130,7 +142,6 @@ impl World {
     /// Publishes a view with these ports.
     pub fn publish(&mut self, ports: Vec<PortEntry>) {
         self.generation += 1;
-        self.ports.clone_from(&ports);
         self.publisher.publish(&self.view(ports), None).expect("published");
     }
 
@@ -140,7 +151,7 @@ impl World {
             generation: Generation(self.generation),
             default_network: network_range(),
             ports: ports.into(),
-            networks: Vec::new().into(),
+            networks: self.networks.clone().into(),
         }
     }
 
@@ -201,7 +212,12 @@ impl World {
 
     /// The TAP of the VM whose address ends in `last`, as its process would ask for it.
     pub async fn tap(&self, last: u8) -> Result<Vec<OwnedFd>, VpcError> {
-        let (socket, vm) = (self.places().vpc_socket(), port(last, 1, &[]).vm);
+        self.tap_of(&port(last, 1, &[]).vm).await
+    }
+
+    /// The TAP of a VM.
+    pub async fn tap_of(&self, vm: &VmId) -> Result<Vec<OwnedFd>, VpcError> {
+        let (socket, vm) = (self.places().vpc_socket(), vm.clone());
         let generation = Generation(self.generation);
         tokio::task::spawn_blocking(move || vpc::client::tap(&socket, &vm, generation)).await.expect("asked")
     }
@@ -240,19 +256,31 @@ impl World {
 
     /// All that vpc made in the kernel, as text without numbers that differ from one making to the next.
     pub fn kernel_state(&self) -> Vec<String> {
-        let (host, network) = (self.host(), self.network());
-        let text = sh(&format!(
-            "for n in {host} {network}; do echo \"namespace $n\"; [ -e /run/netns/$n ] || continue
+        let begun = Instant::now();
+        loop {
+            let text = self.kernel_text();
+            // The kernel notes a moment after both ends of a link are up that it has a carrier.
+            let waits = |line: &str| line.contains(" veth ") && line.contains("NO-CARRIER");
+            if !text.lines().any(waits) || begun.elapsed() > PATIENCE {
+                let mut lines: Vec<String> = text.lines().map(settle).collect();
+                lines.sort();
+                return lines;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn kernel_text(&self) -> String {
+        let prefix = &self.prefix;
+        sh(&format!(
+            "all=$(ip netns | sed 's/ .*//' | grep ^{prefix}- | grep -v -e ^{prefix}-g -e -internet); echo $all | tr ' ' '\\n'
+             for n in $all; do echo \"namespace $n\"
              ip -n $n -d -o link; ip -n $n -o addr; ip -n $n route show table all; ip -n $n neigh show nud permanent
              nsenter --net=/run/netns/$n nft -s list ruleset
              nsenter --net=/run/netns/$n sh -c 'cd /proc/sys/net/ipv4 && grep -H . ip_forward conf/*/rp_filter \
                 conf/*/proxy_arp conf/*/accept_redirects neigh/*/proxy_delay'
-             done; ip netns | grep ^{}- | grep -v -e -g | sed 's/ .*//'",
-            self.prefix
-        ));
-        let mut lines: Vec<String> = text.lines().map(settle).collect();
-        lines.sort();
-        lines
+             done; ls /run/netns | grep ^{prefix}-vpc || true"
+        ))
     }
 
     /// The end of vpc's log.
@@ -319,7 +347,7 @@ fn settle(line: &str) -> String {
     if words.first().is_some_and(|word| word.trim_end_matches(':').parse::<u32>().is_ok()) {
         words.remove(0);
     }
-    let veth = line.contains("uplink") || line.contains("-up@") || line.contains("eth0");
+    let veth = line.contains(" veth ");
     if let Some(at) = words.iter().position(|word| *word == "link/ether").filter(|_| veth) {
         words.remove(at + 1);
     }
@@ -350,6 +378,25 @@ pub fn port(last: u8, queues: u8, dialable: &[u16]) -> PortEntry {
         dialable: dialable.to_vec(),
         asleep: false,
         names: Vec::new(),
+    }
+}
+
+/// A private network with these members.
+pub fn private(number: u8, range: &str, ports: &[PortEntry]) -> NetworkEntry {
+    let (vpc, range) = (VpcId::from_random([number; 20]), range.parse().expect("range"));
+    NetworkEntry { vpc, range, ports: ports.to_vec().into() }
+}
+
+/// A port of a private network, whose VM is in no other one.
+pub fn member(network: u8, ipv4: [u8; 4], names: &[&str]) -> PortEntry {
+    let ipv4 = Ipv4Addr::from(ipv4);
+    let [.., last] = ipv4.octets();
+    PortEntry {
+        vm: VmId::from_random(std::array::from_fn(|at| if at % 2 == 0 { 20 + network } else { last })),
+        mac: MacAddress::of_ipv4(ipv4),
+        ipv4,
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        ..port(last, 1, &[8000])
     }
 }
 

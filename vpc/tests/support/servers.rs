@@ -27,6 +27,49 @@ pub fn whoami(namespace: &str, address: SocketAddr) {
     waiting.recv().expect("listens");
 }
 
+/// A TCP server in a namespace that says this to each caller and closes.
+pub fn says(namespace: &str, address: SocketAddr, text: &'static str) {
+    let (ready, waiting) = std::sync::mpsc::channel();
+    inside(namespace, move || {
+        let listener = TcpListener::bind(address).expect("bound");
+        ready.send(()).expect("somebody waits");
+        for stream in listener.incoming() {
+            // The caller may have gone.
+            drop(stream.expect("accepted").write_all(text.as_bytes()));
+        }
+    });
+    waiting.recv().expect("listens");
+}
+
+/// A UDP server that sends back what it gets, of any length.
+pub fn echo_udp(namespace: &str, address: SocketAddr) {
+    let (ready, waiting) = std::sync::mpsc::channel();
+    inside(namespace, move || {
+        let socket = UdpSocket::bind(address).expect("bound");
+        ready.send(()).expect("somebody waits");
+        let mut bytes = vec![0; 1 << 16];
+        loop {
+            let (length, from) = socket.recv_from(&mut bytes).expect("received");
+            // An error may be told here of an earlier answer, and the caller asks again.
+            drop(socket.send_to(&bytes[..length], from));
+        }
+    });
+    waiting.recv().expect("listens");
+}
+
+/// Sends a datagram again and again until it comes back. A path's MTU is found by losing one.
+pub fn echoes(to: SocketAddr, length: usize) -> bool {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+    socket.connect(to).expect("a route");
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
+    let (sent, mut back) = (vec![7; length], vec![0; 1 << 16]);
+    (0..20).any(|_| {
+        // "Message too long" is what the path said of the one before.
+        drop(socket.send(&sent));
+        socket.recv(&mut back).is_ok_and(|length| back[..length] == sent)
+    })
+}
+
 /// A UDP server that answers with the caller's address.
 pub fn whoami_udp(namespace: &str, address: SocketAddr) {
     let (ready, waiting) = std::sync::mpsc::channel();
@@ -146,14 +189,21 @@ pub fn pings(to: Ipv4Addr, count: u16, wait: Duration) -> usize {
     answers
 }
 
-/// Asks a name server for the address of a name, over UDP or TCP; the last four octets of its answer.
+/// Asks a name server for the address of example.com, over UDP or TCP.
 pub fn resolve(server: Ipv4Addr, tcp: bool) -> Option<Ipv4Addr> {
+    let (code, address) = look_up(server, "example.com", 1, tcp)?;
+    address.filter(|_| code == 0).map(Ipv4Addr::from)
+}
+
+/// Asks a name server for a record of a kind (RFC 1035 section 3.2.2). Its code, and the last four octets of an answer
+/// that has a record.
+pub fn look_up(server: Ipv4Addr, name: &str, kind: u8, tcp: bool) -> Option<(u8, Option<[u8; 4]>)> {
     let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in ["example", "com"] {
+    for label in name.split('.') {
         question.push(label.len() as u8);
         question.extend(label.as_bytes());
     }
-    question.extend([0, 0, 1, 0, 1]);
+    question.extend([0, 0, kind, 0, 1]);
     let answer = if tcp {
         let mut stream = TcpStream::connect_timeout(&SocketAddr::from((server, 53)), LONG).ok()?;
         stream.set_read_timeout(Some(LONG)).expect("set");
@@ -175,5 +225,5 @@ pub fn resolve(server: Ipv4Addr, tcp: bool) -> Option<Ipv4Addr> {
     };
     assert_eq!(answer[..2], question[..2], "the guest's own id");
     let octets: [u8; 4] = answer[answer.len() - 4..].try_into().expect("four");
-    (answer[3] & 0x0f == 0).then(|| Ipv4Addr::from(octets))
+    Some((answer[3] & 0x0f, (answer[7] > 0).then_some(octets)))
 }

@@ -1,0 +1,210 @@
+//! The task that owns all changes: follows the view, brings the kernel to it network by network, and publishes the table.
+//!
+//! A turn looks only at the networks that the view changed, that are broken, that somebody asked to be looked at, or whose
+//! audit is due (see [`crate::line`]), so a change in one costs no pass over all.
+
+use crate::io::network;
+use crate::keeper::Keeper;
+use crate::line::Line;
+use crate::pure::names::{DeviceName, Names, NetworkId};
+use crate::pure::schedule::AUDIT;
+use crate::pure::wanted::{LeftOut, Wanted};
+use crate::switch::{LiveNetwork, LivePort, Nudges, Progress, Switch, Table};
+use crate::wakes::Wakes;
+use arc_swap::ArcSwap;
+use feed::subscribe::Feed;
+use model::id::Generation;
+use model::view::VpcView;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tracing::warn;
+
+/// Longest that a network that stands waits for others before it is in service: at a start, hundreds may be due.
+const PUBLISH_WITHIN: Duration = Duration::from_millis(250);
+
+/// The task that owns all changes.
+#[derive(Debug)]
+pub struct Keel {
+    names: Names,
+    feed: Feed<VpcView>,
+    table: Arc<ArcSwap<Table>>,
+    progress: watch::Sender<Progress>,
+    nudges: Arc<Nudges>,
+    wakes: Wakes,
+    keeper: Keeper,
+    lines: BTreeMap<NetworkId, Line>,
+    /// When to look for networks that no view names.
+    survey: Instant,
+    reported: Vec<LeftOut>,
+}
+
+/// Makes both halves. The keeper has the queues that an earlier process left with it.
+#[must_use]
+pub fn new(names: Names, feed: Feed<VpcView>, keeper: Keeper) -> (Switch, Keel) {
+    let table = Arc::new(ArcSwap::from_pointee(Table::default()));
+    let (progress, watching) = watch::channel(Progress::default());
+    let nudges = Arc::new(Nudges::default());
+    let wakes = Wakes::default();
+    let switch = Switch::new(Arc::clone(&table), watching, Arc::clone(&nudges), wakes.clone());
+    let keel = Keel {
+        names,
+        feed,
+        table,
+        progress,
+        nudges,
+        wakes,
+        keeper,
+        lines: BTreeMap::new(),
+        survey: Instant::now(),
+        reported: Vec::new(),
+    };
+    (switch, keel)
+}
+
+impl Keel {
+    /// Follows the view until the process ends.
+    pub async fn run(mut self) {
+        let mut changes = self.feed.changes();
+        loop {
+            // Marks the newest as seen, so that only a later one wakes us.
+            changes.borrow_and_update();
+            let again = self.turn().await;
+            tokio::select! {
+                // The feed lives as long as we do.
+                changed = changes.changed() => if changed.is_err() { return },
+                () = self.nudges.asked() => {}
+                () = tokio::time::sleep_until(again.into()) => {}
+            }
+        }
+    }
+
+    /// Brings the kernel to the view in force. When to look again.
+    async fn turn(&mut self) -> Instant {
+        let Some(view) = self.feed.current() else { return Instant::now() + AUDIT };
+        let wanted = Wanted::of(&view);
+        self.report(&wanted);
+        let looked = self.follow(&wanted);
+        // What is no longer wanted is no longer handed out, from now on.
+        self.publish(wanted.generation, self.table.load().generation);
+        self.look_for_strays().await;
+        self.let_go_of_the_unwanted(&wanted).await;
+        self.keeper.tend().await;
+        self.look(wanted.generation).await;
+        // Without the default network nothing works, and a decision is not in force. A private one that cannot be made is
+        // its members' matter, and they are told why.
+        let default = self.lines.get(&NetworkId::Default);
+        let in_force = default.filter(|line| line.failure().is_none()).map(|_| wanted.generation);
+        self.publish(wanted.generation, in_force.unwrap_or(self.table.load().generation));
+        self.progress.send_modify(|progress| {
+            progress.looked = looked;
+            progress.in_force = in_force.or(progress.in_force);
+        });
+        self.lines.values().map(Line::due).min().map_or(self.survey, |due| due.min(self.survey))
+    }
+
+    /// What must be looked at is due from now on. The number of the last look that somebody asked for.
+    fn follow(&mut self, wanted: &Wanted) -> u64 {
+        let now = Instant::now();
+        for id in wanted.networks.keys() {
+            self.lines.entry(id.clone()).or_insert_with(|| Line::unwanted(now));
+        }
+        for (id, line) in &mut self.lines {
+            line.follow(id, wanted.networks.get(id), now);
+        }
+        let (asked, last) = self.nudges.take();
+        for id in asked {
+            if let Some(line) = self.lines.get_mut(&id) {
+                line.hurry(now);
+            }
+        }
+        last
+    }
+
+    /// Networks that an earlier process made and no view names now get a line, at whose end they are gone.
+    async fn look_for_strays(&mut self) {
+        let now = Instant::now();
+        if now < self.survey {
+            return;
+        }
+        self.survey = now + AUDIT;
+        let outcome = async {
+            let (found, orphans) = network::survey(&self.names).await?;
+            for id in found {
+                self.lines.entry(id).or_insert_with(|| Line::unwanted(now));
+            }
+            network::remove_orphans(&self.names, &orphans).await
+        };
+        if let Err(error) = outcome.await {
+            warn!(%error, again_in = ?AUDIT, "what is left of old networks cannot be found or removed");
+        }
+    }
+
+    /// Queues of ports that no network has any more. Those of ports that stand elsewhere by now are made anew there.
+    async fn let_go_of_the_unwanted(&mut self, wanted: &Wanted) {
+        let wanted: HashSet<&DeviceName> = wanted.devices().collect();
+        let unwanted = self.keeper.devices().filter(|device| !wanted.contains(device));
+        let unwanted: Vec<_> = unwanted.cloned().collect();
+        for device in unwanted {
+            self.keeper.forget(&device).await;
+        }
+    }
+
+    async fn look(&mut self, view: Generation) {
+        let now = Instant::now();
+        let due = self.lines.iter().filter(|(_, line)| line.due() <= now);
+        let due: Vec<NetworkId> = due.map(|(id, _)| id.clone()).collect();
+        let mut published = now;
+        for id in due {
+            if published.elapsed() >= PUBLISH_WITHIN {
+                self.publish(view, self.table.load().generation);
+                self.progress.send_modify(|_| {});
+                published = Instant::now();
+            }
+            let Some(line) = self.lines.get_mut(&id) else { continue };
+            if !line.look(&self.names, &id, &mut self.keeper).await {
+                self.lines.remove(&id);
+            }
+        }
+    }
+
+    /// Swaps the table: the ports that a view wants, as far as they stand. `in_force` is the decision that is complete.
+    fn publish(&self, view: Generation, in_force: Generation) {
+        let mut table = Table { generation: in_force, ..Table::default() };
+        for (id, line) in &self.lines {
+            let complaints =
+                line.ports().filter_map(|port| Some((port.vm.clone(), line.complaint(port)?.to_owned())));
+            table.broken.extend(complaints);
+            let Some(network) = line.network() else { continue };
+            let serving: Vec<_> = line.ports().filter(|port| line.serves(port)).collect();
+            let live = LiveNetwork {
+                sockets: network.sockets.clone(),
+                addresses: serving.iter().map(|port| port.ipv4).collect(),
+                zone: Arc::clone(line.zone()),
+            };
+            table.networks.insert(id.clone(), live);
+            table.ports.extend(serving.into_iter().map(|port| {
+                let live = LivePort {
+                    port: port.clone(),
+                    network: id.clone(),
+                    sockets: network.sockets.clone(),
+                    queues: self.keeper.queues(&port.device).cloned(),
+                };
+                (port.vm.clone(), Arc::new(live))
+            }));
+        }
+        self.wakes.follow(view, &table.ports);
+        self.table.store(Arc::new(table));
+    }
+
+    fn report(&mut self, wanted: &Wanted) {
+        if self.reported == wanted.left_out {
+            return;
+        }
+        for left_out in &wanted.left_out {
+            warn!("left out: {left_out}");
+        }
+        self.reported.clone_from(&wanted.left_out);
+    }
+}
