@@ -7,12 +7,14 @@
 # Prints Markdown tables: a saved machine from process start to its next line, beside QEMU's -incoming of the same
 # guest; how long a machine stands still for a copy, by size; forks of a VM with a gigabyte in use; memory of an idle
 # fork; create from a snapshot beside a cold boot; suspend and wake of a whole Debian. GATEHOUSE_BIN and
-# GATEHOUSE_IMAGES say what is measured.
+# GATEHOUSE_IMAGES say what is measured; PARTS=forks, for one, does that part alone.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
 bin=${GATEHOUSE_BIN:?names the folder of the programs} image=${GATEHOUSE_IMAGES:?names the folder of images}/default
-rounds=${ROUNDS:-3} forks=${FORKS:-20} resident=${RESIDENT_MIB:-1024}
+rounds=${ROUNDS:-3} forks=${FORKS:-20} resident=${RESIDENT_MIB:-1024} parts=${PARTS:-saved debian forks}
+# Forks share their memory: what they are promised together is far more than they ever have.
+promised=$(((forks + 2) * 2 * resident))
 . tests/bench/common.sh
 need_tools qemu-system-x86_64 jq python3
 
@@ -66,6 +68,8 @@ follows() { # BEFORE LOG
   local first; first=$(tr -d '\r' <"$2" | awk -v n="$1" '/^TICK [0-9]+$/ && $2 > n { print $2; exit }')
   [[ $first == $(($1 + 1)) ]] || die "the number after $1 is $first"
 }
+# Prints the first table.
+bench_saved() {
 # QEMU that goes on from a state would stay stopped, since it was when that was saved.
 starts=(-global migration.store-global-state=off)
 ours_took=() peer_took=() ours_frozen=() peer_frozen=()
@@ -110,9 +114,9 @@ row() { # NAME OURS... -- PEER...
 row "a saved machine, process start to its next line" "${ours_took[@]}" -- "${peer_took[@]}"
 row "written and durable (QEMU: written), the guest stands still" "${ours_frozen[@]}" -- "${peer_frozen[@]}"
 echo
+}
 
 # --- a whole Debian, through the API ----------------------------------------------------------------------------------
-open_house
 vm() { gatehouse vm "$@"; }
 answers() { [[ $(vm exec "$1" -- echo yes) == yes ]] || die "$1 does not answer"; }
 # How long the machine stood still for the last copy, in ms, as its process says.
@@ -122,6 +126,7 @@ last_of() { sed 's/\x1b\[[0-9;]*m//g' "$folder/up.log" | grep -o "$1=[^ ]*" | ta
   awk '/µs$/ { print $1 / 1000; next } /ms$/ { print $1 + 0; next } { print $1 * 1000 }'; }
 timed() { local begun; begun=$(now); "$@" >"$folder/out"; took=$(($(now) - begun)); }
 
+bench_debian() {
 cold=()
 for _ in $(seq "$rounds"); do
   begun=$(now); id=$(vm create --idle-timeout never --json | jq -re .id); answers "$id"; cold+=($(($(now) - begun)))
@@ -158,8 +163,10 @@ echo "| creations from a snapshot a second, one after the other | $(awk -v ms="$
 echo "| snapshot's standstill | $snapshot_still | |"
 echo
 vm delete "$source" >/dev/null
+}
 
 # --- forks ------------------------------------------------------------------------------------------------------------
+bench_forks() {
 echo "| standstill of a fork, by memory in use (MiB of the VM, filled) | ms |"
 echo "|---|---|"
 for size in 512 1024 2048; do
@@ -170,10 +177,12 @@ for size in 512 1024 2048; do
   vm delete "$child" >/dev/null; vm delete "$id" >/dev/null
 done
 echo
-id=$(vm create --memory 2048 --idle-timeout never --json | jq -re .id)
+id=$(vm create --memory $((2 * resident)) --idle-timeout never --json | jq -re .id)
 vm exec "$id" -- sh -c "mount -o remount,size=90% /dev/shm; head -c ${resident}M /dev/zero | tr '\\0' x >/dev/shm/fill"
 begun=$(now)
-mapfile -t children < <(vm fork "$id" -n "$forks" | awk 'NF { print $1 }' | tail -n "$forks")
+vm fork "$id" -n "$forks" >"$folder/children"
+mapfile -t children < <(awk 'NF { print $1 }' "$folder/children" | tail -n "$forks")
+[[ ${#children[@]} == "$forks" ]] || die "of $forks forks there are ${#children[@]}"
 forked=$(($(now) - begun))
 for child in "${children[@]}"; do
   [[ $(vm exec "$child" -- sh -c 'tail -c 1 /dev/shm/fill') == x ]] || die "the fork $child lost its memory"
@@ -192,3 +201,12 @@ echo "| standstill of the VM, ms | $(stood_still) |"
 echo "| all made, ms | $forked |"
 echo "| all made, and each has answered with the last byte of that memory, ms | $all |"
 echo "| private memory of a fork that has answered, MiB (median of ${own[*]}) | $(median "${own[@]}") |"
+}
+
+for part in $parts; do
+  case $part in
+    saved) bench_saved ;;
+    debian | forks) [[ ${up-} ]] || open_house --vm-memory-mib "$promised"; "bench_$part" ;;
+    *) die "no part $part" ;;
+  esac
+done
