@@ -14,8 +14,8 @@ use std::net::Ipv4Addr;
 
 /// VPCs of one account: with more of them somebody makes one for each VM, and takes the house's share of others.
 pub const MAX_VPCS_OF_ACCOUNT: u64 = 100;
-/// VPCs in all: each with members is a namespace, rules and a name server, and all of them are in one view.
-pub const MAX_VPCS: u64 = 1000;
+/// VPCs in all.
+const MAX_VPCS: u64 = model::net::MAX_VPCS as u64;
 
 /// A VPC.
 #[derive(Clone, Debug, PartialEq, Eq)]

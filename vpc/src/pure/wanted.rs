@@ -16,7 +16,7 @@ pub const MAX_QUEUES: u8 = 8;
 pub const MAX_PORTS: usize = 4096;
 /// Most private networks that have a port: each costs two threads and five descriptors here, a namespace and two devices,
 /// and 70 ms of a start, of which its ports see nothing when they stand already.
-pub const MAX_NETWORKS: usize = 512;
+pub const MAX_NETWORKS: usize = model::net::MAX_VPCS;
 /// Most names of one port: its VM's own, and a few more.
 pub const MAX_NAMES: usize = 8;
 /// Longest label of a name (RFC 1035 section 2.3.4).
