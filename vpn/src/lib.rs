@@ -7,4 +7,6 @@
 //!   client ◄─ UDP ─ pure::runs ◄─ pure::engine: (network, address) = session, noise ◄─ pure::offload ◄─────── TUN ◄─┘
 //! ```
 
+pub mod io;
 pub mod pure;
+pub mod sys;

@@ -146,9 +146,9 @@ impl Engine {
             }
             Message::Response => {
                 self.admit(from, datagram, now, wire)?;
-                self.to_state(from, datagram, message, now, wire)
+                self.by_index(from, datagram, message, now, wire)
             }
-            Message::Cookie | Message::Data => self.to_state(from, datagram, message, now, wire),
+            Message::Cookie | Message::Data => self.by_index(from, datagram, message, now, wire),
         }
     }
 
@@ -199,7 +199,7 @@ impl Engine {
     }
 
     /// Hands a message to the state whose index it bears.
-    fn to_state(
+    fn by_index(
         &mut self,
         from: Endpoint,
         datagram: &[u8],

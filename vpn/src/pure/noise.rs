@@ -219,7 +219,7 @@ mod tests {
             let result = padded(bytes, mtu);
             prop_assert!(result >= bytes && result < bytes + 16);
             prop_assert!(result <= usize::from(mtu).max(bytes));
-            prop_assert!(result % 16 == 0 || result == usize::from(mtu).max(bytes));
+            prop_assert!(result.is_multiple_of(16) || result == usize::from(mtu).max(bytes));
         }
 
         #[test]

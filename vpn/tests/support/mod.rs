@@ -1,6 +1,8 @@
 //! Clients for tests: boringtun's own, and one made of `snow`, which shares no code with it.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod world;
+
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, KeyInit, Update};
 use blake2::{Blake2s256, Blake2sMac, Digest};

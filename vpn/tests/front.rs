@@ -1,0 +1,81 @@
+//! The socket alone: runs arrive as the datagrams that they are made of, also where the kernel does not cut them.
+
+mod support;
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+use support::world::{inside, sh, succeeds};
+use vpn::io::front::Front;
+use vpn::pure::count::{Count, Counts};
+use vpn::pure::runs::{Endpoint, Runs};
+
+fn send(front: &Front, to: SocketAddr, sizes: &[usize]) -> Counts {
+    let (mut runs, mut counts) = (Runs::default(), Counts::default());
+    for (number, size) in sizes.iter().enumerate() {
+        runs.room(*size).expect("room")[..*size].fill(u8::try_from(number).expect("few"));
+        runs.push(Endpoint { remote: to, local: None }, *size);
+    }
+    for (run, bytes) in runs.iter() {
+        front.outlet().send(run, bytes, &mut counts);
+    }
+    counts
+}
+
+fn got(socket: &UdpSocket) -> (usize, u8) {
+    let mut bytes = [0; 2000];
+    let (length, _) = socket.recv_from(&mut bytes).expect("it came");
+    assert!(bytes[..length].iter().all(|byte| *byte == bytes[0]));
+    (length, bytes[0])
+}
+
+#[test]
+fn runs_arrive_one_by_one_and_answers_are_handed_out_so() {
+    let mut front = Front::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("bound");
+    let client = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    client.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+    let sizes: Vec<usize> = [1312; 20].into_iter().chain([700, 148, 148, 92]).collect();
+    let counts = send(&front, client.local_addr().expect("bound"), &sizes);
+    assert!(counts.snapshot().is_empty(), "{:?}", counts.snapshot());
+    for (number, size) in sizes.iter().enumerate() {
+        assert_eq!(got(&client), (*size, u8::try_from(number).expect("few")));
+    }
+    for number in 0..30u8 {
+        client
+            .send_to(&vec![number; 100 + usize::from(number)], front.local().expect("bound"))
+            .expect("sent");
+    }
+    let mut seen = Vec::new();
+    while seen.len() < 30 {
+        front
+            .receive(|from, datagram| {
+                assert_eq!(from.remote, client.local_addr().expect("bound"));
+                assert_eq!(from.local, Some([127, 0, 0, 1].into()));
+                seen.push((datagram.len(), datagram[0]));
+            })
+            .expect("received");
+    }
+    assert!(seen.iter().enumerate().all(|(n, (length, byte))| *length == 100 + n && usize::from(*byte) == n));
+}
+
+/// A way whose packets are smaller than the run's datagrams: the kernel refuses to cut (`EINVAL`), and then to send one
+/// of them whole (`EMSGSIZE`); smaller ones of the same run arrive one by one.
+#[test]
+fn what_the_kernel_does_not_cut_is_sent_one_by_one() {
+    let name = format!("vf{}", std::process::id());
+    sh(&format!("ip netns add {name}; ip -n {name} link set lo mtu 1300 up"));
+    let result = inside(&name, || {
+        let front = Front::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("bound");
+        let client = UdpSocket::bind("127.0.0.1:0").expect("bound");
+        client.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        let to = client.local_addr().expect("bound");
+        let counts = send(&front, to, &[1400, 1400, 900]);
+        assert_eq!(counts.get(Count::SendFailed), 2, "{:?}", counts.snapshot());
+        assert_eq!(got(&client), (900, 2));
+        let counts = send(&front, to, &[1000, 1000, 500]);
+        assert!(counts.snapshot().is_empty(), "and later runs too: {:?}", counts.snapshot());
+        assert_eq!([got(&client), got(&client), got(&client)], [(1000, 0), (1000, 1), (500, 2)]);
+    })
+    .join();
+    assert!(succeeds(&format!("ip netns del {name}")));
+    result.expect("as said");
+}
