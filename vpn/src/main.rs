@@ -27,12 +27,12 @@ struct Arguments {
     #[arg(long)]
     config: PathBuf,
     /// Make a network's TUN in a named namespace instead of asking vpc: VPC=NAMESPACE.
-    #[cfg(feature = "namespaces")]
+    #[cfg(feature = "test-parts")]
     #[arg(long, hide = true)]
     tunnel: Vec<String>,
 }
 
-#[cfg(feature = "namespaces")]
+#[cfg(feature = "test-parts")]
 fn tunnels(arguments: &Arguments) -> Result<vpn::io::tunnels::NamedNamespaces> {
     let pair = |text: &String| {
         let (vpc, namespace) = text.split_once('=').context("VPC=NAMESPACE is wanted")?;
@@ -41,7 +41,7 @@ fn tunnels(arguments: &Arguments) -> Result<vpn::io::tunnels::NamedNamespaces> {
     Ok(vpn::io::tunnels::NamedNamespaces(arguments.tunnel.iter().map(pair).collect::<Result<_>>()?))
 }
 
-#[cfg(not(feature = "namespaces"))]
+#[cfg(not(feature = "test-parts"))]
 fn tunnels(_: &Arguments) -> Result<vpn::io::tunnels::NoTunnels> {
     Ok(vpn::io::tunnels::NoTunnels)
 }

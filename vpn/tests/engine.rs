@@ -446,9 +446,9 @@ fn a_view_is_taken_over_entry_by_entry() {
     same_key.address = address(7);
     let mut same_address = entry(8, 1);
     same_address.address = address(1);
-    let mut no_key = entry(9, 1);
-    no_key.client_key = model::key::PublicKey([0; 32]);
-    let mut server = Server::new(vec![entry(1, 1), same_key, same_address, no_key, entry(2, 1)]);
+    let mut servers_key = entry(9, 1);
+    servers_key.client_key = public(support::SERVER);
+    let mut server = Server::new(vec![entry(1, 1), same_key, same_address, servers_key, entry(2, 1)]);
     assert_eq!((server.engine.table().registered(), server.count(Count::Conflict)), (2, 3));
     let (mut one, mut two) = (Client::new(1), Client::new(2));
     one.connect(&mut server, at(1));

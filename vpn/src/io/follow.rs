@@ -29,8 +29,10 @@ pub struct Follower<T> {
     lost: mpsc::Receiver<VpcId>,
     /// The view that the loop has.
     told: Option<Arc<VpnView>>,
-    /// Networks whose TUN the loop has, or is about to have.
+    /// Networks whose TUN the loop has.
     joined: HashSet<VpcId>,
+    /// Networks whose TUN was asked for; one answer at a time, as nobody opens a TUN twice.
+    asked: HashSet<VpcId>,
     opening: JoinSet<(VpcId, Result<OwnedFd, TunnelError>)>,
     /// Networks of which a failure was told.
     complained: HashSet<VpcId>,
@@ -48,6 +50,7 @@ impl<T: Tunnels> Follower<T> {
             lost,
             told: None,
             joined: HashSet::new(),
+            asked: HashSet::new(),
             opening: JoinSet::new(),
             complained: HashSet::new(),
             counted: BTreeMap::new(),
@@ -99,7 +102,7 @@ impl<T: Tunnels> Follower<T> {
         // The loop has closed the TUNs of networks that left.
         self.joined.retain(|vpc| wanted.contains(vpc));
         for vpc in wanted {
-            if self.joined.insert(vpc.clone()) {
+            if !self.joined.contains(vpc) && self.asked.insert(vpc.clone()) {
                 let (vpc, tunnels) = (vpc.clone(), Arc::clone(&self.tunnels));
                 self.opening.spawn_blocking(move || {
                     let opened = tunnels.open(&vpc).and_then(|queue| prepared(&vpc, queue));
@@ -110,15 +113,19 @@ impl<T: Tunnels> Follower<T> {
     }
 
     fn join(&mut self, vpc: VpcId, opened: Result<OwnedFd, TunnelError>) {
+        self.asked.remove(&vpc);
         match opened {
             Ok(queue) => {
                 self.complained.remove(&vpc);
-                if !self.orders.give(Order::Tunnel(vpc.clone(), queue)) {
-                    self.joined.remove(&vpc);
+                // Without room for the order the TUN is closed, and asked for again. The loop does not keep one whose
+                // network left the view.
+                let told = self.told.as_ref();
+                let wanted = told.is_some_and(|view| view.sessions.iter().any(|entry| entry.vpc == vpc));
+                if wanted && self.orders.give(Order::Tunnel(vpc.clone(), queue)) {
+                    self.joined.insert(vpc);
                 }
             }
             Err(error) => {
-                self.joined.remove(&vpc);
                 if self.complained.insert(vpc.clone()) {
                     warn!(%vpc, %error, "no way into the network; asking again");
                 }

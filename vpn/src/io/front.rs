@@ -4,6 +4,7 @@ use crate::pure::count::{Count, Counts};
 use crate::pure::runs::{Endpoint, Run};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
@@ -84,6 +85,12 @@ impl Front {
         socket.set_send_buffer_size(BUFFER_BYTES).map_err(FrontError::SetUp)?;
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into()).map_err(FrontError::SetUp)?;
+        if listen.is_ipv4() {
+            // WireGuard's own datagrams may be cut on the way: where a path carries less than the tunnel's packets and
+            // their covers, that is slow, and the other way is silence. quinn-udp, made for QUIC, forbids it.
+            set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)
+                .map_err(|e| FrontError::SetUp(e.into()))?;
+        }
         let outlet = Arc::new(Outlet { socket, state, told_no_segments: AtomicBool::new(false) });
         Ok(Self { outlet, buffers: vec![0; MESSAGES * MESSAGE_BYTES].into() })
     }

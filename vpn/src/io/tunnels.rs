@@ -51,15 +51,15 @@ impl Tunnels for NoTunnels {
 
 /// A named namespace for each network, in which a TUN of name [`DEVICE`] is made and brought to life by whoever made
 /// the namespace.
-#[cfg(feature = "namespaces")]
+#[cfg(feature = "test-parts")]
 #[derive(Clone, Debug)]
 pub struct NamedNamespaces(pub std::collections::HashMap<VpcId, String>);
 
 /// Name of the device in tests' namespaces.
-#[cfg(feature = "namespaces")]
+#[cfg(feature = "test-parts")]
 pub const DEVICE: &str = "gtun0";
 
-#[cfg(feature = "namespaces")]
+#[cfg(feature = "test-parts")]
 impl Tunnels for NamedNamespaces {
     fn open(&self, vpc: &VpcId) -> Result<OwnedFd, TunnelError> {
         let namespace = self.0.get(vpc).ok_or(TunnelError::NoSource)?.clone();

@@ -62,6 +62,10 @@ counts! {
     UnknownKey = "dropped_unknown_key",
     /// The session is over.
     Ended = "dropped_session_ended",
+    /// The session's key is a point of small order: everybody would know its secrets.
+    WeakKey = "dropped_weak_key",
+    /// No index for a state was found, so many are live.
+    NoIndex = "dropped_no_index",
     /// A handshake message that does not fit, an old one for instance.
     Handshake = "dropped_handshake",
     /// No state has this index.
@@ -104,7 +108,7 @@ counts! {
     SocketFull = "dropped_socket_full",
     /// The datagram could not be sent.
     SendFailed = "dropped_send_failed",
-    /// A session of the view whose key, address or network another one has, or whose key is none.
+    /// A session of the view whose key, address or network another one has, or whose key is the server's own.
     Conflict = "sessions_refused",
 }
 

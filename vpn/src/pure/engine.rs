@@ -113,7 +113,7 @@ impl Engine {
     }
 
     /// A session, for tests that must look into its state.
-    #[doc(hidden)]
+    #[cfg(feature = "test-parts")]
     pub fn session_for_test(&mut self, place: Place) -> Option<&mut Session> {
         self.table.session(place)
     }
@@ -189,7 +189,7 @@ impl Engine {
             handshake(&mut live.state, datagram, from, &mut self.opened, &mut self.counts, wire)?;
             session.touch(from, now, &mut self.counts);
         } else {
-            let mut made = self.table.state(place, identity, &mut self.rng).ok_or(Count::Handshake)?;
+            let mut made = self.table.state(place, identity, &mut self.rng)?;
             handshake(&mut made.0, datagram, from, &mut self.opened, &mut self.counts, wire)?;
             self.table.awake(place, made, from, now);
             self.counts.count(Count::Awoken);

@@ -115,12 +115,10 @@ impl Identity {
         self.key == *key
     }
 
-    /// Whether somebody may have this key: it is not the server's own, and it is a point that makes a secret (RFC 7748,
-    /// section 6.1), as with one of small order everybody would know the result.
+    /// Whether this is the server's own public key.
     #[must_use]
-    pub fn accepts(&self, client: &PublicKey) -> bool {
-        let point = Curve::from(client.0);
-        point != self.public && self.private.diffie_hellman(&point).was_contributory()
+    pub fn is_own(&self, key: &PublicKey) -> bool {
+        self.public.as_bytes() == &key.0
     }
 
     /// Whether the sender of a handshake message knows our public key.
@@ -145,13 +143,18 @@ impl Identity {
         Some(PublicKey(half.peer_static_public))
     }
 
-    /// A state for a client. Its index has 24 bits.
+    /// A state for a client. Its index has 24 bits. None when the client's key makes no secret, as with a point of small
+    /// order everybody would know the result (RFC 7748, section 6.1).
     #[must_use]
-    pub fn state(&self, client: &PublicKey, preshared: Option<&SecretKey>, index: u32) -> Tunn {
+    pub fn state(&self, client: &PublicKey, preshared: Option<&SecretKey>, index: u32) -> Option<Tunn> {
+        let client = Curve::from(client.0);
+        if !self.private.diffie_hellman(&client).was_contributory() {
+            return None;
+        }
         let preshared = preshared.map(|key| *key.expose());
         let (private, open) = (self.private.clone(), Some(Arc::clone(&self.open)));
         // No keepalives from here: the client's, every 25 s, keep the path open for both.
-        Tunn::new(private, Curve::from(client.0), preshared, None, index, open)
+        Some(Tunn::new(private, client, preshared, None, index, open))
     }
 }
 
@@ -253,8 +256,9 @@ mod tests {
         let other = Curve::from(&StaticSecret::from([8; 32])).to_bytes();
         let mut one = [0; 32];
         one[0] = 1;
-        let accepted = [[0; 32], one, own, other].map(|key| identity.accepts(&PublicKey(key)));
-        assert_eq!(accepted, [false, false, false, true]);
+        let made = [[0; 32], one, own, other].map(|key| identity.state(&PublicKey(key), None, 1).is_some());
+        assert_eq!(made, [false, false, true, true]);
+        assert_eq!([own, other].map(|key| identity.is_own(&PublicKey(key))), [true, false]);
         assert!(!format!("{identity:?}").contains("7, 7"));
     }
 }

@@ -146,7 +146,7 @@ impl Table {
                     session.expires_unix_ms = entry.expires_unix_ms;
                     session.idle = Duration::from_secs(u64::from(entry.idle_seconds.get()));
                 }
-                None if identity.accepts(&entry.client_key) => self.insert(entry, now, counts),
+                None if !identity.is_own(&entry.client_key) => self.insert(entry, now, counts),
                 None => counts.count(Count::Conflict),
             }
         }
@@ -222,11 +222,22 @@ impl Table {
     }
 
     /// Makes a state, which is live once [`Self::awake`] got it.
-    pub fn state(&self, place: Place, identity: &Identity, rng: &mut impl RngCore) -> Option<(Tunn, u32)> {
-        let session = self.places[place.0 as usize].as_ref()?;
-        let index =
-            (0..INDEX_DRAWS).map(|_| rng.next_u32() >> 8).find(|index| !self.by_index.contains_key(index))?;
-        Some((identity.state(&session.key, session.preshared.as_ref(), index), index))
+    ///
+    /// # Errors
+    /// When the session's key makes no secret, or no index is free.
+    pub fn state(
+        &self,
+        place: Place,
+        identity: &Identity,
+        rng: &mut impl RngCore,
+    ) -> Result<(Tunn, u32), Count> {
+        let session = self.places[place.0 as usize].as_ref().ok_or(Count::UnknownKey)?;
+        let index = (0..INDEX_DRAWS)
+            .map(|_| rng.next_u32() >> 8)
+            .find(|index| !self.by_index.contains_key(index))
+            .ok_or(Count::NoIndex)?;
+        let state = identity.state(&session.key, session.preshared.as_ref(), index);
+        Ok((state.ok_or(Count::WeakKey)?, index))
     }
 
     /// Gives a session the state that answered its client.

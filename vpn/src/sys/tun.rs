@@ -31,7 +31,7 @@ pub fn prepare(queue: impl AsFd) -> io::Result<()> {
 ///
 /// # Errors
 /// `EPERM` without `CAP_NET_ADMIN`, `EBUSY` when another has it.
-#[cfg(feature = "namespaces")]
+#[cfg(feature = "test-parts")]
 pub fn open(name: &str) -> io::Result<rustix::fd::OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     const TUNSETIFF: Opcode = opcode::write::<i32>(b'T', 202);
