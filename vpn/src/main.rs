@@ -15,6 +15,8 @@ use vpn::pure::engine::Rules;
 
 /// What an IPv4 host must take (RFC 791), and the largest that jumbo frames carry.
 const MTUS: std::ops::RangeInclusive<u16> = 576..=9000;
+/// TUNs that are asked for at once; vpc answers one connection after another anyway.
+const ASKING: usize = 8;
 /// What is logged unless `RUST_LOG` says otherwise. The noise states tell of clients' faults one by one; the counters
 /// have them already.
 const DEFAULT_LOG: &str = "info,boringtun=off";
@@ -60,7 +62,8 @@ fn main() -> Result<()> {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().max_blocking_threads(ASKING).enable_all().build()?;
     runtime.block_on(serve(&config, tunnels(&arguments)?))
 }
 

@@ -98,3 +98,35 @@ fn a_tun_from_elsewhere_is_set_up_without_any_right() {
     assert!(succeeds(&format!("ip netns del {name}")));
     result.expect("as said");
 }
+
+/// A host with several addresses answers from the one that the client knows, by both families on one socket.
+#[test]
+fn answers_come_from_the_address_that_was_asked() {
+    for (listen, asked) in
+        [("0.0.0.0:0", "127.0.0.2"), ("0.0.0.0:0", "127.0.0.1"), ("[::]:0", "127.0.0.3"), ("[::]:0", "::1")]
+    {
+        let mut front = Front::bind(listen.parse().expect("address")).expect("bound");
+        let client =
+            UdpSocket::bind(if asked.contains(':') { "[::1]:0" } else { "127.0.0.1:0" }).expect("bound");
+        client.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        // Connected: what comes from elsewhere is not seen.
+        client.connect((asked, front.local().expect("bound").port())).expect("connected");
+        client.send(b"question").expect("sent");
+        let mut from = None;
+        while from.is_none() {
+            front.receive(|endpoint, _| from = Some(endpoint)).expect("received");
+        }
+        let (mut runs, mut counts) = (Runs::default(), Counts::default());
+        for size in [500, 500, 100] {
+            runs.room(size).expect("room")[..size].fill(1);
+            runs.push(from.expect("asked"), size);
+        }
+        for (run, bytes) in runs.iter() {
+            front.outlet().send(run, bytes, &mut counts);
+        }
+        let sizes =
+            [(); 3].map(|()| client.recv(&mut [0; 1000]).unwrap_or_else(|e| panic!("{listen} {asked}: {e}")));
+        assert_eq!(sizes, [500, 500, 100]);
+        assert!(counts.snapshot().is_empty());
+    }
+}

@@ -173,6 +173,22 @@ async fn a_client_comes_back_after_the_server_was_killed() {
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_whose_tun_is_lost_gets_another() {
+    let mut world = World::new();
+    let network = world.network(&vpc(1), INSIDE);
+    world.publish(vec![entry(1, 1)]);
+    world.start();
+    let client = world.client(1, RANGE);
+    client.up();
+    world.eventually("a ping is answered", || client.pings(INSIDE));
+    sh(&format!("ip -n {network} link del gtun0"));
+    world.bring_up(&network);
+    world.eventually("through the new one", || client.pings(INSIDE));
+    let counted = world.stop();
+    assert_eq!(number(&counted, "handshakes"), 1, "the session went on: {counted}");
+}
+
 /// A counter's value in a line of the log.
 fn number(line: &str, name: &str) -> u64 {
     let behind = line.split_once(&format!("\"{name}\": ")).map_or("0", |(_, rest)| rest);

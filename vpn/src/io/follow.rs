@@ -29,6 +29,8 @@ pub struct Follower<T> {
     lost: mpsc::Receiver<VpcId>,
     /// The view that the loop has.
     told: Option<Arc<VpnView>>,
+    /// The networks in it.
+    wanted: HashSet<VpcId>,
     /// Networks whose TUN the loop has.
     joined: HashSet<VpcId>,
     /// Networks whose TUN was asked for; one answer at a time, as nobody opens a TUN twice.
@@ -49,6 +51,7 @@ impl<T: Tunnels> Follower<T> {
             orders,
             lost,
             told: None,
+            wanted: HashSet::new(),
             joined: HashSet::new(),
             asked: HashSet::new(),
             opening: JoinSet::new(),
@@ -96,12 +99,12 @@ impl<T: Tunnels> Follower<T> {
             }
             let sessions = view.sessions.iter().count();
             info!(generation = %view.generation, sessions, "view taken over");
-            self.told = Some(Arc::clone(&view));
+            self.wanted = view.sessions.iter().map(|entry| entry.vpc.clone()).collect();
+            // The loop has closed the TUNs of networks that left.
+            self.joined.retain(|vpc| self.wanted.contains(vpc));
+            self.told = Some(view);
         }
-        let wanted: HashSet<&VpcId> = view.sessions.iter().map(|entry| &entry.vpc).collect();
-        // The loop has closed the TUNs of networks that left.
-        self.joined.retain(|vpc| wanted.contains(vpc));
-        for vpc in wanted {
+        for vpc in &self.wanted {
             if !self.joined.contains(vpc) && self.asked.insert(vpc.clone()) {
                 let (vpc, tunnels) = (vpc.clone(), Arc::clone(&self.tunnels));
                 self.opening.spawn_blocking(move || {
@@ -119,9 +122,7 @@ impl<T: Tunnels> Follower<T> {
                 self.complained.remove(&vpc);
                 // Without room for the order the TUN is closed, and asked for again. The loop does not keep one whose
                 // network left the view.
-                let told = self.told.as_ref();
-                let wanted = told.is_some_and(|view| view.sessions.iter().any(|entry| entry.vpc == vpc));
-                if wanted && self.orders.give(Order::Tunnel(vpc.clone(), queue)) {
+                if self.wanted.contains(&vpc) && self.orders.give(Order::Tunnel(vpc.clone(), queue)) {
                     self.joined.insert(vpc);
                 }
             }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
+use tokio::sync::mpsc::error::TrySendError as MpscError;
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
@@ -29,7 +30,7 @@ use tracing::{debug, warn};
 const TICK: Duration = Duration::from_millis(250);
 /// Orders that wait: views and TUNs come one by one, and each is taken within a batch.
 const MAX_ORDERS: usize = 64;
-/// Lost TUNs that wait to be told of; those beyond are told of when the next is.
+/// Lost TUNs in the channel to whoever gets others; more wait in the loop for its next tick.
 pub const MAX_LOST: usize = 64;
 /// Batches of one source in a row, so that no client or network keeps the others waiting.
 const BATCHES: usize = 4;
@@ -142,6 +143,8 @@ pub struct Server {
     orders: Receiver<Order>,
     word: Arc<OwnedFd>,
     lost: tokio::sync::mpsc::Sender<VpcId>,
+    /// Lost ones that are not told of yet, no more than there are networks.
+    untold: Vec<VpcId>,
     frame: Box<[u8]>,
     tick: Instant,
 }
@@ -191,7 +194,18 @@ impl Server {
         };
         let frame = vec![0; VNET_BYTES + MAX_FRAME_BYTES].into();
         let tick = Instant::now() + TICK;
-        let server = Self { front, engine, lane, epoll, orders, word: Arc::clone(&word), lost, frame, tick };
+        let server = Self {
+            front,
+            engine,
+            lane,
+            epoll,
+            orders,
+            word: Arc::clone(&word),
+            lost,
+            untold: Vec::new(),
+            frame,
+            tick,
+        };
         Ok((server, Orders { sender: Some(sender), word }))
     }
 
@@ -229,6 +243,7 @@ impl Server {
             Event::Tick => {
                 self.engine.tick(now(), &mut self.lane);
                 self.lane.flush();
+                self.tell_losses();
             }
         }
         Ok(true)
@@ -267,8 +282,20 @@ impl Server {
     fn lose(&mut self, network: NetworkId, error: Errno) {
         let Some(tunnel) = self.lane.tunnels.remove(&network) else { return };
         warn!(vpc = %tunnel.vpc, error = %io::Error::from(error), "the network's TUN is gone");
-        if self.lost.try_send(tunnel.vpc).is_err() {
-            warn!("nobody takes notice");
+        self.untold.push(tunnel.vpc);
+        self.tell_losses();
+    }
+
+    fn tell_losses(&mut self) {
+        while let Some(vpc) = self.untold.pop() {
+            match self.lost.try_send(vpc) {
+                Ok(()) => {}
+                // Whoever listens is busy, or ends and with it this loop.
+                Err(MpscError::Full(vpc) | MpscError::Closed(vpc)) => {
+                    self.untold.push(vpc);
+                    return;
+                }
+            }
         }
     }
 

@@ -162,7 +162,7 @@ impl World {
     }
 
     /// What vpc would do with a TUN: up, and the clients' addresses behind it.
-    fn bring_up(&self, namespace: &str) {
+    pub fn bring_up(&self, namespace: &str) {
         let set = format!(
             "ip -n {namespace} link set gtun0 mtu 1280 up && ip -n {namespace} route replace 100.96.0.0/16 dev gtun0"
         );
