@@ -2,7 +2,7 @@
 
 use super::front::{Front, FrontError, Outlet};
 use crate::pure::Now;
-use crate::pure::coalesce::Coalescer;
+use crate::pure::coalesce::Frames;
 use crate::pure::count::{Count, Counts};
 use crate::pure::engine::{Engine, Rules, Wire};
 use crate::pure::offload::{MAX_FRAME_BYTES, VNET_BYTES};
@@ -155,8 +155,7 @@ struct Lane {
     outlet: Arc<Outlet>,
     runs: Runs,
     tunnels: HashMap<NetworkId, Tunnel>,
-    /// Networks whose coalescer has something.
-    waiting: Vec<NetworkId>,
+    frames: Frames,
     counts: Counts,
 }
 
@@ -164,7 +163,6 @@ struct Lane {
 struct Tunnel {
     vpc: VpcId,
     queue: OwnedFd,
-    coalescer: Coalescer,
 }
 
 impl Server {
@@ -189,7 +187,7 @@ impl Server {
             outlet: front.outlet(),
             runs: Runs::default(),
             tunnels: HashMap::new(),
-            waiting: Vec::new(),
+            frames: Frames::default(),
             counts: Counts::default(),
         };
         let frame = vec![0; VNET_BYTES + MAX_FRAME_BYTES].into();
@@ -340,7 +338,7 @@ impl Server {
         let Some((network, _)) = wanted else { return Ok(()) };
         watch(&self.epoll, queue.as_fd(), Event::Frames(network))?;
         debug!(%vpc, "TUN joined");
-        self.lane.tunnels.insert(network, Tunnel { vpc, queue, coalescer: Coalescer::default() });
+        self.lane.tunnels.insert(network, Tunnel { vpc, queue });
         Ok(())
     }
 }
@@ -349,9 +347,8 @@ impl Lane {
     /// Sends and writes all that waits.
     fn flush(&mut self) {
         self.send_runs();
-        while let Some(network) = self.waiting.pop() {
-            self.write(network);
-        }
+        let (tunnels, counts) = (&self.tunnels, &mut self.counts);
+        self.frames.flush(|network, frame, packets| write(tunnels, counts, network, frame, packets));
     }
 
     fn send_runs(&mut self) {
@@ -360,17 +357,25 @@ impl Lane {
         }
         self.runs.clear();
     }
+}
 
-    fn write(&mut self, network: NetworkId) {
-        let Some(tunnel) = self.tunnels.get_mut(&network) else { return };
-        let Some((frame, segments)) = tunnel.coalescer.take() else { return };
-        if segments > 1 {
-            self.counts.add(Count::Coalesced, segments as u64);
-        }
-        if let Err(error) = rustix::io::write(&tunnel.queue, frame) {
-            debug!(vpc = %tunnel.vpc, error = %io::Error::from(error), "the TUN takes no frame");
-            self.counts.add(Count::TunnelFull, segments as u64);
-        }
+fn write(
+    tunnels: &HashMap<NetworkId, Tunnel>,
+    counts: &mut Counts,
+    network: NetworkId,
+    frame: &[u8],
+    packets: usize,
+) {
+    if packets > 1 {
+        counts.add(Count::Coalesced, packets as u64);
+    }
+    let Some(tunnel) = tunnels.get(&network) else {
+        counts.add(Count::NoTunnel, packets as u64);
+        return;
+    };
+    if let Err(error) = rustix::io::write(&tunnel.queue, frame) {
+        debug!(vpc = %tunnel.vpc, error = %io::Error::from(error), "the TUN takes no frame");
+        counts.add(Count::TunnelFull, packets as u64);
     }
 }
 
@@ -387,16 +392,13 @@ impl Wire for Lane {
     }
 
     fn deliver(&mut self, network: NetworkId, packet: &[u8]) -> Result<(), Count> {
-        let tunnel = self.tunnels.get_mut(&network).ok_or(Count::NoTunnel)?;
-        if !tunnel.coalescer.push(packet) {
-            self.write(network);
-            let tunnel = self.tunnels.get_mut(&network).ok_or(Count::NoTunnel)?;
-            // An empty one takes anything.
-            return if tunnel.coalescer.push(packet) { Ok(()) } else { Err(Count::TunnelFull) };
+        if !self.tunnels.contains_key(&network) {
+            return Err(Count::NoTunnel);
         }
-        if !self.waiting.contains(&network) {
-            self.waiting.push(network);
-        }
+        let (tunnels, counts) = (&self.tunnels, &mut self.counts);
+        self.frames.push(network, packet, |network, frame, packets| {
+            write(tunnels, counts, network, frame, packets);
+        });
         Ok(())
     }
 }

@@ -9,9 +9,91 @@
 
 use super::ipv4::{self, set_word, word};
 use super::offload::{MAX_FRAME_BYTES, VNET_BYTES, announce};
+use super::table::NetworkId;
 use super::tcp::{self, ACK, CHECKSUM_AT, FLAGS_AT, PSH};
 
-/// The frame that is being made for one network.
+/// Connections whose frames are being made at once, of all networks. What comes out of one batch of datagrams is seldom
+/// of more; each has 64 KiB.
+const FRAMES: usize = 16;
+
+/// Which connection a segment is of: its network, addresses and ports.
+type Flow = (NetworkId, [u8; 12]);
+
+/// The frames that are being made. Packets of a connection stay in order; those of others may pass them.
+#[derive(Debug, Default)]
+pub struct Frames {
+    flows: [Option<Flow>; FRAMES],
+    coalescers: [Coalescer; FRAMES],
+    /// Whose place is taken next when there is none.
+    next: usize,
+}
+
+impl Frames {
+    /// Takes a packet, and hands out what is complete, or gives place: a frame and of how many packets it is.
+    pub fn push(
+        &mut self,
+        network: NetworkId,
+        packet: &[u8],
+        mut write: impl FnMut(NetworkId, &[u8], usize),
+    ) {
+        let Some(flow) = flow(network, packet) else {
+            // No segment: it goes at once, through a place that is free or made so.
+            let place = self.place(&mut write);
+            let alone = self.coalescers[place].push(packet);
+            debug_assert!(alone, "an empty one takes anything");
+            hand_out(network, &mut self.coalescers[place], &mut write);
+            return;
+        };
+        let known = self.flows.iter().position(|held| *held == Some(flow));
+        let place = known.unwrap_or_else(|| self.place(&mut write));
+        self.flows[place] = Some(flow);
+        if !self.coalescers[place].push(packet) {
+            hand_out(network, &mut self.coalescers[place], &mut write);
+            let taken = self.coalescers[place].push(packet);
+            debug_assert!(taken, "an empty one takes anything");
+        }
+    }
+
+    /// Hands out all that is left.
+    pub fn flush(&mut self, mut write: impl FnMut(NetworkId, &[u8], usize)) {
+        for (held, coalescer) in self.flows.iter_mut().zip(&mut self.coalescers) {
+            if let Some((network, _)) = held.take() {
+                hand_out(network, coalescer, &mut write);
+            }
+        }
+    }
+
+    /// A place without a connection.
+    fn place(&mut self, write: &mut impl FnMut(NetworkId, &[u8], usize)) -> usize {
+        if let Some(free) = self.flows.iter().position(Option::is_none) {
+            return free;
+        }
+        let place = self.next;
+        self.next = (self.next + 1) % FRAMES;
+        if let Some((network, _)) = self.flows[place].take() {
+            hand_out(network, &mut self.coalescers[place], write);
+        }
+        place
+    }
+}
+
+fn hand_out(network: NetworkId, coalescer: &mut Coalescer, write: &mut impl FnMut(NetworkId, &[u8], usize)) {
+    if let Some((frame, packets)) = coalescer.take() {
+        write(network, frame, packets);
+    }
+}
+
+/// Of which connection a packet is; none when it is no whole segment.
+fn flow(network: NetworkId, packet: &[u8]) -> Option<Flow> {
+    let header = ipv4::parse(packet).ok()?;
+    tcp::header_bytes(packet, &header)?;
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&packet[12..20]);
+    bytes[8..].copy_from_slice(&packet[header.bytes..header.bytes + 4]);
+    Some((network, bytes))
+}
+
+/// The frame that is being made for one connection.
 #[derive(Debug)]
 pub struct Coalescer {
     /// Header for the TUN, and the frame.
@@ -205,6 +287,70 @@ mod tests {
                 prop_assert_eq!(&out, packet);
             }
         }
+    }
+
+    proptest! {
+        #[test]
+        fn each_connections_packets_stay_in_order(plan in proptest::collection::vec((0u16..24, 0usize..6), 1..300)) {
+            let mut frames = Frames::default();
+            let (mut sent, mut got) = (Vec::new(), Vec::new());
+            let mut sequences = [0u32; 24];
+            let mut write = |network, given: &[u8], packets: usize| {
+                let mut given = given.to_vec();
+                let mut frame = Frame::read(&mut given).expect("good");
+                let mut piece = vec![0; frame.largest()];
+                let before = got.len();
+                while let Some(length) = frame.next(&mut piece) {
+                    got.push((network, piece[..length].to_vec()));
+                }
+                assert_eq!(got.len() - before, packets);
+            };
+            for (connection, kind) in plan {
+                let sequence = &mut sequences[usize::from(connection)];
+                let flags = if kind == 0 { ACK | PSH } else { ACK };
+                let size = if kind == 1 { 100 } else { 1000 };
+                let mut packet = segment(*sequence, flags, &[], &vec![kind as u8; size]);
+                *sequence += u32::try_from(size).expect("short");
+                set_word(&mut packet, 22, connection / 2);
+                packet[9] = if kind == 2 { 17 } else { ipv4::TCP };
+                ipv4::seal_header(&mut packet, 20);
+                tcp::seal(&mut packet, 20);
+                let network = NetworkId(u32::from(connection % 2));
+                frames.push(network, &packet, &mut write);
+                sent.push((network, packet));
+            }
+            frames.flush(&mut write);
+            frames.flush(|_, _, _| panic!("nothing is left"));
+            let of = |all: &[(NetworkId, Vec<u8>)], network: u32, port: u16, protocol: u8| -> Vec<Vec<u8>> {
+                let wanted = |(held, packet): &&(NetworkId, Vec<u8>)| {
+                    held.0 == network && word(packet, 22) == port && packet[9] == protocol
+                };
+                all.iter().filter(wanted).map(|(_, packet)| packet[20..].to_vec()).collect()
+            };
+            prop_assert_eq!(sent.len(), got.len());
+            for connection in 0..24u16 {
+                for protocol in [6, 17] {
+                    let (network, port) = (u32::from(connection % 2), connection / 2);
+                    prop_assert_eq!(of(&sent, network, port, protocol), of(&got, network, port, protocol));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn connections_that_take_turns_are_joined_each() {
+        let mut frames = Frames::default();
+        let mut written = Vec::new();
+        for number in 0..30u32 {
+            for port in 0..4u16 {
+                let mut packet = segment(number * 1000, ACK, &[], &[7; 1000]);
+                set_word(&mut packet, 22, port);
+                tcp::seal(&mut packet, 20);
+                frames.push(NetworkId(1), &packet, |_, _, packets| written.push(packets));
+            }
+        }
+        frames.flush(|_, _, packets| written.push(packets));
+        assert_eq!(written, [30; 4]);
     }
 
     #[test]

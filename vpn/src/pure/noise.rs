@@ -161,12 +161,12 @@ impl Identity {
 /// What a cookie is bound to. The library takes an address only; for IPv4 the port rides along in an IPv6 address, so
 /// that clients behind one translator do not prove for each other.
 fn source(from: SocketAddr) -> IpAddr {
-    match from {
-        SocketAddr::V4(from) => {
-            let bits = u128::from(from.ip().to_bits()) << 16 | u128::from(from.port());
+    match from.ip().to_canonical() {
+        IpAddr::V4(address) => {
+            let bits = u128::from(address.to_bits()) << 16 | u128::from(from.port());
             IpAddr::V6(Ipv6Addr::from_bits(bits))
         }
-        SocketAddr::V6(from) => IpAddr::V6(*from.ip()),
+        IpAddr::V6(address) => IpAddr::V6(address),
     }
 }
 
