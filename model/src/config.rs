@@ -118,6 +118,36 @@ pub struct VpcConfig {
     pub upstream_dns: Vec<SocketAddr>,
 }
 
+/// vpn's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VpnConfig {
+    /// Where the processes meet.
+    pub places: Places,
+    /// Where WireGuard's datagrams come in.
+    #[serde(default = "vpn_listen")]
+    pub listen: SocketAddr,
+    /// Largest IP packet in a tunnel, in bytes; see [`VPN_MTU`].
+    #[serde(default = "vpn_mtu")]
+    pub mtu: u16,
+    /// Whether clients of one network reach each other.
+    #[serde(default)]
+    pub client_to_client: bool,
+}
+
+/// MTU of the tunnels: what every path must carry (RFC 8200, section 5), so that no network on the way breaks it.
+pub const VPN_MTU: u16 = 1280;
+/// WireGuard's usual port.
+pub const VPN_PORT: u16 = 51820;
+
+fn vpn_listen() -> SocketAddr {
+    SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, VPN_PORT))
+}
+
+fn vpn_mtu() -> u16 {
+    VPN_MTU
+}
+
 /// The settings of the VMs' supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

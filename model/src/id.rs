@@ -115,6 +115,10 @@ id!(
     MappingId, "a mapping id", "dm-", 20
 );
 id!(
+    /// A WireGuard session: one client's key in one private network.
+    WireGuardSessionId, "a WireGuard session id", "wg-", 20
+);
+id!(
     /// A request, as shown to the caller in `x-freestyle-trace-id`.
     TraceId, "a trace id", "tr-", 20
 );

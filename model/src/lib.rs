@@ -8,6 +8,7 @@ pub mod api;
 pub mod config;
 pub mod host;
 pub mod id;
+pub mod key;
 pub mod net;
 pub mod route;
 pub mod view;

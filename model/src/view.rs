@@ -3,11 +3,13 @@
 //! An entry that cannot be read is left out and counted, so that it fails closed alone and the others serve.
 
 use crate::host::HostName;
-use crate::id::{Generation, VmId, VpcId};
+use crate::id::{Generation, VmId, VpcId, WireGuardSessionId};
+use crate::key::{PublicKey, SecretKey};
 use crate::net::{Ipv4Cidr, MacAddress};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU32;
 
 /// The layout of the view files. A reader refuses another one.
 pub const VIEW_VERSION: u32 = 1;
@@ -200,6 +202,54 @@ impl View for VpcView {
     }
 }
 
+/// One client of a private network, and how long it may be one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEntry {
+    /// Which one.
+    pub id: WireGuardSessionId,
+    /// The network that it leads into.
+    pub vpc: VpcId,
+    /// Who the client is. No two sessions share one.
+    pub client_key: PublicKey,
+    /// A second secret beside the keys, for the day when the keys alone do not hold.
+    #[serde(default)]
+    pub preshared_key: Option<SecretKey>,
+    /// The client's address in the tunnel; packets from another are dropped. Unique in its network.
+    pub address: Ipv4Addr,
+    /// Where the client may send to: its network's range.
+    pub allowed: Ipv4Cidr,
+    /// When it ends in any case, in milliseconds since 1970 UTC.
+    pub expires_unix_ms: u64,
+    /// It ends when nothing authentic came from its client for so many seconds.
+    pub idle_seconds: NonZeroU32,
+}
+
+/// What vpn must know. The file has secrets: only control, vpn and root may read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VpnView {
+    /// See [`VIEW_VERSION`].
+    pub version: u32,
+    /// Which decision this is.
+    pub generation: Generation,
+    /// The server's own key, one for all networks.
+    pub server_key: SecretKey,
+    /// Who may come in.
+    pub sessions: Entries<SessionEntry>,
+}
+
+impl View for VpnView {
+    const NAME: &'static str = "vpn";
+    fn version(&self) -> u32 {
+        self.version
+    }
+    fn generation(&self) -> Generation {
+        self.generation
+    }
+    fn rejected(&self) -> usize {
+        self.sessions.rejected()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,6 +276,31 @@ mod tests {
         let earlier = r#"{"version":1,"generation":7,"default_network":"10.201.0.0/16","ports":[]}"#;
         let view: VpcView = serde_json::from_str(earlier).expect("of a build without private networks");
         assert_eq!(view.networks.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_bad_session_is_left_out_alone_and_no_secret_prints() {
+        let key = "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=";
+        let session = |address: &str, idle: u32, client: &str| {
+            format!(
+                r#"{{"id":"wg-abcdefghij0123456789","vpc":"vpc-abcdefghij0123456789","client_key":"{client}",
+                "preshared_key":"{key}","address":"{address}","allowed":"10.0.0.0/24","expires_unix_ms":1,
+                "idle_seconds":{idle}}}"#
+            )
+        };
+        let text = format!(
+            r#"{{"version":1,"generation":7,"server_key":"{key}","sessions":[{},{},{},{}]}}"#,
+            session("100.96.0.2", 60, key),
+            session("100.96.0", 60, key),
+            session("100.96.0.2", 0, key),
+            session("100.96.0.2", 60, "short")
+        );
+        let view: VpnView = serde_json::from_str(&text).expect("the view itself is good");
+        assert_eq!((view.sessions.iter().count(), view.rejected()), (1, 3));
+        let public = format!("client_key: {key}");
+        let shown = format!("{view:?}");
+        assert!(shown.contains(&public) && !shown.replacen(key, "", 1).contains(key), "{shown}");
+        assert!(!shown.contains("65, 65"), "{shown}");
     }
 
     #[test]

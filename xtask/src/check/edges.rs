@@ -10,6 +10,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vpc", &["feed", "model"]),
     ("vmm", &["vpc", "feed", "model"]),
     ("edge-proxy", &["vpc", "feed", "model"]),
+    ("vpn", &["vpc", "feed", "model"]),
     ("control", &["feed", "model", "vmm"]),
     ("guest-agent", &["model"]),
     ("gatehouse", &["model"]),

@@ -1,0 +1,76 @@
+//! Where a network's TUN comes from.
+
+use model::id::VpcId;
+use rustix::fd::OwnedFd;
+use std::io;
+use thiserror::Error;
+
+/// A TUN cannot be had now.
+#[derive(Debug, Error)]
+pub enum TunnelError {
+    /// Nobody hands TUNs out.
+    #[error("vpc hands out no TUNs yet")]
+    NoSource,
+    /// Its namespace cannot be entered, or the device not made.
+    #[error("no TUN in namespace {namespace}: {source}")]
+    Namespace {
+        /// Which one.
+        namespace: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no TUN with a header in front of each frame.
+    #[error("the TUN of {vpc} cannot be set up: {source}")]
+    SetUp {
+        /// Of the network.
+        vpc: VpcId,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Who hands TUNs out: vpc, or a test.
+pub trait Tunnels: Send + Sync + 'static {
+    /// A TUN in a network, opened with `IFF_VNET_HDR` and `IFF_NO_PI`, not blocking, held by nobody else. The caller
+    /// gives it back by closing it. May block for some seconds.
+    ///
+    /// # Errors
+    /// See [`TunnelError`]; the caller asks again later.
+    fn open(&self, vpc: &VpcId) -> Result<OwnedFd, TunnelError>;
+}
+
+/// Nobody, until vpc does.
+#[derive(Clone, Copy, Debug)]
+pub struct NoTunnels;
+
+impl Tunnels for NoTunnels {
+    fn open(&self, _: &VpcId) -> Result<OwnedFd, TunnelError> {
+        Err(TunnelError::NoSource)
+    }
+}
+
+/// A named namespace for each network, in which a TUN of name [`DEVICE`] is made and brought to life by whoever made
+/// the namespace.
+#[cfg(feature = "test-parts")]
+#[derive(Clone, Debug)]
+pub struct NamedNamespaces(pub std::collections::HashMap<VpcId, String>);
+
+/// Name of the device in tests' namespaces.
+#[cfg(feature = "test-parts")]
+pub const DEVICE: &str = "gtun0";
+
+#[cfg(feature = "test-parts")]
+impl Tunnels for NamedNamespaces {
+    fn open(&self, vpc: &VpcId) -> Result<OwnedFd, TunnelError> {
+        let namespace = self.0.get(vpc).ok_or(TunnelError::NoSource)?.clone();
+        let inside = namespace.clone();
+        let opening = std::thread::spawn(move || {
+            let file = std::fs::File::open(format!("/run/netns/{inside}"))?;
+            let network = Some(rustix::thread::LinkNameSpaceType::Network);
+            rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), network)?;
+            crate::sys::tun::open(DEVICE)
+        });
+        let opened = opening.join().unwrap_or_else(|_| Err(io::Error::other("the thread died")));
+        opened.map_err(|source| TunnelError::Namespace { namespace, source })
+    }
+}
