@@ -74,7 +74,13 @@ impl DialError {
                 Refusal::ConnectionRefused => Problem::NothingListens,
                 Refusal::UnknownVm | Refusal::PortNotDialable => Problem::VmGone,
                 Refusal::TimedOut => Problem::VmSilent,
-                Refusal::ViewTooOld | Refusal::NotAllowed | Refusal::Busy | Refusal::Kernel => {
+                Refusal::ViewTooOld
+                | Refusal::NotAllowed
+                | Refusal::Busy
+                | Refusal::Kernel
+                // Not about a VM, so never an answer to a dial.
+                | Refusal::UnknownNetwork
+                | Refusal::UnknownService => {
                     Problem::NetworkAway
                 }
             },

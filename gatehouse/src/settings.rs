@@ -12,6 +12,8 @@ use thiserror::Error;
 /// The user and group of edge-proxy: fixed numbers outside the ranges that Debian hands out (Debian policy 9.2.2),
 /// so that no account needs to be made.
 pub const EDGE_ID: u32 = 64_501;
+/// The user and group of vpn, likewise.
+pub const VPN_ID: u32 = 64_502;
 /// Where state is kept when nothing else is said.
 pub const DATA_DIR: &str = "/var/lib/gatehouse";
 /// Where sockets are when nothing else is said.

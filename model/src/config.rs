@@ -4,6 +4,7 @@ use crate::host::HostName;
 use crate::net::Ipv4Cidr;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 /// Where the processes meet. All paths are below the data directory.
@@ -31,6 +32,16 @@ impl Places {
     #[must_use]
     pub fn vpc_socket(&self) -> PathBuf {
         self.run.join("vpc.sock")
+    }
+    /// Requests to vpn: which sessions live.
+    #[must_use]
+    pub fn vpn_socket(&self) -> PathBuf {
+        self.run.join("vpn.sock")
+    }
+    /// Where flows are logged.
+    #[must_use]
+    pub fn flow_log(&self) -> PathBuf {
+        self.data.join("flows")
     }
     /// Requests to the supervisor of the VMs.
     #[must_use]
@@ -101,6 +112,53 @@ pub struct ControlConfig {
     pub limits: VmLimits,
     /// Who may read edge-proxy's view; nobody but control and root when absent.
     pub edge_gid: Option<u32>,
+    /// What VPN clients are told, and how long they may stay.
+    #[serde(default)]
+    pub vpn: VpnDoor,
+    /// Who may read vpn's view; nobody but control and root when absent.
+    #[serde(default)]
+    pub vpn_gid: Option<u32>,
+}
+
+/// The door of the VPN, as its clients and sessions see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VpnDoor {
+    /// Where clients reach it: a name or an address; `vpn.` of the house's domain when absent.
+    pub host: Option<String>,
+    /// The UDP port that clients see.
+    pub port: u16,
+    /// Largest IP packet in a tunnel, in bytes; see [`VPN_MTU`].
+    pub mtu: u16,
+    /// Where clients' addresses come from, in each VPC; no VPC may overlap it.
+    pub pool: Ipv4Cidr,
+    /// Whether members of a VPC see its clients under the VPC's first address, and not under their own. For guests that
+    /// drop what comes from 100.64.0.0/10, as those with a mesh VPN of their own do.
+    pub hide_clients: bool,
+    /// A session ends when nothing authentic came from its client for so many seconds.
+    pub idle_seconds: NonZeroU32,
+    /// A session ends after so many seconds in any case.
+    pub longest_seconds: NonZeroU32,
+}
+
+/// Seconds after which a silent session ends: time enough to install WireGuard between the call and the first use, and
+/// for a laptop's lid.
+const VPN_IDLE_SECONDS: NonZeroU32 = NonZeroU32::new(3600).expect("not zero");
+/// Seconds after which any session ends: a working day and its night.
+const VPN_LONGEST_SECONDS: NonZeroU32 = NonZeroU32::new(24 * 3600).expect("not zero");
+
+impl Default for VpnDoor {
+    fn default() -> Self {
+        Self {
+            host: None,
+            port: VPN_PORT,
+            mtu: VPN_MTU,
+            pool: crate::net::VPN_CLIENTS,
+            hide_clients: false,
+            idle_seconds: VPN_IDLE_SECONDS,
+            longest_seconds: VPN_LONGEST_SECONDS,
+        }
+    }
 }
 
 /// vpc's settings.
@@ -114,6 +172,12 @@ pub struct VpcConfig {
     pub prefix: String,
     /// Users besides root who may ask for descriptors.
     pub allowed_uids: Vec<u32>,
+    /// The user of vpn, who may ask for TUNs and nothing else; nobody when absent.
+    #[serde(default)]
+    pub vpn_uid: Option<u32>,
+    /// Whether flows are logged, into the data folder.
+    #[serde(default = "flow_log")]
+    pub flow_log: bool,
     /// Name servers to which guests' questions go; the host's own when empty.
     pub upstream_dns: Vec<SocketAddr>,
 }
@@ -139,6 +203,10 @@ pub struct VpnConfig {
 pub const VPN_MTU: u16 = 1280;
 /// WireGuard's usual port.
 pub const VPN_PORT: u16 = 51820;
+
+fn flow_log() -> bool {
+    true
+}
 
 fn vpn_listen() -> SocketAddr {
     SocketAddr::from((std::net::Ipv4Addr::UNSPECIFIED, VPN_PORT))

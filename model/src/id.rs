@@ -119,6 +119,18 @@ id!(
     WireGuardSessionId, "a WireGuard session id", "wg-", 20
 );
 id!(
+    /// A rule of a private network's firewall.
+    RuleId, "a firewall rule id", "fw-", 20
+);
+id!(
+    /// Two private networks that reach each other.
+    PeeringId, "a peering id", "pc-", 20
+);
+id!(
+    /// A service on this host that is a member of a private network: a container, a namespace, the host itself.
+    ServiceId, "a service id", "sv-", 20
+);
+id!(
     /// A request, as shown to the caller in `x-freestyle-trace-id`.
     TraceId, "a trace id", "tr-", 20
 );

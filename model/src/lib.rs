@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod api;
 pub mod config;
+pub mod firewall;
 pub mod host;
 pub mod id;
 pub mod key;

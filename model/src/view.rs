@@ -2,8 +2,9 @@
 //!
 //! An entry that cannot be read is left out and counted, so that it fails closed alone and the others serve.
 
+use crate::firewall::RuleEntry;
 use crate::host::HostName;
-use crate::id::{Generation, VmId, VpcId, WireGuardSessionId};
+use crate::id::{Generation, PeeringId, ServiceId, VmId, VpcId, WireGuardSessionId};
 use crate::key::{PublicKey, SecretKey};
 use crate::net::{Ipv4Cidr, MacAddress};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -170,6 +171,69 @@ pub struct NetworkEntry {
     pub range: Ipv4Cidr,
     /// Its VMs' ports.
     pub ports: Entries<PortEntry>,
+    /// Members that are no VMs. One that is named here has its address, and stands once it has joined.
+    #[serde(default)]
+    pub services: Entries<ServiceEntry>,
+    /// Other networks that this one reaches. The other one's entry names this one.
+    #[serde(default)]
+    pub peerings: Entries<PeeringEntry>,
+    /// Its firewall, in the order of judgement.
+    #[serde(default)]
+    pub rules: Entries<RuleEntry>,
+    /// There are VPN clients.
+    #[serde(default)]
+    pub clients: Option<ClientsEntry>,
+}
+
+impl NetworkEntry {
+    /// A network of VMs alone.
+    #[must_use]
+    pub fn of_vms(vpc: VpcId, range: Ipv4Cidr, ports: Vec<PortEntry>) -> Self {
+        Self {
+            vpc,
+            range,
+            ports: ports.into(),
+            services: Entries::default(),
+            peerings: Entries::default(),
+            rules: Entries::default(),
+            clients: None,
+        }
+    }
+}
+
+/// A service on this host that is a member of a network, or may become one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceEntry {
+    /// Which one.
+    pub id: ServiceId,
+    /// Its Ethernet address; frames from another are dropped.
+    pub mac: MacAddress,
+    /// Its address; packets from another are dropped.
+    pub ipv4: Ipv4Addr,
+    /// As [`PortEntry::names`].
+    #[serde(default)]
+    pub names: Vec<String>,
+}
+
+/// Another network that a network reaches. Neither's range has addresses of the other's, nor of another peer's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeeringEntry {
+    /// Which one; both sides have the same.
+    pub id: PeeringId,
+    /// The other network.
+    pub vpc: VpcId,
+    /// Its range.
+    pub range: Ipv4Cidr,
+}
+
+/// The VPN clients of a network, as it sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientsEntry {
+    /// Where their addresses come from.
+    pub pool: Ipv4Cidr,
+    /// The address under which members see all of them; their own when absent. Members cannot begin a connection to it.
+    #[serde(default)]
+    pub hidden_behind: Option<Ipv4Addr>,
 }
 
 /// What vpc must know.
@@ -197,8 +261,13 @@ impl View for VpcView {
         self.generation
     }
     fn rejected(&self) -> usize {
-        let inner: usize = self.networks.iter().map(|network| network.ports.rejected()).sum();
-        self.ports.rejected() + self.networks.rejected() + inner
+        let inner = |network: &NetworkEntry| {
+            network.ports.rejected()
+                + network.services.rejected()
+                + network.peerings.rejected()
+                + network.rules.rejected()
+        };
+        self.ports.rejected() + self.networks.rejected() + self.networks.iter().map(inner).sum::<usize>()
     }
 }
 

@@ -4,7 +4,7 @@
 //! connection are answered in order. Asking again after a lost connection is safe.
 
 use feed::wire::{BlockingWire, Wire, WireError};
-use model::id::{Generation, VmId};
+use model::id::{Generation, RuleId, ServiceId, VmId, VpcId};
 use model::route::Permit;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -47,6 +47,24 @@ pub enum VpcRequest {
         /// vpc waits until it has seen at least this decision.
         generation: Generation,
     },
+    /// A TUN in a private network, for its VPN clients.
+    Tun {
+        /// The network.
+        vpc: VpcId,
+    },
+    /// A service joins its network: the network namespace that it lives in rides with this message, and gets a device
+    /// with the service's address. Asked again it is made anew.
+    Join {
+        /// The service.
+        service: ServiceId,
+        /// vpc waits until it has seen at least this decision.
+        generation: Generation,
+    },
+    /// What the rules of a private network's firewall have judged.
+    Rules {
+        /// The network.
+        vpc: VpcId,
+    },
     /// What there is.
     Status,
     /// From now on this connection tells, with one [`VpcReply::Wake`] each, for which sleeping VMs packets wait:
@@ -62,6 +80,15 @@ pub enum VpcReply {
     Dialed,
     /// The TAP's queues ride with this message, one descriptor each.
     Tap,
+    /// The TUN rides with this message. Nobody else holds it.
+    Tun,
+    /// The service's device stands.
+    Joined,
+    /// What the rules have judged.
+    Rules {
+        /// Those that stand in the kernel.
+        counts: Vec<RuleCount>,
+    },
     /// What there is.
     Status(VpcStatus),
     /// Packets wait for this VM, which has no process. Told once each time that it falls asleep.
@@ -78,12 +105,27 @@ pub enum VpcReply {
     },
 }
 
+/// What one rule has judged, since its network stands here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleCount {
+    /// The rule.
+    pub id: RuleId,
+    /// Packets that it decided on.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 /// Kinds of no, each counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
     /// vpc's table has no such VM.
     UnknownVm,
+    /// vpc's table has no such network, or it does not stand.
+    UnknownNetwork,
+    /// vpc's table has no such service.
+    UnknownService,
     /// The port may not be dialled.
     PortNotDialable,
     /// The VM refuses connections to that port: nothing listens.
@@ -170,6 +212,18 @@ impl VpcClient {
     pub async fn status(&self) -> Result<VpcStatus, VpcError> {
         match self.ask(&VpcRequest::Status, CLIENT_WAIT).await?.0 {
             VpcReply::Status(status) => Ok(status),
+            other => Err(refusal(other)),
+        }
+    }
+
+    /// What the rules of a private network's firewall have judged; none of a network that does not stand.
+    ///
+    /// # Errors
+    /// See [`VpcError`].
+    pub async fn rules(&self, vpc: &VpcId) -> Result<Vec<RuleCount>, VpcError> {
+        match self.ask(&VpcRequest::Rules { vpc: vpc.clone() }, CLIENT_WAIT).await?.0 {
+            VpcReply::Rules { counts } => Ok(counts),
+            VpcReply::Refused { reason: Refusal::UnknownNetwork, .. } => Ok(Vec::new()),
             other => Err(refusal(other)),
         }
     }
@@ -262,6 +316,37 @@ fn tap_once(socket: &Path, vm: &VmId, generation: Generation) -> Result<Vec<Owne
     }
 }
 
+/// Asks for the TUN of a private network's clients, from a plain thread. Asks once: its caller asks again anyway.
+///
+/// # Errors
+/// See [`VpcError`].
+pub fn tun(socket: &Path, vpc: &VpcId) -> Result<OwnedFd, VpcError> {
+    let wire = BlockingWire::connect(socket)?;
+    wire.send(&VpcRequest::Tun { vpc: vpc.clone() }, &[])?;
+    match wire.receive()? {
+        (VpcReply::Tun, descriptors) => only(descriptors),
+        (reply, _) => Err(refusal(reply)),
+    }
+}
+
+/// Has a service join its network: `namespace` gets a device with the service's address. For root alone.
+///
+/// # Errors
+/// See [`VpcError`].
+pub fn join(
+    socket: &Path,
+    service: &ServiceId,
+    generation: Generation,
+    namespace: std::os::fd::BorrowedFd<'_>,
+) -> Result<(), VpcError> {
+    let wire = BlockingWire::connect(socket)?;
+    wire.send(&VpcRequest::Join { service: service.clone(), generation }, &[namespace])?;
+    match wire.receive()? {
+        (VpcReply::Joined, _) => Ok(()),
+        (reply, _) => Err(refusal(reply)),
+    }
+}
+
 /// Whether that is what a vpc looks like that is between two lives; a missing right, for one, is not.
 fn restarts(error: &WireError) -> bool {
     match error {
@@ -289,8 +374,12 @@ fn only(descriptors: Vec<OwnedFd>) -> Result<OwnedFd, VpcError> {
 fn refusal(reply: VpcReply) -> VpcError {
     match reply {
         VpcReply::Refused { reason, message } => VpcError::Refused { reason, message },
-        VpcReply::Dialed | VpcReply::Tap | VpcReply::Status(_) | VpcReply::Wake { .. } => {
-            VpcError::Unexpected
-        }
+        VpcReply::Dialed
+        | VpcReply::Tap
+        | VpcReply::Tun
+        | VpcReply::Joined
+        | VpcReply::Rules { .. }
+        | VpcReply::Status(_)
+        | VpcReply::Wake { .. } => VpcError::Unexpected,
     }
 }

@@ -116,6 +116,9 @@ impl Server {
             let answered = match request {
                 VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
                 VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
+                VpcRequest::Tun { .. } | VpcRequest::Join { .. } | VpcRequest::Rules { .. } => {
+                    Err(No { reason: Refusal::Kernel, message: "not yet".to_owned() })
+                }
                 VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
                 // Doors dial, and need not know who sleeps.
                 VpcRequest::Wakes if peer.uid != 0 => {

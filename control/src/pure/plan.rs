@@ -61,8 +61,8 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         }
     }
     let network = |vpc: &VpcRecord| {
-        let ports = named(members.remove(&vpc.id)?).into();
-        Some(NetworkEntry { vpc: vpc.id.clone(), range: vpc.range, ports })
+        let ports = named(members.remove(&vpc.id)?);
+        Some(NetworkEntry::of_vms(vpc.id.clone(), vpc.range, ports))
     };
     let networks: Vec<NetworkEntry> = facts.vpcs.iter().filter_map(network).collect();
     Plan {

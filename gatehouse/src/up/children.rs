@@ -1,9 +1,9 @@
 //! The four programs: where they are, what they are told, and how they are started.
 
 use crate::pure::roster::Role;
-use crate::settings::{EDGE_ID, Settings};
+use crate::settings::{EDGE_ID, Settings, VPN_ID};
 use command_fds::{CommandFdExt, FdMapping, FdMappingCollision};
-use model::config::{ControlConfig, EdgeConfig, Places, VmmConfig, VpcConfig};
+use model::config::{ControlConfig, EdgeConfig, Places, VmmConfig, VpcConfig, VpnDoor};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Serialize;
 use std::io;
@@ -177,6 +177,8 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 places,
                 prefix: settings.prefix.clone(),
                 allowed_uids: vec![EDGE_ID],
+                vpn_uid: Some(VPN_ID),
+                flow_log: true,
                 upstream_dns: settings.upstream_dns.clone(),
             },
         ),
@@ -195,6 +197,8 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 default_size: settings.default_size,
                 limits: settings.limits,
                 edge_gid: Some(EDGE_ID),
+                vpn: VpnDoor::default(),
+                vpn_gid: Some(VPN_ID),
             },
         ),
         Role::Edge => encode(

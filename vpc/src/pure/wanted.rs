@@ -360,7 +360,7 @@ mod tests {
 
     fn private(number: u8, range: &str, ports: Vec<PortEntry>) -> NetworkEntry {
         let vpc = VpcId::from_random([number; 20]);
-        NetworkEntry { vpc, range: range.parse().expect("range"), ports: ports.into() }
+        NetworkEntry::of_vms(vpc, range.parse().expect("range"), ports)
     }
 
     fn named(vm: u8, last: u8, names: &[&str]) -> PortEntry {
@@ -458,7 +458,7 @@ mod tests {
             let (high, low) = (number / 36, number % 36);
             let vpc =
                 VpcId::from_random(std::array::from_fn(|at| (if at % 2 == 0 { high } else { low }) as u8));
-            NetworkEntry { vpc, range: range.parse().expect("range"), ports: ports.into() }
+            NetworkEntry::of_vms(vpc, range.parse().expect("range"), ports)
         };
         let port = |number: usize| {
             let digits = [number / 1296, number / 36 % 36, number % 36];

@@ -384,7 +384,7 @@ pub fn port(last: u8, queues: u8, dialable: &[u16]) -> PortEntry {
 /// A private network with these members.
 pub fn private(number: u8, range: &str, ports: &[PortEntry]) -> NetworkEntry {
     let (vpc, range) = (VpcId::from_random([number; 20]), range.parse().expect("range"));
-    NetworkEntry { vpc, range, ports: ports.to_vec().into() }
+    NetworkEntry::of_vms(vpc, range, ports.to_vec())
 }
 
 /// A port of a private network, whose VM is in no other one.
