@@ -231,6 +231,8 @@ pub struct PeeringEntry {
 pub struct ClientsEntry {
     /// Where their addresses come from.
     pub pool: Ipv4Cidr,
+    /// Largest IP packet in their tunnels, in bytes.
+    pub mtu: u16,
     /// The address under which members see all of them; their own when absent. Members cannot begin a connection to it.
     #[serde(default)]
     pub hidden_behind: Option<Ipv4Addr>,
