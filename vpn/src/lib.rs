@@ -7,6 +7,10 @@
 //!   client ◄─ UDP ─ pure::runs ◄─ pure::engine: (network, address) = session, noise ◄─ pure::offload ◄─────── TUN ◄─┘
 //! ```
 
+pub mod client;
+#[cfg(feature = "front")]
 pub mod io;
+#[cfg(feature = "front")]
 pub mod pure;
+#[cfg(feature = "front")]
 pub mod sys;

@@ -3,11 +3,14 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use feed::subscribe::Feed;
+use feed::wire::WireListener;
 use model::config::VpnConfig;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
+use vpn::io::desk::{self, MAX_QUESTIONS};
 use vpn::io::follow::Follower;
 use vpn::io::front::Front;
 use vpn::io::server::{MAX_LOST, Server};
@@ -35,7 +38,7 @@ struct Arguments {
 }
 
 #[cfg(feature = "test-parts")]
-fn tunnels(arguments: &Arguments) -> Result<vpn::io::tunnels::NamedNamespaces> {
+fn tunnels(arguments: &Arguments, _: &VpnConfig) -> Result<vpn::io::tunnels::NamedNamespaces> {
     let pair = |text: &String| {
         let (vpc, namespace) = text.split_once('=').context("VPC=NAMESPACE is wanted")?;
         Ok((vpc.parse()?, namespace.to_owned()))
@@ -44,8 +47,8 @@ fn tunnels(arguments: &Arguments) -> Result<vpn::io::tunnels::NamedNamespaces> {
 }
 
 #[cfg(not(feature = "test-parts"))]
-fn tunnels(_: &Arguments) -> Result<vpn::io::tunnels::NoTunnels> {
-    Ok(vpn::io::tunnels::NoTunnels)
+fn tunnels(_: &Arguments, config: &VpnConfig) -> Result<vpn::io::tunnels::FromVpc> {
+    Ok(vpn::io::tunnels::FromVpc(config.places.vpc_socket()))
 }
 
 fn main() -> Result<()> {
@@ -64,7 +67,7 @@ fn main() -> Result<()> {
         .init();
     let runtime =
         tokio::runtime::Builder::new_current_thread().max_blocking_threads(ASKING).enable_all().build()?;
-    runtime.block_on(serve(&config, tunnels(&arguments)?))
+    runtime.block_on(serve(&config, tunnels(&arguments, &config)?))
 }
 
 async fn serve(config: &VpnConfig, tunnels: impl vpn::io::tunnels::Tunnels) -> Result<()> {
@@ -72,13 +75,20 @@ async fn serve(config: &VpnConfig, tunnels: impl vpn::io::tunnels::Tunnels) -> R
     let own_user = rustix::process::geteuid().as_raw();
     let feed = Feed::open(&config.places.feed(), &[own_user]);
     tokio::spawn(feed.clone().follow(config.places.feed_socket()));
-    let front = Front::bind(config.listen)?;
+    // The socket may be handed over, so that it outlives this process: what comes meanwhile waits in it.
+    let front = match Front::inherited(std::io::stdin().as_fd())? {
+        Some(front) => front,
+        None => Front::bind(config.listen)?,
+    };
+    let desk = WireListener::bind(&config.places.vpn_socket(), 0o600)?;
+    let (questions, asked) = tokio::sync::mpsc::channel(MAX_QUESTIONS);
+    tokio::spawn(desk::serve(desk, questions));
     info!(listen = %front.local()?, mtu = config.mtu, "serving");
     let (lost, losses) = tokio::sync::mpsc::channel(MAX_LOST);
     let rules = Rules { mtu: config.mtu, client_to_client: config.client_to_client };
     let (server, orders) = Server::new(front, rules, lost)?;
     let thread = std::thread::Builder::new().name("packets".into()).spawn(move || server.run())?;
-    let mut follower = Follower::new(feed, tunnels, orders, losses);
+    let mut follower = Follower::new(feed, tunnels, orders, losses, asked);
     tokio::select! {
         // It ends when the loop does.
         () = follower.run() => {}

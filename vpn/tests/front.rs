@@ -4,6 +4,7 @@
 mod support;
 
 use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::Duration;
 use support::world::{inside, sh, succeeds};
 use vpn::io::front::Front;
@@ -56,6 +57,19 @@ fn runs_arrive_one_by_one_and_answers_are_handed_out_so() {
             .expect("received");
     }
     assert!(seen.iter().enumerate().all(|(n, (length, byte))| *length == 100 + n && usize::from(*byte) == n));
+}
+
+#[test]
+fn a_socket_that_is_handed_over_is_used_and_anything_else_is_not() {
+    let ours = UdpSocket::bind("127.0.0.1:0").expect("bound");
+    let front = Front::inherited(ours.as_fd()).expect("usable").expect("it is one");
+    assert_eq!(front.local().expect("bound"), ours.local_addr().expect("bound"));
+    let counts = send(&front, ours.local_addr().expect("bound"), &[100]);
+    assert!(counts.snapshot().is_empty(), "{:?}", counts.snapshot());
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+    assert!(Front::inherited(other.as_fd()).expect("looked at").is_none());
+    let file = std::fs::File::open("/dev/null").expect("opened");
+    assert!(Front::inherited(file.as_fd()).expect("looked at").is_none());
 }
 
 /// A way whose packets are smaller than the run's datagrams: the kernel does not make such segments (`EINVAL`). One by

@@ -4,10 +4,11 @@
 mod support;
 
 use model::key::SecretKey;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::{Duration, Instant};
 use support::world::{World, inside, sh, succeeds, transfer};
 use support::{INSIDE, address, entry, vpc};
+use vpn::client::SessionState;
 
 const RANGE: &str = "10.0.0.0/24";
 
@@ -24,6 +25,17 @@ async fn a_client_with_the_products_file_reaches_its_network_both_ways() {
     client.up();
     world.eventually("a ping is answered", || client.pings(INSIDE));
     assert!(succeeds(&format!("nsenter --net=/run/netns/{network} ping -c1 -W2 {}", address(1))), "and back");
+    let told = world.sessions(Some(&vpc(1))).await;
+    let [mine, other] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((mine.state, other.state), (SessionState::Live, SessionState::Registered));
+    assert!(mine.endpoint.is_some_and(|at| at.ip() == IpAddr::from([198, 51, 1, 2])), "{mine:?}");
+    assert!(
+        mine.received_bytes >= 84 && mine.sent_bytes >= 84 && mine.handshake_seconds.is_some(),
+        "{mine:?}"
+    );
+    assert_eq!((other.endpoint, other.received_bytes, other.handshake_seconds), (None, 0, None));
+    assert_eq!(world.sessions(None).await.len(), 2);
+    assert_eq!(world.sessions(Some(&vpc(2))).await, []);
     let large =
         format!("nsenter --net=/run/netns/{} ping -c3 -i0.2 -W1 -M do -s 1252 {INSIDE}", client.namespace);
     assert!(succeeds(&large), "as large as the tunnel");

@@ -1,5 +1,6 @@
 //! Follows the view: tells the loop of each, and gets the TUNs of its networks.
 
+use super::desk::Question;
 use super::server::{Order, Orders};
 use super::tunnels::{TunnelError, Tunnels};
 use crate::sys::tun;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Between tries to get a TUN that could not be had, and to give an order that found no room. vpc may be starting.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -27,6 +28,7 @@ pub struct Follower<T> {
     tunnels: Arc<T>,
     orders: Orders,
     lost: mpsc::Receiver<VpcId>,
+    questions: mpsc::Receiver<Question>,
     /// The view that the loop has.
     told: Option<Arc<VpnView>>,
     /// The networks in it.
@@ -44,12 +46,19 @@ pub struct Follower<T> {
 impl<T: Tunnels> Follower<T> {
     /// Takes the ends of a loop's channels.
     #[must_use]
-    pub fn new(feed: Feed<VpnView>, tunnels: T, orders: Orders, lost: mpsc::Receiver<VpcId>) -> Self {
+    pub fn new(
+        feed: Feed<VpnView>,
+        tunnels: T,
+        orders: Orders,
+        lost: mpsc::Receiver<VpcId>,
+        questions: mpsc::Receiver<Question>,
+    ) -> Self {
         Self {
             feed,
             tunnels: Arc::new(tunnels),
             orders,
             lost,
+            questions,
             told: None,
             wanted: HashSet::new(),
             joined: HashSet::new(),
@@ -79,6 +88,12 @@ impl<T: Tunnels> Follower<T> {
                     }
                     None => return,
                 },
+                Some(Question { vpc, to }) = self.questions.recv() => {
+                    // Whoever asks is told when the loop is too busy: nobody answers.
+                    if !self.orders.give(Order::Sessions(vpc, to)) {
+                        debug!("the loop takes no question");
+                    }
+                }
                 Some(opened) = self.opening.join_next() => match opened {
                     Ok((vpc, opened)) => self.join(vpc, opened),
                     Err(error) => warn!(%error, "the thread that asked for a TUN died"),

@@ -5,7 +5,8 @@ use crate::pure::runs::{Endpoint, Run};
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
-use socket2::{Domain, Protocol, Socket, Type};
+use rustix::net::{AddressFamily, SocketType};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -81,11 +82,31 @@ impl Front {
             socket.set_only_v6(false).map_err(failed)?;
         }
         socket.bind(&listen.into()).map_err(failed)?;
-        socket.set_recv_buffer_size(BUFFER_BYTES).map_err(FrontError::SetUp)?;
-        socket.set_send_buffer_size(BUFFER_BYTES).map_err(FrontError::SetUp)?;
-        let socket = UdpSocket::from(socket);
+        Self::of(UdpSocket::from(socket))
+    }
+
+    /// The socket that whoever started this process bound for it; none when that is not what the descriptor is.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn inherited(descriptor: BorrowedFd<'_>) -> Result<Option<Self>, FrontError> {
+        let kind = rustix::net::sockopt::socket_type(descriptor);
+        let domain = rustix::net::sockopt::socket_domain(descriptor);
+        let ours = kind == Ok(SocketType::DGRAM)
+            && (domain == Ok(AddressFamily::INET) || domain == Ok(AddressFamily::INET6));
+        if !ours {
+            return Ok(None);
+        }
+        let socket = descriptor.try_clone_to_owned().map_err(FrontError::SetUp)?;
+        Self::of(UdpSocket::from(socket)).map(Some)
+    }
+
+    fn of(socket: UdpSocket) -> Result<Self, FrontError> {
+        let settings = SockRef::from(&socket);
+        settings.set_recv_buffer_size(BUFFER_BYTES).map_err(FrontError::SetUp)?;
+        settings.set_send_buffer_size(BUFFER_BYTES).map_err(FrontError::SetUp)?;
         let state = UdpSocketState::new((&socket).into()).map_err(FrontError::SetUp)?;
-        if listen.is_ipv4() {
+        if socket.local_addr().map_err(FrontError::SetUp)?.is_ipv4() {
             // WireGuard's own datagrams may be cut on the way: where a path carries less than the tunnel's packets and
             // their covers, that is slow, and the other way is silence. quinn-udp, made for QUIC, forbids it.
             set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)

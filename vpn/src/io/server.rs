@@ -1,6 +1,7 @@
 //! The loop: one thread, one epoll, one closed set of events. All state of all sessions is this thread's.
 
 use super::front::{Front, FrontError, Outlet};
+use crate::client::SessionStatus;
 use crate::pure::Now;
 use crate::pure::coalesce::Frames;
 use crate::pure::count::{Count, Counts};
@@ -48,6 +49,8 @@ pub enum Order {
     Tunnel(VpcId, OwnedFd),
     /// How much was counted?
     Report(oneshot::Sender<BTreeMap<&'static str, u64>>),
+    /// Which sessions are there, of one network or of all?
+    Sessions(Option<VpcId>, oneshot::Sender<Vec<SessionStatus>>),
     /// Stop.
     End,
 }
@@ -316,6 +319,8 @@ impl Server {
                     // Whoever asked may have gone.
                     drop(to.send(all));
                 }
+                // Whoever asked may have gone.
+                Ok(Order::Sessions(vpc, to)) => drop(to.send(self.engine.sessions(vpc.as_ref(), now()))),
                 Ok(Order::End) | Err(TryRecvError::Disconnected) => return Ok(false),
                 Err(TryRecvError::Empty) => return Ok(true),
             }

@@ -3,13 +3,19 @@
 use model::id::VpcId;
 use rustix::fd::OwnedFd;
 use std::io;
+use std::path::PathBuf;
 use thiserror::Error;
+use vpc::client::VpcError;
 
 /// A TUN cannot be had now.
 #[derive(Debug, Error)]
 pub enum TunnelError {
-    /// Nobody hands TUNs out.
-    #[error("vpc hands out no TUNs yet")]
+    /// vpc does not hand it out.
+    #[error("vpc hands out no TUN: {0}")]
+    Vpc(#[from] VpcError),
+    /// No namespace is named for it.
+    #[cfg(feature = "test-parts")]
+    #[error("no namespace is named for the network")]
     NoSource,
     /// Its namespace cannot be entered, or the device not made.
     #[error("no TUN in namespace {namespace}: {source}")]
@@ -39,13 +45,13 @@ pub trait Tunnels: Send + Sync + 'static {
     fn open(&self, vpc: &VpcId) -> Result<OwnedFd, TunnelError>;
 }
 
-/// Nobody, until vpc does.
-#[derive(Clone, Copy, Debug)]
-pub struct NoTunnels;
+/// vpc, which is asked at its socket.
+#[derive(Clone, Debug)]
+pub struct FromVpc(pub PathBuf);
 
-impl Tunnels for NoTunnels {
-    fn open(&self, _: &VpcId) -> Result<OwnedFd, TunnelError> {
-        Err(TunnelError::NoSource)
+impl Tunnels for FromVpc {
+    fn open(&self, vpc: &VpcId) -> Result<OwnedFd, TunnelError> {
+        Ok(vpc::client::tun(&self.0, vpc)?)
     }
 }
 

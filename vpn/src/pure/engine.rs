@@ -23,7 +23,9 @@ use super::offload::{Frame, MAX_FRAME_BYTES, VNET_BYTES};
 use super::runs::Endpoint;
 use super::table::{NetworkId, Place, SILENCE, Session, TOO_BIG, Table};
 use super::{Now, tcp};
+use crate::client::SessionStatus;
 use boringtun::noise::{Tunn, TunnResult};
+use model::id::VpcId;
 use model::view::VpnView;
 use rand::rngs::StdRng;
 use std::hash::RandomState;
@@ -110,6 +112,17 @@ impl Engine {
     #[must_use]
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// The sessions of one network, or of all, to look at.
+    #[must_use]
+    pub fn sessions(&self, vpc: Option<&VpcId>, now: Now) -> Vec<SessionStatus> {
+        let network = vpc.map(|vpc| self.table.networks().find(|(_, known)| *known == vpc));
+        match network {
+            Some(None) => Vec::new(),
+            Some(Some((network, _))) => self.table.statuses(Some(network), now),
+            None => self.table.statuses(None, now),
+        }
     }
 
     /// A session, for tests that must look into its state.

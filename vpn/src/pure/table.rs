@@ -13,6 +13,7 @@ use super::count::{Count, Counts};
 use super::noise::Identity;
 use super::runs::Endpoint;
 use super::{Now, noise};
+use crate::client::{SessionState, SessionStatus};
 use boringtun::noise::Tunn;
 use model::id::{VpcId, WireGuardSessionId};
 use model::key::{PublicKey, SecretKey};
@@ -96,6 +97,30 @@ impl Session {
                 live.endpoint = from;
                 counts.count(Count::Roamed);
             }
+        }
+    }
+
+    fn status(&self, now: Now) -> SessionStatus {
+        let silent = now.steady.saturating_duration_since(self.seen);
+        let live = self.live.as_deref();
+        let (handshake, sent, received) = live.map_or((None, 0, 0), |live| {
+            let (handshake, sent, received, _, _) = live.state.stats();
+            (handshake, sent, received)
+        });
+        // Nobody looks at an idle session's clock but when its client comes.
+        let idled = self.idled || silent >= self.idle;
+        SessionStatus {
+            id: self.id.clone(),
+            state: match (idled, live) {
+                (true, _) => SessionState::Idled,
+                (false, Some(_)) => SessionState::Live,
+                (false, None) => SessionState::Registered,
+            },
+            endpoint: live.map(|live| live.endpoint.remote),
+            silent_seconds: silent.as_secs(),
+            handshake_seconds: handshake.map(|since| since.as_secs()),
+            received_bytes: received as u64,
+            sent_bytes: sent as u64,
         }
     }
 
@@ -311,6 +336,16 @@ impl Table {
     #[must_use]
     pub fn registered(&self) -> usize {
         self.by_id.len()
+    }
+
+    /// The sessions of one network, or of all, to look at.
+    #[must_use]
+    pub fn statuses(&self, network: Option<NetworkId>, now: Now) -> Vec<SessionStatus> {
+        let sessions = self.places.iter().flatten();
+        sessions
+            .filter(|session| network.is_none_or(|network| session.network == network))
+            .map(|session| session.status(now))
+            .collect()
     }
 
     /// The networks that have sessions.

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use vpn::client::{SessionStatus, VpnClient};
 
 /// The host's public address.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -138,6 +139,12 @@ impl World {
         self.generation += 1;
         let view = VpnView { generation: Generation(self.generation), ..super::view(sessions) };
         self.publisher.publish(&view, None).expect("published");
+    }
+
+    /// What the process tells of its sessions.
+    pub async fn sessions(&self, vpc: Option<&VpcId>) -> Vec<SessionStatus> {
+        let client = VpnClient::new(self.folder.path().join("run/vpn.sock"));
+        client.sessions(vpc).await.expect("answers")
     }
 
     pub fn log(&self) -> PathBuf {

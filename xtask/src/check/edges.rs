@@ -11,10 +11,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmm", &["vpc", "feed", "model"]),
     ("edge-proxy", &["vpc", "feed", "model"]),
     ("vpn", &["vpc", "feed", "model"]),
-    ("control", &["feed", "model", "vmm"]),
+    ("control", &["feed", "model", "vmm", "vpc", "vpn"]),
     ("guest-agent", &["model"]),
-    ("gatehouse", &["model"]),
-    ("tests", &["control", "edge-proxy", "feed", "gatehouse", "guest-agent", "model", "vmm", "vpc"]),
+    ("gatehouse", &["model", "vpc"]),
+    ("tests", &["control", "edge-proxy", "feed", "gatehouse", "guest-agent", "model", "vmm", "vpc", "vpn"]),
     ("xtask", &[]),
 ];
 
