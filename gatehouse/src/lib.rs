@@ -11,3 +11,4 @@ pub mod sys;
 pub mod table;
 pub mod tls;
 pub mod up;
+pub mod vpn_settings;

@@ -1,5 +1,6 @@
 //! What `gatehouse up` is told: flags over one TOML file over defaults, read once and checked before anything runs.
 
+use crate::vpn_settings::{VpnSettings, VpnWishes};
 use clap::Args;
 use model::config::{VmLimits, VmSize};
 use model::host::HostName;
@@ -109,6 +110,12 @@ pub struct Wishes {
     /// Client connections at once [default: 16384]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
+    /// Log each flow of the networks, as JSON lines below the data folder [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub flow_log: Option<bool>,
+    /// The VPN.
+    #[command(flatten)]
+    pub vpn: VpnWishes,
 }
 
 /// What is true after all three sources were joined and checked.
@@ -146,6 +153,10 @@ pub struct Settings {
     pub console_bytes: u64,
     /// Client connections at once.
     pub max_connections: usize,
+    /// Whether flows are logged.
+    pub flow_log: bool,
+    /// The VPN.
+    pub vpn: VpnSettings,
 }
 
 /// Why the settings are refused. Nothing was touched.
@@ -234,6 +245,8 @@ impl Wishes {
             kept_vms: self.kept_vms.or(below.kept_vms),
             max_snapshots: self.max_snapshots.or(below.max_snapshots),
             max_connections: self.max_connections.or(below.max_connections),
+            flow_log: self.flow_log.or(below.flow_log),
+            vpn: self.vpn.over(below.vpn),
         }
     }
 
@@ -245,6 +258,7 @@ impl Wishes {
         let limits = self.limits(host)?;
         let default_size = self.default_size(&limits)?;
         let https = self.https.unwrap_or((Ipv4Addr::UNSPECIFIED, 443).into());
+        let default_network = network(self.default_network)?;
         let settings = Settings {
             data_dir: absolute("data-dir", self.data_dir.unwrap_or(DATA_DIR.into()))?,
             run_dir: absolute("run-dir", self.run_dir.unwrap_or(RUN_DIR.into()))?,
@@ -253,7 +267,7 @@ impl Wishes {
             http: self.http.unwrap_or((Ipv4Addr::UNSPECIFIED, 80).into()),
             public_https_port: self.public_https_port.unwrap_or(https.port()),
             api_listen: self.api_listen,
-            default_network: network(self.default_network)?,
+            default_network,
             prefix: prefix(self.prefix.unwrap_or("gh".into()))?,
             upstream_dns: self.upstream_dns,
             image_dir: self.image_dir.map(|dir| absolute("image-dir", dir)).transpose()?,
@@ -262,6 +276,8 @@ impl Wishes {
             limits,
             console_bytes: CONSOLE_BYTES,
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
+            flow_log: self.flow_log.unwrap_or(true),
+            vpn: self.vpn.settle(default_network)?,
         };
         distinct_listeners(&settings)?;
         Ok(settings)

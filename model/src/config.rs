@@ -36,7 +36,12 @@ impl Places {
     /// Requests to vpn: which sessions live.
     #[must_use]
     pub fn vpn_socket(&self) -> PathBuf {
-        self.run.join("vpn.sock")
+        self.vpn_run().join("vpn.sock")
+    }
+    /// The folder of that socket, which is vpn's own.
+    #[must_use]
+    pub fn vpn_run(&self) -> PathBuf {
+        self.run.join("vpn")
     }
     /// Where flows are logged.
     #[must_use]

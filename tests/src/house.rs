@@ -19,7 +19,7 @@ const STOP_WAIT: Duration = Duration::from_secs(120);
 /// A folder that is not there: looks at the host alone.
 const NO_DATA: &str = "/nonexistent";
 /// The names of the daemons, as programs.
-pub const DAEMONS: [&str; 4] = ["control", "vmm", "vpc", "edge-proxy"];
+pub const DAEMONS: [&str; 5] = ["control", "vmm", "vpc", "vpn", "edge-proxy"];
 
 /// What a house is given by its test.
 #[derive(Clone, Debug)]

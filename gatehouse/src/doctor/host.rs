@@ -4,8 +4,8 @@ use super::Finding;
 use crate::settings::Settings;
 use crate::up::children;
 use std::fs::OpenOptions;
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -109,7 +109,7 @@ pub fn cgroups() -> Finding {
 pub fn programs() -> Finding {
     match children::missing_programs() {
         Ok(missing) if missing.is_empty() => {
-            Finding::good("programs", "vpc, vmm, control and edge-proxy stand beside gatehouse")
+            Finding::good("programs", "vpc, vmm, control, vpn and edge-proxy stand beside gatehouse")
         }
         Ok(missing) => Finding::bad(
             "programs",
@@ -125,19 +125,30 @@ pub fn programs() -> Finding {
 pub fn ports(settings: &Settings) -> Vec<Finding> {
     let api = settings.api_listen.map(|address| ("port of the API", address));
     let doors = [("port of HTTPS", settings.https), ("port of HTTP", settings.http)];
-    doors.into_iter().chain(api).map(|(check, address)| port(check, address, settings)).collect()
+    let tcp = doors.into_iter().chain(api).map(|(check, address)| {
+        port(check, address, TcpListener::bind(address).map(drop), "-ltnp", settings)
+    });
+    let vpn = settings.vpn.listen;
+    let udp = port("port of WireGuard", vpn, UdpSocket::bind(vpn).map(drop), "-lunp", settings);
+    tcp.chain([udp]).collect()
 }
 
-fn port(check: &'static str, address: SocketAddr, settings: &Settings) -> Finding {
-    match TcpListener::bind(address) {
-        Ok(_) => Finding::good(check, format!("{address} is free")),
+fn port(
+    check: &'static str,
+    address: SocketAddr,
+    bound: io::Result<()>,
+    look: &str,
+    settings: &Settings,
+) -> Finding {
+    match bound {
+        Ok(()) => Finding::good(check, format!("{address} is free")),
         Err(error) if error.kind() == ErrorKind::AddrInUse && crate::up::house::is_open(settings) => {
             Finding::good(check, format!("{address} is used by Gatehouse, which runs"))
         }
         Err(error) if error.kind() == ErrorKind::AddrInUse => Finding::bad(
             check,
             format!("{address} is used by another program"),
-            format!("see who with: ss -ltnp 'sport = :{}'; or choose another port", address.port()),
+            format!("see who with: ss {look} 'sport = :{}'; or choose another port", address.port()),
         ),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             Finding::bad(check, format!("{address}: {error}"), "run it with sudo")

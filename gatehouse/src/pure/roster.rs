@@ -1,11 +1,11 @@
-//! The keeper of the four processes, as a state machine: events and the time go in, effects come out.
+//! The keeper of the five processes, as a state machine: events and the time go in, effects come out.
 //!
 //! ```text
 //!  Starting ── the last role is ready ──► Serving
 //!     │                                     │  a child dies, in either: wait (100 ms, doubled to 5 s), launch again
 //!     └──────────── Stop ───────┬───────────┘
 //!                               ▼
-//!   Stopping(edge) ─► StoppingMachines ─► Stopping(control) ─► Stopping(vmm) ─► Stopping(vpc) ─► Over
+//!   Stopping(edge) ─► Stopping(vpn) ─► StoppingMachines ─► Stopping(control) ─► Stopping(vmm) ─► Stopping(vpc) ─► Over
 //!        each step ends when its process is gone; it is killed when its time is over; a second Stop kills all
 //! ```
 //!
@@ -40,13 +40,15 @@ pub enum Role {
     Vmm,
     /// The decider and its API.
     Control,
+    /// The WireGuard door.
+    Vpn,
     /// The HTTPS door.
     Edge,
 }
 
 impl Role {
     /// All of them, in the order in which they start.
-    pub const ALL: [Self; 4] = [Self::Vpc, Self::Vmm, Self::Control, Self::Edge];
+    pub const ALL: [Self; 5] = [Self::Vpc, Self::Vmm, Self::Control, Self::Vpn, Self::Edge];
 
     /// The name of its program.
     #[must_use]
@@ -55,6 +57,7 @@ impl Role {
             Self::Vpc => "vpc",
             Self::Vmm => "vmm",
             Self::Control => "control",
+            Self::Vpn => "vpn",
             Self::Edge => "edge-proxy",
         }
     }
@@ -298,7 +301,8 @@ impl Roster {
 
     fn after_end_of(&mut self, role: Role, now: Instant) -> Vec<Effect> {
         match role {
-            Role::Edge => {
+            Role::Edge => self.end(Role::Vpn, now),
+            Role::Vpn => {
                 let answers = |role| matches!(self.lives[&role], Life::Running { ready: true, .. });
                 if !self.keep_machines && answers(Role::Control) && answers(Role::Vmm) {
                     self.phase = Phase::Machines { until: now + MACHINES_WAIT };
@@ -343,7 +347,8 @@ mod tests {
         assert_eq!(roster.handle(&Event::Open, now), [Effect::Launch(Role::Vpc)]);
         assert_eq!(roster.handle(&Event::Ready(Role::Vpc), now), [Effect::Launch(Role::Vmm)]);
         assert_eq!(roster.handle(&Event::Ready(Role::Vmm), now), [Effect::Launch(Role::Control)]);
-        assert_eq!(roster.handle(&Event::Ready(Role::Control), now), [Effect::Launch(Role::Edge)]);
+        assert_eq!(roster.handle(&Event::Ready(Role::Control), now), [Effect::Launch(Role::Vpn)]);
+        assert_eq!(roster.handle(&Event::Ready(Role::Vpn), now), [Effect::Launch(Role::Edge)]);
         assert_eq!(roster.handle(&Event::Ready(Role::Edge), now), [Effect::Serving]);
         (roster, now)
     }
@@ -368,7 +373,8 @@ mod tests {
     fn it_closes_in_order() {
         let (mut roster, now) = serving(false);
         assert_eq!(roster.handle(&Event::Stop, now), [Effect::Terminate(Role::Edge)]);
-        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::StopMachines]);
+        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::Terminate(Role::Vpn)]);
+        assert_eq!(roster.handle(&Event::Died(Role::Vpn), now), [Effect::StopMachines]);
         assert_eq!(roster.handle(&Event::MachinesDown, now), [Effect::Terminate(Role::Control)]);
         assert_eq!(roster.handle(&Event::Due, now + STOP_WAIT), [Effect::Kill(Role::Control)]);
         assert_eq!(roster.handle(&Event::Died(Role::Control), now), [Effect::Terminate(Role::Vmm)]);
@@ -380,7 +386,8 @@ mod tests {
     fn machines_may_be_kept() {
         let (mut roster, now) = serving(true);
         assert_eq!(roster.handle(&Event::Stop, now), [Effect::Terminate(Role::Edge)]);
-        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::Terminate(Role::Control)]);
+        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::Terminate(Role::Vpn)]);
+        assert_eq!(roster.handle(&Event::Died(Role::Vpn), now), [Effect::Terminate(Role::Control)]);
     }
 
     #[test]
@@ -388,7 +395,7 @@ mod tests {
         let (mut roster, now) = serving(false);
         assert_eq!(roster.handle(&Event::Stop, now), [Effect::Terminate(Role::Edge)]);
         let effects = roster.handle(&Event::Stop, now);
-        assert_eq!(effects.len(), 5);
+        assert_eq!(effects.len(), 6);
         assert_eq!(effects.last(), Some(&Effect::Over));
     }
 

@@ -1,13 +1,13 @@
-//! The four programs: where they are, what they are told, and how they are started.
+//! The five programs: where they are, what they are told, and how they are started.
 
 use crate::pure::roster::Role;
 use crate::settings::{EDGE_ID, Settings, VPN_ID};
 use command_fds::{CommandFdExt, FdMapping, FdMappingCollision};
-use model::config::{ControlConfig, EdgeConfig, Places, VmmConfig, VpcConfig, VpnDoor};
+use model::config::{ControlConfig, EdgeConfig, Places, VmmConfig, VpcConfig, VpnConfig};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Serialize;
 use std::io;
-use std::net::TcpListener;
+use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -94,6 +94,8 @@ pub struct Listeners {
     pub https: TcpListener,
     /// For the redirects.
     pub http: TcpListener,
+    /// For WireGuard.
+    pub vpn: UdpSocket,
 }
 
 /// Where the processes meet.
@@ -129,8 +131,13 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
     }
     // Ctrl-C at the terminal is for this process, which ends the others in order.
     command.process_group(0);
-    if role == Role::Edge {
-        hand_over(&mut command, listeners)?;
+    match role {
+        Role::Edge => hand_over(&mut command, listeners)?,
+        Role::Vpn => {
+            let socket = listeners.vpn.try_clone().map_err(ChildError::Listeners)?;
+            command.stdin(OwnedFd::from(socket));
+        }
+        Role::Vpc | Role::Vmm | Role::Control => {}
     }
     let child = command.spawn().map_err(|source| ChildError::Start { role, source })?;
     let handle = child
@@ -178,7 +185,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 prefix: settings.prefix.clone(),
                 allowed_uids: vec![EDGE_ID],
                 vpn_uid: Some(VPN_ID),
-                flow_log: true,
+                flow_log: settings.flow_log,
                 upstream_dns: settings.upstream_dns.clone(),
             },
         ),
@@ -197,8 +204,17 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 default_size: settings.default_size,
                 limits: settings.limits,
                 edge_gid: Some(EDGE_ID),
-                vpn: VpnDoor::default(),
+                vpn: settings.vpn.door.clone(),
                 vpn_gid: Some(VPN_ID),
+            },
+        ),
+        Role::Vpn => encode(
+            role,
+            &VpnConfig {
+                places,
+                listen: settings.vpn.listen,
+                mtu: settings.vpn.door.mtu,
+                client_to_client: settings.vpn.client_to_client,
             },
         ),
         Role::Edge => encode(
@@ -250,6 +266,8 @@ mod tests {
         assert_eq!((control.domain, control.limits), (settings.domain.clone(), settings.limits));
         let edge: EdgeConfig = toml::from_str(&text(Role::Edge)).expect("edge");
         assert_eq!(edge.public_https_port, 443);
+        let vpn: VpnConfig = toml::from_str(&text(Role::Vpn)).expect("vpn");
+        assert_eq!((vpn.listen.port(), vpn.mtu, control.vpn), (51820, 1280, settings.vpn.door.clone()));
         let vmm: VmmConfig = toml::from_str(&text(Role::Vmm)).expect("vmm");
         assert_eq!(vmm.places, places(&settings));
     }

@@ -1,12 +1,12 @@
 //! What stands before the first program starts: folders, the lock, the image folder, the doors' sockets.
 
 use super::children::{Listeners, places};
-use crate::settings::{EDGE_ID, Settings};
+use crate::settings::{EDGE_ID, Settings, VPN_ID};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -98,9 +98,14 @@ pub fn occupy(settings: &Settings) -> Result<Lock, HouseError> {
         (&places.feed(), 0o711),
         (&places.vms(), 0o711),
         (&places.tls(), 0o700),
+        (&places.vpn_run(), 0o755),
     ] {
         make_folder(path, mode).map_err(|source| HouseError::Folder { path: path.clone(), source })?;
     }
+    // vpn, which is not root, makes its socket there.
+    let path = places.vpn_run();
+    std::os::unix::fs::chown(&path, Some(VPN_ID), Some(VPN_ID))
+        .map_err(|source| HouseError::Folder { path, source })?;
     for folder in [&places.run, &places.feed()] {
         passable(folder)?;
     }
@@ -146,6 +151,7 @@ pub fn listen(settings: &Settings) -> Result<Listeners, HouseError> {
     Ok(Listeners {
         https: bind(settings.https, "HTTPS", "--https")?,
         http: bind(settings.http, "HTTP", "--http")?,
+        vpn: bind_udp(settings.vpn.listen, "WireGuard", "--vpn-listen")?,
     })
 }
 
@@ -240,21 +246,34 @@ fn link_images(settings: &Settings) -> Result<(), HouseError> {
 }
 
 fn bind(address: SocketAddr, door: &'static str, flag: &str) -> Result<TcpListener, HouseError> {
-    let failed = |source: io::Error| {
-        let hint = match source.kind() {
-            ErrorKind::AddrInUse => format!(
-                "; see who has it with: ss -ltnp 'sport = :{}'; or choose another with {flag}",
-                address.port()
-            ),
-            ErrorKind::PermissionDenied => "; run it with sudo".to_owned(),
-            _ => format!("; choose another with {flag}"),
-        };
-        HouseError::Listen { address, door, source, hint }
+    let bound = || {
+        let listener = TcpListener::bind(address)?;
+        rustix::net::listen(&listener, BACKLOG)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
     };
-    let listener = TcpListener::bind(address).map_err(failed)?;
-    rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
+    bound().map_err(|source| refused(address, door, flag, "-ltnp", source))
+}
+
+fn bind_udp(address: SocketAddr, door: &'static str, flag: &str) -> Result<UdpSocket, HouseError> {
+    let bound = || {
+        let socket = UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    bound().map_err(|source| refused(address, door, flag, "-lunp", source))
+}
+
+fn refused(address: SocketAddr, door: &'static str, flag: &str, look: &str, source: io::Error) -> HouseError {
+    let hint = match source.kind() {
+        ErrorKind::AddrInUse => format!(
+            "; see who has it with: ss {look} 'sport = :{}'; or choose another with {flag}",
+            address.port()
+        ),
+        ErrorKind::PermissionDenied => "; run it with sudo".to_owned(),
+        _ => format!("; choose another with {flag}"),
+    };
+    HouseError::Listen { address, door, source, hint }
 }
 
 /// Opens a descriptor that was handed to this process by its number, for writing.
@@ -327,5 +346,9 @@ mod tests {
         let address = taken.local_addr().expect("address");
         let error = bind(address, "HTTPS", "--https").expect_err("taken").to_string();
         assert!(error.contains(&address.to_string()) && error.contains("ss -ltnp"), "{error}");
+        let taken = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("address");
+        let error = bind_udp(address, "WireGuard", "--vpn-listen").expect_err("taken").to_string();
+        assert!(error.contains("ss -lunp") && error.contains("--vpn-listen"), "{error}");
     }
 }

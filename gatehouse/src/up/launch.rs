@@ -3,7 +3,7 @@
 //! This runs in a process of its own that has one thread, so that nothing can slip between the steps.
 
 use crate::pure::roster::Role;
-use crate::settings::EDGE_ID;
+use crate::settings::{EDGE_ID, VPN_ID};
 use clap::Args;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -76,9 +76,13 @@ impl Launch {
             command.arg("supervise");
         }
         command.arg("--config").arg(self.config);
-        if role == Role::Edge {
-            command.env("LISTEN_PID", std::process::id().to_string());
-            drop_rights()?;
+        match role {
+            Role::Edge => {
+                command.env("LISTEN_PID", std::process::id().to_string());
+                drop_rights(EDGE_ID)?;
+            }
+            Role::Vpn => drop_rights(VPN_ID)?,
+            Role::Vpc | Role::Vmm | Role::Control => {}
         }
         // After the change of user, which clears it. When this process' parent dies, however it does, the program
         // is asked to end: a new `up` then finds nothing in its way, and the VMs, which have no such tie, go on.
@@ -93,8 +97,8 @@ fn failed(step: &'static str) -> impl Fn(Errno) -> LaunchError {
     move |source| LaunchError::Rights { step, source }
 }
 
-/// From root to nobody, without a way back.
-fn drop_rights() -> Result<(), LaunchError> {
+/// From root to a user of this number who may do nothing more, without a way back.
+fn drop_rights(id: u32) -> Result<(), LaunchError> {
     rustix::thread::set_no_new_privs(true).map_err(failed("forbidding new rights"))?;
     for bit in 0..CAPABILITY_BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
@@ -106,7 +110,7 @@ fn drop_rights() -> Result<(), LaunchError> {
         }
     }
     rustix::thread::set_thread_groups(&[]).map_err(failed("leaving all groups"))?;
-    let (uid, gid) = (Uid::from_raw(EDGE_ID), Gid::from_raw(EDGE_ID));
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
     rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(failed("changing the group"))?;
     // The kernel empties the capability sets with this change (capabilities(7)).
     rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(failed("changing the user"))

@@ -51,6 +51,7 @@ async fn ask(role: Role, settings: &Settings) -> io::Result<()> {
             UnixStream::connect(places.api_socket()).await?;
             UnixStream::connect(places.admin_socket()).await.map(|_| ())
         }
+        Role::Vpn => packet_socket(&places.vpn_socket()),
         Role::Edge => door(settings.http).await,
     }
 }

@@ -81,7 +81,7 @@ impl World {
         let name = format!("wg{:x}{}", std::process::id(), WORLDS.fetch_add(1, Ordering::SeqCst));
         let folder = tempfile::Builder::new().prefix("vpn").tempdir().expect("folder");
         let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
-        std::fs::create_dir_all(&places.run).expect("folder");
+        std::fs::create_dir_all(places.vpn_run()).expect("folder");
         let publisher = Publisher::new(&places.feed()).expect("publisher");
         let announcing = tokio::spawn({
             let (publisher, socket) = (publisher.clone(), places.feed_socket());
@@ -143,7 +143,7 @@ impl World {
 
     /// What the process tells of its sessions.
     pub async fn sessions(&self, vpc: Option<&VpcId>) -> Vec<SessionStatus> {
-        let client = VpnClient::new(self.folder.path().join("run/vpn.sock"));
+        let client = VpnClient::new(self.folder.path().join("run/vpn/vpn.sock"));
         client.sessions(vpc).await.expect("answers")
     }
 
