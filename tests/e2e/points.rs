@@ -99,7 +99,12 @@ fn kills_at_random_moments_lose_nothing_and_leave_nothing() -> Result<()> {
     let images = tempfile::Builder::new().prefix("images-").tempdir_in("/var/tmp")?;
     small::make_images(images.path())?;
     let images = Some(images.path().to_owned());
-    let house = House::start_with(Wishes { images, memory_mib: MEMORY_MIB, disk_mib: DISK_MIB })?;
+    let house = House::start_with(Wishes {
+        images,
+        memory_mib: MEMORY_MIB,
+        disk_mib: DISK_MIB,
+        ..Wishes::default()
+    })?;
     let before = Traces::take(&house.data())?;
     let api = Api::of(&house)?;
     let vm = api.create(json!({ "name": "points" }))?;

@@ -30,11 +30,13 @@ pub struct Wishes {
     pub memory_mib: u32,
     /// Disk of a VM in MiB.
     pub disk_mib: u32,
+    /// Where VPN clients reach it.
+    pub vpn_host: Option<String>,
 }
 
 impl Default for Wishes {
     fn default() -> Self {
-        Self { images: None, memory_mib: 512, disk_mib: 4096 }
+        Self { images: None, memory_mib: 512, disk_mib: 4096, vpn_host: None }
     }
 }
 
@@ -120,6 +122,16 @@ impl House {
             bail!("gatehouse {arguments:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
         }
         Ok(output)
+    }
+
+    /// Starts the command line against this house, to be ended later.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Child> {
+        let mut command = Command::new(self.programs.join("gatehouse"));
+        command.args(["--run-dir".as_ref(), self.folder.path().join("run").as_os_str()]);
+        Ok(command.args(arguments).stdin(Stdio::null()).spawn()?)
     }
 
     /// Runs the command line with `--json` and reads what it prints.
@@ -280,7 +292,8 @@ fn with_settings(word: &str, programs: &Path, folder: &Path, wishes: &Wishes) ->
         .args(["--image-dir".as_ref(), images.as_os_str()])
         .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
         .args(["--default-vcpus", "1", "--default-memory-mib", &wishes.memory_mib.to_string()])
-        .args(["--default-disk-mib", &wishes.disk_mib.to_string()]);
+        .args(["--default-disk-mib", &wishes.disk_mib.to_string()])
+        .args(wishes.vpn_host.iter().flat_map(|host| ["--vpn-host", host]));
     Ok(command)
 }
 
