@@ -159,3 +159,36 @@ for target, seeds in SEEDS.items():
     (FOLDER / target).mkdir(parents=True, exist_ok=True)
     for name, data in seeds.items():
         (FOLDER / target / f"seed-{name}").write_bytes(data)
+
+
+def wireguard():
+    """In the language of vpn/src/harness.rs."""
+    def order(number, data=b""):
+        data += b"\0" * (-len(data) % 8)
+        return bytes([number, len(data) // 8]) + data
+
+    def udp(source, destination):
+        head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 32, 1, 0, 64, 17, 0, bytes(source), bytes(destination))
+        words = struct.unpack("!10H", head)
+        total = sum(words)
+        total = (total & 0xFFFF) + (total >> 16)
+        head = head[:10] + struct.pack("!H", ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF) + head[12:]
+        return head + struct.pack("!HHHH", 9, 9, 12, 0) + b"data"
+
+    inside, client = (10, 0, 0, 5), (100, 96, 0, 2)
+    handshake, second = bytes([2]), bytes([4])
+    seeds = {
+        "packet": handshake + order(1, udp(client, inside)) + order(3, b"\0" * 12 + udp(inside, client)),
+        "spoofed": handshake + order(1, udp(inside, inside)) + order(1, udp(client, (8, 8, 8, 8))),
+        "changed": handshake + order(5, b"\0" * 8 + b"\xff") + order(5, b"\1") + second * 3 + handshake,
+        "shapes": b"".join(order(0, bytes([kind, 0, 0, 0]) + b"\0" * size)
+                           for kind, size in [(1, 144), (2, 88), (3, 60), (4, 28), (5, 12)]),
+        "offload": handshake + order(3, struct.pack("<BBHHHHH", 1, 1, 40, 100, 20, 16, 0) + udp(inside, client) * 8),
+    }
+    folder = FOLDER / "wireguard"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in seeds.items():
+        (folder / f"seed-{name}").write_bytes(data)
+
+
+wireguard()

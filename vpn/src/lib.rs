@@ -8,6 +8,8 @@
 //! ```
 
 pub mod client;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod harness;
 #[cfg(feature = "front")]
 pub mod io;
 #[cfg(feature = "front")]

@@ -5,10 +5,14 @@ mod support;
 
 use model::key::SecretKey;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::world::{World, inside, sh, succeeds, transfer};
+use support::Client;
+use support::world::{HOST, PORT, World, inside, sh, succeeds, transfer};
 use support::{INSIDE, address, entry, vpc};
 use vpn::client::SessionState;
+use vpn::pure::budget::ALL;
 
 const RANGE: &str = "10.0.0.0/24";
 
@@ -199,6 +203,58 @@ async fn a_network_whose_tun_is_lost_gets_another() {
     world.eventually("through the new one", || client.pings(INSIDE));
     let counted = world.stop();
     assert_eq!(number(&counted, "handshakes"), 1, "the session went on: {counted}");
+}
+
+/// Ten thousand initiations a second, each with a sound first MAC, from two hundred prefixes of the Internet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_handshakes_neither_stops_a_session_nor_keeps_a_new_one_out() {
+    let mut world = World::new();
+    let network = world.network(&vpc(1), INSIDE);
+    world.publish(vec![entry(1, 1), entry(2, 1)]);
+    world.start();
+    let (client, late) = (world.client(1, RANGE), world.client(2, RANGE));
+    client.up();
+    world.eventually("a ping is answered", || client.pings(INSIDE));
+    sh(&format!("ip -n {} route add local 198.18.0.0/15 dev lo", world.router()));
+    let flooding = Arc::new(AtomicBool::new(true));
+    let flood = inside(&world.router(), {
+        let flooding = Arc::clone(&flooding);
+        move || {
+            let sockets: Vec<UdpSocket> = (0..200u8)
+                .map(|prefix| UdpSocket::bind((Ipv4Addr::new(198, 18, prefix, 1), 0)).expect("bound"))
+                .collect();
+            // Of keys that nobody registered: the server has to compute to see it.
+            let messages: Vec<Vec<u8>> =
+                (1000..1100).map(|number| Client::new(number).initiation()).collect();
+            let (mut sent, begun) = (0u64, Instant::now());
+            while flooding.load(Ordering::Relaxed) {
+                for (socket, message) in sockets.iter().zip(messages.iter().cycle()) {
+                    // What the host's queue does not take is lost, as it is on the Internet.
+                    sent += u64::from(socket.send_to(message, (HOST, PORT)).is_ok());
+                }
+                let due = Duration::from_micros(sent * 100);
+                std::thread::sleep(due.saturating_sub(begun.elapsed()));
+            }
+            (sent, begun.elapsed())
+        }
+    });
+    let began = Instant::now();
+    transfer((&network, INSIDE), &client.namespace, 20_000_000);
+    late.up();
+    world.eventually("a new client gets in", || late.pings(INSIDE));
+    while began.elapsed() < Duration::from_secs(2) {
+        transfer((&network, INSIDE), &client.namespace, 5_000_000);
+    }
+    flooding.store(false, Ordering::Relaxed);
+    let (sent, took) = flood.join().expect("flooded");
+    let counted = world.stop();
+    println!("{sent} initiations in {took:?}: {counted}");
+    assert!(sent > 5000, "{sent} is no flood");
+    let seconds = took.as_secs() + 1;
+    let computed = number(&counted, "dropped_unknown_key") + number(&counted, "handshakes");
+    let most = u64::from(ALL.burst) + u64::from(ALL.per_second) * seconds;
+    assert!(computed <= most, "{computed} of {sent} were computed, {most} may be");
+    assert!(number(&counted, "answered_cookie") > 0, "{counted}");
 }
 
 /// A counter's value in a line of the log.
