@@ -71,7 +71,7 @@ pub async fn dial(switch: &Switch, live: &LivePort, port: u16) -> Result<OwnedFd
     if !to.dialable.contains(&port) {
         return Err(DialError::NotDialable(port));
     }
-    let mark = to.mark();
+    let mark = to.seat().mark();
     let socket = live.sockets.run(move || make(mark)).await?.map_err(DialError::Socket)?;
     let connecting = TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::from((to.ipv4, port)));
     let connected = tokio::select! {

@@ -9,6 +9,7 @@ use crate::line::Line;
 use crate::pure::names::{DeviceName, Names, NetworkId};
 use crate::pure::schedule::AUDIT;
 use crate::pure::wanted::{LeftOut, Wanted};
+use crate::pure::ways::Peers;
 use crate::switch::{LiveNetwork, LivePort, Nudges, Progress, Switch, Table};
 use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
@@ -23,6 +24,10 @@ use tracing::warn;
 
 /// Longest that a network that stands waits for others before it is in service: at a start, hundreds may be due.
 const PUBLISH_WITHIN: Duration = Duration::from_millis(250);
+
+/// Rounds of looks in one turn: in the second, networks complete what their peers have made in the first; the third is for
+/// what changed meanwhile.
+const MAX_ROUNDS: usize = 3;
 
 /// The task that owns all changes.
 #[derive(Debug)]
@@ -92,6 +97,7 @@ impl Keel {
         self.let_go_of_the_unwanted(&wanted).await;
         self.keeper.tend().await;
         self.look(wanted.generation).await;
+        self.join().await;
         // Without the default network nothing works, and a decision is not in force. A private one that cannot be made is
         // its members' matter, and they are told why.
         let default = self.lines.get(&NetworkId::Default);
@@ -152,20 +158,66 @@ impl Keel {
     }
 
     async fn look(&mut self, view: Generation) {
+        let mut published = Instant::now();
+        let mut lacking = HashSet::new();
+        for _ in 0..MAX_ROUNDS {
+            let now = Instant::now();
+            let due = self.lines.iter().filter(|(_, line)| line.due() <= now);
+            let due: Vec<NetworkId> = due.map(|(id, _)| id.clone()).collect();
+            if due.is_empty() {
+                return;
+            }
+            for id in due {
+                if published.elapsed() >= PUBLISH_WITHIN {
+                    self.publish(view, self.table.load().generation);
+                    self.progress.send_modify(|_| {});
+                    published = Instant::now();
+                }
+                self.look_at(&id, &mut lacking).await;
+            }
+        }
+    }
+
+    /// Looks at one network, and has its peers looked at that have something to do. `lacking` are the links that an earlier
+    /// one did not find at its side.
+    async fn look_at(&mut self, id: &NetworkId, lacking: &mut HashSet<DeviceName>) {
+        let standing = self.lines.iter().filter(|(_, line)| line.network().is_some());
+        let standing = standing.filter_map(|(id, _)| match id {
+            NetworkId::Private(vpc) => Some(vpc.clone()),
+            NetworkId::Default => None,
+        });
+        let peers = Peers { standing: standing.collect(), lacking: lacking.iter().cloned().collect() };
+        let Some(line) = self.lines.get_mut(id) else { return };
+        if !line.look(&self.names, id, &mut self.keeper, &peers).await {
+            self.lines.remove(id);
+            return;
+        }
+        // What this one makes is made by now, or failed.
+        lacking.retain(|device| !line.makes(device));
         let now = Instant::now();
-        let due = self.lines.iter().filter(|(_, line)| line.due() <= now);
-        let due: Vec<NetworkId> = due.map(|(id, _)| id.clone()).collect();
-        let mut published = now;
-        for id in due {
-            if published.elapsed() >= PUBLISH_WITHIN {
-                self.publish(view, self.table.load().generation);
-                self.progress.send_modify(|_| {});
-                published = Instant::now();
+        for (vpc, device) in line.take_calls() {
+            match device {
+                Some(device) => lacking.insert(device),
+                None => false,
+            };
+            if let Some(line) = self.lines.get_mut(&NetworkId::Private(vpc)) {
+                line.hurry(now);
             }
-            let Some(line) = self.lines.get_mut(&id) else { continue };
-            if !line.look(&self.names, &id, &mut self.keeper).await {
-                self.lines.remove(&id);
-            }
+        }
+    }
+
+    /// Services that want to join, join.
+    async fn join(&mut self) {
+        for join in self.nudges.take_joins() {
+            let outcome = match self.lines.get_mut(&join.network) {
+                Some(line) => {
+                    let place = (&self.names, &join.network);
+                    line.join(place, &mut self.keeper, &join.service, join.namespace).await
+                }
+                None => Err(format!("the network of service {} is not there any more", join.service)),
+            };
+            // Who asked may have given up.
+            drop(join.answer.send(outcome));
         }
     }
 
@@ -178,11 +230,15 @@ impl Keel {
             table.broken.extend(complaints);
             let Some(network) = line.network() else { continue };
             let serving: Vec<_> = line.ports().filter(|port| line.serves(port)).collect();
+            let services = || line.wanted().into_iter().flat_map(|wanted| wanted.services.values());
+            let addresses = serving.iter().map(|port| port.ipv4);
             let live = LiveNetwork {
                 sockets: network.sockets.clone(),
-                addresses: serving.iter().map(|port| port.ipv4).collect(),
+                addresses: addresses.chain(services().map(|service| service.seat.ipv4)).collect(),
                 zone: Arc::clone(line.zone()),
+                clients: line.has_clients(),
             };
+            table.services.extend(services().map(|service| (service.id.clone(), id.clone())));
             table.networks.insert(id.clone(), live);
             table.ports.extend(serving.into_iter().map(|port| {
                 let live = LivePort {

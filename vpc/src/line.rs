@@ -3,15 +3,21 @@
 //!
 //! One that is broken holds up no other: its own ports are not in service, and say why.
 
+use crate::io::join::{JoinError, Target};
 use crate::io::network::{self, Network, NetworkError};
+use crate::io::nft::{self, Where};
 use crate::io::observe::{Memory, observe};
 use crate::io::ports;
 use crate::keeper::Keeper;
 use crate::pure::names::{DeviceName, Names, NetworkId};
-use crate::pure::plan::{Seen, Step, plan};
+use crate::pure::plan::{self, JoinStep, Seen, Step, plan};
 use crate::pure::schedule::{Outcome, Schedule};
-use crate::pure::wanted::{Port, WantedNetwork};
+use crate::pure::sides::sides;
+use crate::pure::wanted::{Port, Service, WantedNetwork};
+use crate::pure::ways::{self, End, Peers, WayStep};
 use crate::pure::zone::Zone;
+use model::id::{ServiceId, VpcId};
+use rustix::fd::OwnedFd;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,6 +40,10 @@ pub struct Line {
     broken: BTreeMap<DeviceName, String>,
     /// Why the last look did not come to its end.
     failure: Option<String>,
+    /// Peers that the last look found to have something to do, and for which link, if this network lacks it.
+    calls: Vec<(VpcId, Option<DeviceName>)>,
+    /// There is a device of the VPN clients, as far as the last look saw.
+    clients: bool,
     schedule: Schedule,
 }
 
@@ -49,6 +59,8 @@ impl Line {
             memory: Memory::default(),
             broken: BTreeMap::new(),
             failure: None,
+            calls: Vec::new(),
+            clients: false,
             schedule: Schedule::new(now),
         }
     }
@@ -60,9 +72,7 @@ impl Line {
         }
         self.wanted = wanted.cloned();
         self.zone = match (id, wanted) {
-            (NetworkId::Private(_), Some(wanted)) => {
-                Arc::new(Zone::private(wanted.range, wanted.ports.values()))
-            }
+            (NetworkId::Private(_), Some(wanted)) => Arc::new(Zone::private(wanted)),
             (NetworkId::Default, _) | (_, None) => Arc::default(),
         };
         self.hurry(now);
@@ -102,6 +112,32 @@ impl Line {
         self.wanted.iter().flat_map(|wanted| wanted.ports.values())
     }
 
+    /// What is wanted of it.
+    #[must_use]
+    pub fn wanted(&self) -> Option<&WantedNetwork> {
+        self.wanted.as_ref()
+    }
+
+    /// Whether its VPN clients' device is in service.
+    #[must_use]
+    pub fn has_clients(&self) -> bool {
+        let device = DeviceName::clients();
+        let wanted = self.wanted.as_ref().is_some_and(|wanted| wanted.ways.contains_key(&device));
+        wanted && self.clients && !self.broken.contains_key(&device)
+    }
+
+    /// Whether it is this network that makes the link to a peer.
+    #[must_use]
+    pub fn makes(&self, device: &DeviceName) -> bool {
+        let way = self.wanted.as_ref().and_then(|wanted| wanted.ways.get(device));
+        way.is_some_and(|way| matches!(way.end, End::Peer { makes: true, .. }))
+    }
+
+    /// Peers that have something to do since the last look: the device that this network lacks, if so.
+    pub fn take_calls(&mut self) -> Vec<(VpcId, Option<DeviceName>)> {
+        std::mem::take(&mut self.calls)
+    }
+
     /// Why a wanted port is not in service; none when it is, or when nothing is known against it yet.
     #[must_use]
     pub fn complaint(&self, port: &Port) -> Option<&str> {
@@ -120,9 +156,9 @@ impl Line {
     }
 
     /// Brings the kernel to what is wanted, and says when to look again. False when nothing is wanted and nothing is left.
-    pub async fn look(&mut self, names: &Names, id: &NetworkId, keeper: &mut Keeper) -> bool {
+    pub async fn look(&mut self, names: &Names, id: &NetworkId, keeper: &mut Keeper, peers: &Peers) -> bool {
         let outcome = match self.wanted.clone() {
-            Some(wanted) => self.complete(names, id, keeper, &wanted).await,
+            Some(wanted) => self.complete(names, id, keeper, (&wanted, peers)).await,
             None => {
                 // Should it be wanted again before all of it is gone, nothing that is known of it holds.
                 (self.network, self.memory) = (None, Memory::default());
@@ -151,12 +187,15 @@ impl Line {
         names: &Names,
         id: &NetworkId,
         keeper: &mut Keeper,
-        wanted: &WantedNetwork,
+        (wanted, peers): (&WantedNetwork, &Peers),
     ) -> Result<(), NetworkError> {
         if self.schedule.begin(Instant::now()) {
             self.memory.chains = None;
         }
-        let outcome = self.frame_and_ports(names, id, keeper, wanted).await;
+        let outcome = match self.frame(names, id, wanted).await {
+            Ok(network) => self.reconcile((names, &network), keeper, id, (wanted, peers)).await,
+            Err(error) => Err(error),
+        };
         self.failure = outcome.as_ref().err().map(NetworkError::to_string);
         if outcome.is_err() {
             self.memory.chains = None;
@@ -165,38 +204,49 @@ impl Line {
         outcome?.map_or(Ok(()), Err)
     }
 
-    async fn frame_and_ports(
+    async fn frame(
         &mut self,
         names: &Names,
         id: &NetworkId,
-        keeper: &mut Keeper,
         wanted: &WantedNetwork,
-    ) -> Result<Option<NetworkError>, NetworkError> {
+    ) -> Result<Network, NetworkError> {
+        let text = sides(wanted.range, wanted.ways.values(), wanted.hidden_behind);
         let network = match &self.network {
-            Some(network) if network.range == wanted.range && !self.suspect => network.clone(),
+            Some(network) if network.range == wanted.range && !self.suspect => {
+                if self.memory.sides.as_ref() != Some(&text) {
+                    nft::apply(Where::Network(&network.inside), text.clone()).await?;
+                }
+                network.clone()
+            }
             Some(_) | None => {
-                let network = Network::ensure(names, id, wanted.range).await?;
+                let network = Network::ensure(names, id, wanted.range, &text).await?;
                 self.suspect = false;
                 self.network.insert(network).clone()
             }
         };
-        self.reconcile(&network, keeper, id, wanted).await
+        self.memory.sides = Some(text);
+        Ok(network)
     }
 
-    /// Plans and executes until nothing is left to do. A step that fails holds up its own port alone; the last such
+    /// Plans and executes until nothing is left to do. A step that fails holds up its own device alone; the last such
     /// failure is the result.
     async fn reconcile(
         &mut self,
-        network: &Network,
+        (names, network): (&Names, &Network),
         keeper: &mut Keeper,
         id: &NetworkId,
-        wanted: &WantedNetwork,
+        (wanted, peers): (&WantedNetwork, &Peers),
     ) -> Result<Option<NetworkError>, NetworkError> {
         let mut failed = None;
+        let mut peers = peers.clone();
         for _ in 0..MAX_PASSES {
             let seen = observe(network, &mut self.memory, keeper).await?;
             let_go_of_the_gone(keeper, wanted, &seen).await;
-            let steps = plan(wanted, &seen);
+            self.clients = seen.ways.contains_key(&DeviceName::clients());
+            let lacking = ways::waits_for(&wanted.ways, &seen.ways);
+            self.calls.extend(lacking.into_iter().map(|(vpc, device)| (vpc.clone(), Some(device.clone()))));
+            let mut steps = plan(wanted, &seen);
+            steps.extend(ways::plan(&wanted.ways, &seen.ways, &peers).into_iter().map(Step::Way));
             self.broken.clear();
             failed = None;
             if steps.is_empty() {
@@ -204,7 +254,7 @@ impl Line {
             }
             for step in &steps {
                 let Some(step) = self.still_possible(step) else { continue };
-                if let Err(error) = self.execute(network, keeper, wanted, &step).await {
+                if let Err(error) = self.execute((names, network), keeper, wanted, &step).await {
                     warn!(network = %id, ?step, %error, "a step failed");
                     let why = error.to_string();
                     self.broken
@@ -212,6 +262,8 @@ impl Line {
                     failed = Some(error);
                 }
             }
+            // Once is enough.
+            peers.lacking.clear();
             info!(network = %id, steps = steps.len(), failed = self.broken.len(), "reconciled");
             if failed.is_some() {
                 break;
@@ -222,7 +274,7 @@ impl Line {
 
     async fn execute(
         &mut self,
-        network: &Network,
+        (names, network): (&Names, &Network),
         keeper: &mut Keeper,
         wanted: &WantedNetwork,
         step: &Step,
@@ -233,13 +285,92 @@ impl Line {
             // It is made anew. Queues of one that is not wanted here may be another network's by now.
             keeper.forget(device).await;
         }
-        ports::execute(network, &mut self.memory, keeper, step).await
+        ports::execute(names, network, &mut self.memory, keeper, step).await?;
+        if let Step::Way(WayStep::Link(way)) = step
+            && let End::Peer { vpc, .. } = &way.end
+        {
+            self.calls.push((vpc.clone(), None));
+        }
+        Ok(())
     }
 
-    /// The step without the ports of which an earlier step failed; none when nothing is left of it.
+    /// Has a service join, or join anew. After an error nothing of it is there.
+    ///
+    /// # Errors
+    /// What a person reads.
+    pub async fn join(
+        &mut self,
+        (names, id): (&Names, &NetworkId),
+        keeper: &mut Keeper,
+        service: &ServiceId,
+        namespace: OwnedFd,
+    ) -> Result<(), String> {
+        let absent = || format!("the network of service {service} does not stand");
+        let (Some(wanted), Some(network)) = (self.wanted.clone(), self.network.clone()) else {
+            return Err(absent());
+        };
+        if self.suspect || self.memory.sides.is_none() {
+            let why = self.failure().unwrap_or("it is being repaired").to_owned();
+            return Err(format!("{}: {why}", absent()));
+        }
+        let NetworkId::Private(vpc) = id else { return Err(absent()) };
+        let service = wanted.services.get(&DeviceName::of_service(service)).ok_or_else(absent)?;
+        let entered = Target::enter(namespace, names.service_end(vpc), &wanted).await;
+        let target =
+            entered.map_err(|error| format!("the service's namespace cannot be entered: {error}"))?;
+        let joined = self.make_member((names, &network), keeper, service, &target).await;
+        if let Err(error) = &joined {
+            warn!(network = %id, service = %service.id, %error, "a service did not join");
+            self.memory.chains = None;
+            if let Err(error) = self.remove_member((names, &network), keeper, service).await {
+                warn!(network = %id, service = %service.id, %error, "what is left of it goes with the next look");
+                self.hurry(Instant::now());
+            }
+        } else {
+            info!(network = %id, service = %service.id, "a service joined");
+        }
+        joined.map_err(|error| error.to_string())
+    }
+
+    async fn make_member(
+        &mut self,
+        (names, network): (&Names, &Network),
+        keeper: &mut Keeper,
+        service: &Service,
+        target: &Target,
+    ) -> Result<(), JoinError> {
+        self.remove_member((names, network), keeper, service).await?;
+        target.check().await?;
+        for step in plan::join(service) {
+            match step {
+                JoinStep::Link => target.link(network, service).await?,
+                JoinStep::Plain(step) => {
+                    ports::execute(names, network, &mut self.memory, keeper, &step).await?;
+                }
+                JoinStep::Furnish => target.furnish(service).await?,
+            }
+        }
+        self.broken.remove(&service.seat.device);
+        Ok(())
+    }
+
+    async fn remove_member(
+        &mut self,
+        (names, network): (&Names, &Network),
+        keeper: &mut Keeper,
+        service: &Service,
+    ) -> Result<(), NetworkError> {
+        let seen = observe(network, &mut self.memory, keeper).await?;
+        for step in plan::leave(service, &seen) {
+            ports::execute(names, network, &mut self.memory, keeper, &step).await?;
+        }
+        Ok(())
+    }
+
+    /// The step without the members of which an earlier step failed; none when nothing is left of it.
     fn still_possible(&self, step: &Step) -> Option<Step> {
-        if let Step::FilterPorts(ports) = step {
-            let good = ports.iter().filter(|port| !self.broken.contains_key(&port.device));
+        if let Step::FilterPorts(seats) = step {
+            let good = seats.iter().filter(|seat| !self.broken.contains_key(&seat.device));
             let good: Vec<_> = good.cloned().collect();
             return (!good.is_empty()).then_some(Step::FilterPorts(good));
         }
@@ -261,13 +392,14 @@ async fn let_go_of_the_gone(keeper: &mut Keeper, wanted: &WantedNetwork, seen: &
 /// Whose step it is.
 fn devices(step: &Step) -> Vec<&DeviceName> {
     match step {
-        Step::CreateTap(port)
-        | Step::AttachTap(port)
-        | Step::DressTap(port)
-        | Step::AddRoute(port)
-        | Step::AddNeighbour(port) => vec![&port.device],
-        Step::FilterPorts(ports) => ports.iter().map(|port| &port.device).collect(),
-        Step::RaiseTap(device) | Step::RemoveTap(device) => vec![device],
+        Step::CreateTap(port) | Step::AttachTap(port) => vec![&port.device],
+        Step::AddRoute(seat) | Step::AddNeighbour(seat) => vec![&seat.device],
+        Step::FilterPorts(seats) => seats.iter().map(|seat| &seat.device).collect(),
+        Step::RaiseTap(device)
+        | Step::RemoveTap(device)
+        | Step::DressTap(device, _)
+        | Step::Sign(device, _) => vec![device],
+        Step::Way(step) => vec![step.device()],
         // Their ports are gone, and nothing of theirs comes after.
         Step::DropFilters(_) | Step::ForgetFlows(_) => Vec::new(),
     }

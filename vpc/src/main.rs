@@ -88,7 +88,7 @@ async fn serve(
     // Any local process may connect; the kernel says who it is, and the server whom it serves.
     let listener = WireListener::bind(&places.vpc_socket(), 0o666)?;
     let resolver = Resolver::new(switch.clone(), Upstreams::new(config.upstream_dns.clone()));
-    let server = Server::new(switch, &config.allowed_uids);
+    let server = Server::new(switch, &config.allowed_uids, config.vpn_uid);
     let (mut ended, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     info!(socket = %places.vpc_socket().display(), "serving");
     tokio::select! {

@@ -2,12 +2,15 @@
 
 use crate::client::{Refusal, SERVER_WAIT, VpcReply, VpcRequest, VpcStatus};
 use crate::dial::dial;
+use crate::pure::names::{CLIENTS, NetworkId};
 use crate::pure::plan::WAITING_FRAMES;
 use crate::switch::{LivePort, Switch, Table};
+use crate::sys::tun;
 use feed::wire::{Wire, WireError, WireListener};
-use model::id::{Generation, VmId};
+use model::id::{Generation, ServiceId, VmId, VpcId};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -21,6 +24,8 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Dials at once to one VM that sleeps: the SYN of a further one might find its TAP full. It also keeps one VM that never
 /// wakes from having all connections.
 const MAX_DIALS_TO_SLEEPER: u32 = WAITING_FRAMES;
+/// Longest that a service waits for its turn to join: hundreds of networks may be looked at before, at a start.
+const JOIN_WAIT: Duration = Duration::from_secs(30);
 /// Longest that a connection may be silent, and that an answer may wait to be read.
 const IDLE: Duration = Duration::from_secs(30);
 /// Connections at once that are told that there are too many.
@@ -35,11 +40,41 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Server {
     switch: Switch,
     allowed: Arc<[u32]>,
+    vpn: Option<u32>,
     slots: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
     refusals: Arc<Mutex<BTreeMap<Refusal, u64>>>,
     /// Dials under way that found the VM asleep.
     waking: Arc<Mutex<HashMap<VmId, u32>>>,
+}
+
+/// What a user may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    /// Everything: root.
+    All,
+    /// What doors need.
+    Door,
+    /// A network's TUN, and nothing else: vpn.
+    Tun,
+    /// Both.
+    DoorAndTun,
+    /// Nothing.
+    None,
+}
+
+impl Rights {
+    fn may(self, request: &VpcRequest) -> bool {
+        match request {
+            VpcRequest::Tun { .. } => matches!(self, Self::All | Self::Tun | Self::DoorAndTun),
+            VpcRequest::Dial { .. }
+            | VpcRequest::Tap { .. }
+            | VpcRequest::Rules { .. }
+            | VpcRequest::Status => matches!(self, Self::All | Self::Door | Self::DoorAndTun),
+            // Doors dial, and need not know who sleeps.
+            VpcRequest::Join { .. } | VpcRequest::Wakes => self == Self::All,
+        }
+    }
 }
 
 struct No {
@@ -48,13 +83,13 @@ struct No {
 }
 
 impl Server {
-    /// Serves users of these numbers, and root.
+    /// Serves users of these numbers, and root; `vpn` is the user who may ask for TUNs.
     #[must_use]
-    pub fn new(switch: Switch, allowed_uids: &[u32]) -> Self {
-        let allowed = allowed_uids.iter().copied().chain([0]).collect();
+    pub fn new(switch: Switch, allowed_uids: &[u32], vpn: Option<u32>) -> Self {
+        let allowed = allowed_uids.into();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
-        Self { switch, allowed, slots, turned_away, refusals: Arc::default(), waking: Arc::default() }
+        Self { switch, allowed, vpn, slots, turned_away, refusals: Arc::default(), waking: Arc::default() }
     }
 
     /// Serves for ever.
@@ -90,47 +125,59 @@ impl Server {
     }
 
     async fn serve(&self, wire: &Wire) {
-        let peer = match wire.peer() {
-            Ok(peer) if self.allowed.contains(&peer.uid) => peer,
-            Ok(peer) => {
-                let no =
-                    No { reason: Refusal::NotAllowed, message: format!("user {} may not ask", peer.uid) };
-                self.turn_away(wire, no).await;
-                return;
-            }
+        let (user, rights) = match wire.peer() {
+            Ok(peer) => (peer.uid, self.rights(peer.uid)),
             Err(error) => {
                 warn!(%error, "a connection without a known user");
                 return;
             }
         };
+        if rights == Rights::None {
+            let no = No { reason: Refusal::NotAllowed, message: format!("user {user} may not ask") };
+            self.turn_away(wire, no).await;
+            return;
+        }
         loop {
-            let request = match timeout(IDLE, wire.receive::<VpcRequest>()).await {
-                // Descriptors that a request brings along are not wanted and closed here.
-                Ok(Ok((request, _))) => request,
+            let (request, descriptors) = match timeout(IDLE, wire.receive::<VpcRequest>()).await {
+                Ok(Ok(received)) => received,
                 Ok(Err(WireError::Closed)) | Err(_) => return,
                 Ok(Err(error)) => {
                     debug!(%error, "a request cannot be read");
                     return;
                 }
             };
-            let answered = match request {
-                VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
-                VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
-                VpcRequest::Tun { .. } | VpcRequest::Join { .. } | VpcRequest::Rules { .. } => {
-                    Err(No { reason: Refusal::Kernel, message: "not yet".to_owned() })
+            let answered = if rights.may(&request) {
+                match request {
+                    VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
+                    VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
+                    VpcRequest::Tun { vpc } => self.tun(vpc).await,
+                    VpcRequest::Join { service, generation } => {
+                        self.join(&service, generation, descriptors).await
+                    }
+                    VpcRequest::Rules { .. } => {
+                        Err(No { reason: Refusal::Kernel, message: "not yet".to_owned() })
+                    }
+                    VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
+                    VpcRequest::Wakes => return self.tell_wakes(wire).await,
                 }
-                VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
-                // Doors dial, and need not know who sleeps.
-                VpcRequest::Wakes if peer.uid != 0 => {
-                    let message = format!("user {} may not hear of wakes", peer.uid);
-                    Err(No { reason: Refusal::NotAllowed, message })
-                }
-                VpcRequest::Wakes => return self.tell_wakes(wire).await,
+            } else {
+                let message = format!("user {user} may not ask for this");
+                Err(No { reason: Refusal::NotAllowed, message })
             };
             let (reply, descriptors) = answered.unwrap_or_else(|no| (self.refuse(no), Vec::new()));
             if !self.say(wire, &reply, descriptors).await {
                 return;
             }
+        }
+    }
+
+    fn rights(&self, user: u32) -> Rights {
+        match (self.allowed.contains(&user), self.vpn == Some(user)) {
+            _ if user == 0 => Rights::All,
+            (true, true) => Rights::DoorAndTun,
+            (true, false) => Rights::Door,
+            (false, true) => Rights::Tun,
+            (false, false) => Rights::None,
         }
     }
 
@@ -182,12 +229,62 @@ impl Server {
         }
     }
 
-    async fn tap(&self, vm: &VmId, generation: Generation) -> Result<(VpcReply, Vec<OwnedFd>), No> {
-        if !self.switch.reached(generation, SERVER_WAIT).await {
-            let now = self.switch.table().generation;
-            let message = format!("decision {generation} did not arrive in time; {now} is in force");
-            return Err(No { reason: Refusal::ViewTooOld, message });
+    async fn reached(&self, generation: Generation) -> Result<(), No> {
+        if self.switch.reached(generation, SERVER_WAIT).await {
+            return Ok(());
         }
+        let now = self.switch.table().generation;
+        let message = format!("decision {generation} did not arrive in time; {now} is in force");
+        Err(No { reason: Refusal::ViewTooOld, message })
+    }
+
+    /// A network's TUN. Its one holder is who asked.
+    async fn tun(&self, vpc: VpcId) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        let table = self.switch.table();
+        let network = table.networks.get(&NetworkId::Private(vpc.clone())).filter(|network| network.clients);
+        let network = network.ok_or_else(|| {
+            let message = format!("network {vpc} has no VPN clients here, or does not stand");
+            No { reason: Refusal::UnknownNetwork, message }
+        })?;
+        let kernel = |message: String| No { reason: Refusal::Kernel, message };
+        let opened = network.sockets.run(|| tun::open_clients(CLIENTS)).await;
+        let queue =
+            opened.map_err(|error| kernel(error.to_string()))?.map_err(|error| match error.kind() {
+                io::ErrorKind::ResourceBusy => {
+                    kernel(format!("the TUN of network {vpc} is in the hands of a process that still runs"))
+                }
+                _ => kernel(format!("the TUN of network {vpc} cannot be opened: {error}")),
+            })?;
+        Ok((VpcReply::Tun, vec![queue]))
+    }
+
+    /// A service joins its network, with the namespace that came with the request.
+    async fn join(
+        &self,
+        service: &ServiceId,
+        generation: Generation,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        let kernel = |message: String| No { reason: Refusal::Kernel, message };
+        let mut descriptors = descriptors.into_iter();
+        let (Some(namespace), None) = (descriptors.next(), descriptors.next()) else {
+            return Err(kernel(format!("service {service} must bring the one namespace that it lives in")));
+        };
+        self.reached(generation).await?;
+        let network = self.switch.table().services.get(service).cloned().ok_or_else(|| {
+            let message = format!("service {service} is a member of no network here, or that does not stand");
+            No { reason: Refusal::UnknownService, message }
+        })?;
+        let joined = self.switch.join(service, &network, namespace, JOIN_WAIT).await;
+        let joined = joined.ok_or_else(|| {
+            let message = format!("service {service} did not join within {JOIN_WAIT:?}; ask again");
+            No { reason: Refusal::Busy, message }
+        })?;
+        joined.map(|()| (VpcReply::Joined, Vec::new())).map_err(kernel)
+    }
+
+    async fn tap(&self, vm: &VmId, generation: Generation) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        self.reached(generation).await?;
         let in_other_hands = |live: &LivePort| live.queues.is_none();
         if let Some(live) = self.switch.table().ports.get(vm).filter(|live| in_other_hands(live)) {
             // Whoever had the queues may have ended since. If the look comes too late, the answer below is no.

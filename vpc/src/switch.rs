@@ -8,12 +8,13 @@ use crate::pure::wanted::Port;
 use crate::pure::zone::Zone;
 use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
-use model::id::{Generation, VmId};
+use model::id::{Generation, ServiceId, VmId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::timeout;
 
 /// A port that is in service.
@@ -34,10 +35,12 @@ pub struct LivePort {
 pub struct LiveNetwork {
     /// Where its sockets are made.
     pub sockets: Inside,
-    /// Its ports' addresses.
+    /// Its members' addresses.
     pub addresses: BTreeSet<Ipv4Addr>,
     /// Its names.
     pub zone: Arc<Zone>,
+    /// There is a TUN for its VPN clients.
+    pub clients: bool,
 }
 
 /// What requests are answered from.
@@ -51,6 +54,8 @@ pub struct Table {
     pub broken: HashMap<VmId, String>,
     /// Networks in service.
     pub networks: BTreeMap<NetworkId, LiveNetwork>,
+    /// Services that may join, and where.
+    pub services: HashMap<ServiceId, NetworkId>,
 }
 
 /// How far the owner of all changes is.
@@ -62,7 +67,23 @@ pub struct Progress {
     pub looked: u64,
 }
 
-/// Networks that somebody wants looked at.
+/// Services that wait to join at once. Each holds a descriptor and takes some tens of milliseconds.
+const MAX_JOINS: usize = 64;
+
+/// A service that waits to join.
+#[derive(Debug)]
+pub struct Join {
+    /// Which one.
+    pub service: ServiceId,
+    /// Into which network.
+    pub network: NetworkId,
+    /// Where it lives.
+    pub namespace: OwnedFd,
+    /// Who waits for the outcome, and is told why not.
+    pub answer: oneshot::Sender<Result<(), String>>,
+}
+
+/// Networks that somebody wants looked at, and services that want to join.
 #[derive(Debug, Default)]
 pub struct Nudges {
     asked: Mutex<Asked>,
@@ -73,9 +94,28 @@ pub struct Nudges {
 struct Asked {
     last: u64,
     networks: BTreeSet<NetworkId>,
+    joins: Vec<Join>,
 }
 
 impl Nudges {
+    /// Hands a service over that wants to join. False when too many wait.
+    #[must_use]
+    pub fn join(&self, join: Join) -> bool {
+        let mut asked = self.lock();
+        if asked.joins.len() >= MAX_JOINS {
+            return false;
+        }
+        asked.joins.push(join);
+        self.told.notify_one();
+        true
+    }
+
+    /// Those that were handed over since the last call.
+    #[must_use]
+    pub fn take_joins(&self) -> Vec<Join> {
+        std::mem::take(&mut self.lock().joins)
+    }
+
     /// Asks for a look. Its number: it is done when [`Progress::looked`] has come so far.
     #[must_use]
     pub fn ask(&self, network: &NetworkId) -> u64 {
@@ -93,7 +133,7 @@ impl Nudges {
         (std::mem::take(&mut asked.networks), asked.last)
     }
 
-    /// Resolves when a look was asked for.
+    /// Resolves when a look was asked for, or a join.
     pub async fn asked(&self) {
         self.told.notified().await;
     }
@@ -154,6 +194,23 @@ impl Switch {
     pub async fn look_again(&self, network: &NetworkId, patience: Duration) -> bool {
         let number = self.nudges.ask(network);
         self.wait_for(patience, |progress| progress.looked >= number).await
+    }
+
+    /// Has a service join its network, and waits for the outcome; none when it does not come within `patience`, or too
+    /// many wait. Given up, it may happen all the same.
+    pub async fn join(
+        &self,
+        service: &ServiceId,
+        network: &NetworkId,
+        namespace: OwnedFd,
+        patience: Duration,
+    ) -> Option<Result<(), String>> {
+        let (answer, outcome) = oneshot::channel();
+        let (service, network) = (service.clone(), network.clone());
+        if !self.nudges.join(Join { service, network, namespace, answer }) {
+            return None;
+        }
+        timeout(patience, outcome).await.ok()?.ok()
     }
 
     async fn wait_for(&self, patience: Duration, done: impl FnMut(&Progress) -> bool) -> bool {

@@ -1,6 +1,7 @@
 //! What touches the kernel: namespaces, netlink, nft, settings under /proc/sys, tracked flows.
 
 pub mod flows;
+pub mod join;
 pub mod modules;
 pub mod namespace;
 pub mod netlink;
@@ -10,3 +11,4 @@ pub mod observe;
 pub mod ports;
 pub mod settings;
 pub mod uplink;
+pub mod ways;

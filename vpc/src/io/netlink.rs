@@ -2,7 +2,7 @@
 
 use crate::io::namespace::{Inside, NamespaceError};
 use futures_util::TryStreamExt;
-use model::net::MacAddress;
+use model::net::{Ipv4Cidr, MacAddress};
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
@@ -66,6 +66,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// Frames that may wait in a queue of it.
     pub queue_length: u32,
+    /// Largest IP packet, in bytes.
+    pub mtu: u32,
     /// Administratively up.
     pub up: bool,
     /// Made for several queues (TAPs).
@@ -84,6 +86,19 @@ pub struct Route {
     pub prefix: u8,
     /// Over which device.
     pub device: u32,
+}
+
+/// A route that is to be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewRoute {
+    /// Where to.
+    pub to: Ipv4Cidr,
+    /// Who stands behind the device, whether or not a route leads there; nobody when all of them stand on it.
+    pub via: Option<Ipv4Addr>,
+    /// Source address of packets of our own.
+    pub source: Ipv4Addr,
+    /// Of two routes to the same place, the one of the lower metric is taken.
+    pub metric: u32,
 }
 
 impl Netlink {
@@ -203,10 +218,11 @@ impl Netlink {
             .name(name)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .build();
-        self.handle.link().add(pair).execute().await.map_err(refused("making the link to the host"))
+        self.handle.link().add(pair).execute().await.map_err(refused("making a link"))
     }
 
-    /// Sets a device's Ethernet address, its alias, and how many frames may wait in a queue of it.
+    /// Sets a device's Ethernet address, its alias (or leaves it), and how many frames may wait in a queue of it. Its
+    /// neighbours are forgotten, even when the address is the one that it has.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -214,12 +230,33 @@ impl Netlink {
         &self,
         index: u32,
         mac: MacAddress,
-        alias: &str,
+        alias: Option<&str>,
         queue_length: u32,
     ) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).alias(alias);
-        let message = message.txqueuelen(queue_length).build();
-        self.handle.link().set(message).execute().await.map_err(refused("setting a device's address"))
+        let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec()).txqueuelen(queue_length);
+        let message = match alias {
+            Some(alias) => message.alias(alias),
+            None => message,
+        };
+        self.handle.link().set(message.build()).execute().await.map_err(refused("setting a device's address"))
+    }
+
+    /// Sets a device's alias alone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn sign(&self, index: u32, alias: &str) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).alias(alias).build();
+        self.handle.link().set(message).execute().await.map_err(refused("setting a device's alias"))
+    }
+
+    /// Sets how large an IP packet may be on a device, in bytes.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_mtu(&self, index: u32, mtu: u16) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index).mtu(u32::from(mtu)).build();
+        self.handle.link().set(message).execute().await.map_err(refused("setting a device's MTU"))
     }
 
     /// Sets a device up.
@@ -265,6 +302,23 @@ impl Netlink {
             .pref_source(source)
             .build();
         self.handle.route().add(route).replace().execute().await.map_err(refused("adding a route"))
+    }
+
+    /// A route over a device, in place of one of the same metric to the same place.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_route(&self, index: u32, new: NewRoute) -> Result<(), NetlinkError> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(new.to.network(), new.to.prefix())
+            .output_interface(index)
+            .pref_source(new.source)
+            .priority(new.metric);
+        let route = match new.via {
+            Some(gateway) => route.gateway(gateway).onlink(),
+            None => route.scope(RouteScope::Link),
+        };
+        self.handle.route().add(route.build()).replace().execute().await.map_err(refused("adding a route"))
     }
 
     /// The default route.
@@ -319,6 +373,7 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Address(bytes) => link.mac = mac_of(bytes),
             LinkAttribute::TxQueueLen(length) => link.queue_length = *length,
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Carrier(value) => carrier = *value != 0,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -73,11 +73,17 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes or completes a network whose guests have addresses of `range`. Must be called in the host's namespace.
+    /// Makes or completes a network whose guests have addresses of `range`, with the rules `sides` of who comes from where.
+    /// Must be called in the host's namespace.
     ///
     /// # Errors
     /// See [`NetworkError`]; a later call goes on where this one ended.
-    pub async fn ensure(names: &Names, id: &NetworkId, range: Ipv4Cidr) -> Result<Self, NetworkError> {
+    pub async fn ensure(
+        names: &Names,
+        id: &NetworkId,
+        range: Ipv4Cidr,
+        sides: &str,
+    ) -> Result<Self, NetworkError> {
         let name = names.namespace(id);
         let made = name.clone();
         let namespace = tokio::task::spawn_blocking(move || namespace::ensure(&made)).await??;
@@ -92,7 +98,8 @@ impl Network {
             NetworkId::Private(_) => Inward::Together,
         };
         // Rules come before the link over which anything could flow.
-        nft::apply(Where::Network(&inside), rules::network(range, inward)).await?;
+        let text = [sides, &rules::network(range, inward)].concat();
+        nft::apply(Where::Network(&inside), text).await?;
         chaos::border();
         ensure_gateway(&netlink).await?;
         uplink::ensure(names, id, &netlink).await?;

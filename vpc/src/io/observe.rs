@@ -1,12 +1,14 @@
 //! What is there: the ports of a network as the kernel shows them, and what this process holds and remembers.
 
+use crate::io::netlink::{Link, Route};
 use crate::io::network::{Network, NetworkError};
 use crate::io::nft::{self, Where};
 use crate::keeper::Keeper;
-use crate::pure::names::{DeviceName, TABLE};
+use crate::pure::names::{DeviceKind, DeviceName, TABLE};
 use crate::pure::plan::{Seen, SeenTap};
-use crate::pure::wanted::Port;
-use model::net::MacAddress;
+use crate::pure::wanted::Seat;
+use crate::pure::ways::SeenWay;
+use model::net::{Ipv4Cidr, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -22,13 +24,15 @@ pub struct Memory {
     pub filters: BTreeMap<DeviceName, (MacAddress, Ipv4Addr)>,
     /// Chains that are there, as far as is known; none when the kernel must be asked (again).
     pub chains: Option<BTreeSet<DeviceName>>,
+    /// The rules of who comes from where, as this process last wrote them.
+    pub sides: Option<String>,
 }
 
 impl Memory {
-    /// A port's chain was written.
-    pub fn remember_filter(&mut self, port: &Port) {
-        self.filters.insert(port.device.clone(), (port.mac, port.ipv4));
-        self.chains.get_or_insert_default().insert(port.device.clone());
+    /// A member's chain was written.
+    pub fn remember_filter(&mut self, seat: &Seat) {
+        self.filters.insert(seat.device.clone(), (seat.mac, seat.ipv4));
+        self.chains.get_or_insert_default().insert(seat.device.clone());
     }
 
     /// A chain was removed.
@@ -51,28 +55,52 @@ pub async fn observe(network: &Network, memory: &mut Memory, keeper: &Keeper) ->
         None => nft::port_chains(Where::Network(&network.inside), TABLE).await?,
     };
     memory.chains = Some(chains.clone());
-    let taps = links.into_iter().filter_map(|link| {
-        let device = DeviceName::parse(&link.name)?;
-        let held = keeper.queues(&device).map_or(0, |queues| queues.len());
-        let over = routes.iter().filter(|route| route.device == link.index && route.prefix == 32);
+    let mut seen = Seen::default();
+    for link in links {
+        let Some(device) = DeviceName::parse(&link.name) else { continue };
         let on = neighbours.iter().filter(|(index, _, _)| *index == link.index);
-        let tap = SeenTap {
-            mac: link.mac,
-            alias: link.alias,
-            waiting_frames: link.queue_length,
-            multi_queue: link.multi_queue,
-            up: link.up,
-            attached: link.attached,
-            held,
-            routes: over.map(|route| route.destination).collect(),
-            neighbours: on.map(|(_, address, mac)| (*address, *mac)).collect(),
-        };
-        Some((device, tap))
-    });
-    let taps = taps.collect();
+        let neighbours = on.map(|(_, address, mac)| (*address, *mac)).collect();
+        match device.kind() {
+            DeviceKind::Tap | DeviceKind::Service => {
+                let held = keeper.queues(&device).map_or(0, |queues| queues.len());
+                seen.taps.insert(device, tap(link, &routes, neighbours, held));
+            }
+            DeviceKind::Peer | DeviceKind::Clients => {
+                seen.ways.insert(device, way(link, &routes, neighbours));
+            }
+        }
+    }
     let filters = chains.into_iter().map(|device| {
         let admitted = memory.filters.get(&device).copied();
         (device, admitted)
     });
-    Ok(Seen { taps, filters: filters.collect() })
+    seen.filters = filters.collect();
+    Ok(seen)
+}
+
+fn tap(link: Link, routes: &[Route], neighbours: BTreeMap<Ipv4Addr, MacAddress>, held: usize) -> SeenTap {
+    let over = routes.iter().filter(|route| route.device == link.index && route.prefix == 32);
+    SeenTap {
+        mac: link.mac,
+        alias: link.alias,
+        waiting_frames: link.queue_length,
+        multi_queue: link.multi_queue,
+        up: link.up,
+        attached: link.attached,
+        held,
+        routes: over.map(|route| route.destination).collect(),
+        neighbours,
+    }
+}
+
+fn way(link: Link, routes: &[Route], neighbours: BTreeMap<Ipv4Addr, MacAddress>) -> SeenWay {
+    let over = routes.iter().filter(|route| route.device == link.index && route.prefix <= 32);
+    SeenWay {
+        mac: link.mac,
+        alias: link.alias,
+        mtu: link.mtu,
+        up: link.up,
+        routes: over.map(|route| Ipv4Cidr::constant(route.destination, route.prefix)).collect(),
+        neighbours,
+    }
 }

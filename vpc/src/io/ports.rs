@@ -6,9 +6,10 @@ use crate::io::network::{Network, NetworkError};
 use crate::io::nft::{self, Where};
 use crate::io::observe::Memory;
 use crate::io::settings;
+use crate::io::ways;
 use crate::keeper::Keeper;
-use crate::pure::names::DeviceName;
-use crate::pure::plan::{Step, WAITING_FRAMES};
+use crate::pure::names::{DeviceName, Names};
+use crate::pure::plan::{Alias, Step, WAITING_FRAMES};
 use crate::pure::rules;
 use crate::pure::wanted::Port;
 use crate::sys::tun::{self, Opening};
@@ -21,6 +22,7 @@ use tracing::{debug, warn};
 /// # Errors
 /// When the kernel refuses; a later plan tries again.
 pub async fn execute(
+    names: &Names,
     network: &Network,
     memory: &mut Memory,
     keeper: &mut Keeper,
@@ -31,22 +33,23 @@ pub async fn execute(
     match step {
         Step::CreateTap(port) => open(network, keeper, port, Opening::New).await?,
         Step::AttachTap(port) => open(network, keeper, port, Opening::Existing).await?,
-        Step::DressTap(port) => dress(network, port).await?,
-        Step::FilterPorts(ports) => {
-            let text = ports.iter().map(rules::port).collect();
+        Step::DressTap(device, alias) => dress(network, device, alias).await?,
+        Step::Sign(device, alias) => network.netlink.sign(index(network, device).await?, alias).await?,
+        Step::FilterPorts(seats) => {
+            let text = seats.iter().map(rules::port).collect();
             nft::apply(Where::Network(inside), text).await?;
-            for port in ports {
-                memory.remember_filter(port);
+            for seat in seats {
+                memory.remember_filter(seat);
             }
         }
         Step::RaiseTap(device) => network.netlink.raise(index(network, device).await?).await?,
-        Step::AddRoute(port) => {
-            let device = index(network, &port.device).await?;
-            network.netlink.add_host_route(device, port.ipv4, GATEWAY_IPV4).await?;
+        Step::AddRoute(seat) => {
+            let device = index(network, &seat.device).await?;
+            network.netlink.add_host_route(device, seat.ipv4, GATEWAY_IPV4).await?;
         }
-        Step::AddNeighbour(port) => {
-            let device = index(network, &port.device).await?;
-            network.netlink.add_neighbour(device, port.ipv4, port.mac).await?;
+        Step::AddNeighbour(seat) => {
+            let device = index(network, &seat.device).await?;
+            network.netlink.add_neighbour(device, seat.ipv4, seat.mac).await?;
         }
         Step::RemoveTap(device) => network.netlink.remove(index(network, device).await?).await?,
         Step::DropFilters(devices) => {
@@ -62,6 +65,7 @@ pub async fn execute(
                 warn!(%address, %error, "tracked flows of a removed port stay until they time out");
             }
         }
+        Step::Way(step) => ways::execute(names, network, step).await?,
     }
     chaos::border();
     Ok(())
@@ -82,13 +86,17 @@ async fn open(
     Ok(())
 }
 
-async fn dress(network: &Network, port: &Port) -> Result<(), NetworkError> {
-    let device = port.device.clone();
-    network.inside.run(move || settings::apply(&settings::TAP, device.as_str())).await??;
-    let device = index(network, &port.device).await?;
-    Ok(network.netlink.dress(device, GATEWAY_MAC, port.vm.as_str(), WAITING_FRAMES).await?)
+async fn dress(network: &Network, device: &DeviceName, alias: &Alias) -> Result<(), NetworkError> {
+    let name = device.clone();
+    network.inside.run(move || settings::apply(&settings::TAP, name.as_str())).await??;
+    let device = index(network, device).await?;
+    Ok(network.netlink.dress(device, GATEWAY_MAC, alias.as_deref(), WAITING_FRAMES).await?)
 }
 
-async fn index(network: &Network, device: &DeviceName) -> Result<u32, NetworkError> {
+/// The number of a device, which must be there.
+///
+/// # Errors
+/// When it is not, or the kernel refuses.
+pub async fn index(network: &Network, device: &DeviceName) -> Result<u32, NetworkError> {
     Ok(network.netlink.need(device.as_str()).await?.index)
 }

@@ -42,6 +42,18 @@ pub const TAP: [(&str, &str); 6] = [
     ("ipv6/conf/DEVICE/disable_ipv6", "1"),
 ];
 
+/// A way to VPN clients or to a peer: nobody is answered for anybody else.
+pub const WAY: [(&str, &str); 4] = [
+    ("ipv4/conf/DEVICE/rp_filter", "1"),
+    ("ipv4/conf/DEVICE/accept_redirects", "0"),
+    ("ipv4/conf/DEVICE/send_redirects", "0"),
+    ("ipv6/conf/DEVICE/disable_ipv6", "1"),
+];
+
+/// A service's own end of its link, in a namespace that is not ours otherwise.
+pub const SERVICE_END: [(&str, &str); 2] =
+    [("ipv4/conf/DEVICE/accept_redirects", "0"), ("ipv6/conf/DEVICE/disable_ipv6", "1")];
+
 /// The host's end of the link to the namespace.
 pub const HOST_UPLINK: [(&str, &str); 5] = [
     ("ipv4/conf/DEVICE/rp_filter", "1"),

@@ -1,6 +1,6 @@
 //! Names of what vpc makes in the kernel. All of them begin with the appliance's prefix or stand in its namespaces.
 
-use model::id::{VmId, VpcId};
+use model::id::{PeeringId, ServiceId, VmId, VpcId};
 use std::fmt;
 use thiserror::Error;
 
@@ -13,10 +13,15 @@ pub const INNER_UPLINK: &str = "uplink";
 /// The table inside the namespace, of the families `inet` and `netdev`. Not the prefix, which could be one of nft's
 /// own words.
 pub const TABLE: &str = "gatehouse";
-/// First character of a TAP's name; no other device in the namespace begins with it.
+/// The namespace's TUN of VPN clients.
+pub const CLIENTS: &str = "clients";
+/// First characters of devices' names; no other device in the namespace begins with one of them, but for [`CLIENTS`] and
+/// [`INNER_UPLINK`], which have fewer characters.
 const TAP_LETTER: char = 't';
-/// Characters of the VM's id in the name of its TAP.
-const TAP_ID_CHARS: usize = MAX_DEVICE_CHARS - 1;
+const SERVICE_LETTER: char = 's';
+const PEER_LETTER: char = 'p';
+/// Characters of an id in the name of its device.
+const DEVICE_ID_CHARS: usize = MAX_DEVICE_CHARS - 1;
 
 /// Behind the prefix, the default network's part of a namespace's name.
 const DEFAULT: &str = "default";
@@ -106,7 +111,14 @@ impl Names {
         })
     }
 
-    /// All of those, as nft writes a pattern for device names. No other prefix's match, since none has a hyphen.
+    /// The end of a service's link that is in the service's own namespace. It is no link to the host, though that may be
+    /// the service's namespace, and so has no hyphen.
+    #[must_use]
+    pub fn service_end(&self, vpc: &VpcId) -> String {
+        format!("{}_{}", self.prefix, uplink_end(vpc))
+    }
+
+    /// All links to the host, as nft writes a pattern for device names. No other prefix's match, since none has a hyphen.
     #[must_use]
     pub fn host_uplinks(&self) -> String {
         format!("{}-*", self.prefix)
@@ -130,25 +142,77 @@ pub fn uplink_end(vpc: &VpcId) -> String {
     vpc.as_str().chars().skip(random).take(UPLINK_ID_CHARS).collect()
 }
 
-/// A TAP's name: a letter and the first fourteen characters of the VM's id, so that an operator reads the one from
-/// the other. The whole id is the device's alias. Two ids that share fourteen characters do not get two ports.
+/// A device's name in a network's namespace: a letter and the first fourteen random characters of the id of the VM, the
+/// service or the peering, so that an operator reads the one from the other. The whole id is the device's alias. Two ids
+/// that share fourteen characters do not get two devices.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceName(String);
+
+/// What a device is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A VM's TAP.
+    Tap,
+    /// The network's end of a service's link.
+    Service,
+    /// The network's end of the link to a peer.
+    Peer,
+    /// The TUN of VPN clients.
+    Clients,
+}
 
 impl DeviceName {
     /// The name of a VM's TAP.
     #[must_use]
     pub fn of(vm: &VmId) -> Self {
-        Self(std::iter::once(TAP_LETTER).chain(vm.as_str().chars().take(TAP_ID_CHARS)).collect())
+        Self::made(TAP_LETTER, vm.as_str(), VmId::RANDOM_CHARS)
     }
 
-    /// Reads a name back; none when it is not a TAP's.
+    /// The name of a service's device.
+    #[must_use]
+    pub fn of_service(service: &ServiceId) -> Self {
+        Self::made(SERVICE_LETTER, service.as_str(), ServiceId::RANDOM_CHARS)
+    }
+
+    /// The name of a peering's device, in both networks.
+    #[must_use]
+    pub fn of_peering(peering: &PeeringId) -> Self {
+        Self::made(PEER_LETTER, peering.as_str(), PeeringId::RANDOM_CHARS)
+    }
+
+    /// The name of the VPN clients' device.
+    #[must_use]
+    pub fn clients() -> Self {
+        Self(CLIENTS.to_owned())
+    }
+
+    fn made(letter: char, id: &str, random: usize) -> Self {
+        let random = id.chars().skip(id.len() - random).take(DEVICE_ID_CHARS);
+        Self(std::iter::once(letter).chain(random).collect())
+    }
+
+    /// Reads a name back; none when it is not one of ours.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        let rest = name.strip_prefix(TAP_LETTER)?;
-        let good =
-            rest.len() == TAP_ID_CHARS && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        if name == CLIENTS {
+            return Some(Self::clients());
+        }
+        let rest = name.strip_prefix([TAP_LETTER, SERVICE_LETTER, PEER_LETTER])?;
+        let good = rest.len() == DEVICE_ID_CHARS
+            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
         good.then(|| Self(name.to_owned()))
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn kind(&self) -> DeviceKind {
+        match self.0.chars().next() {
+            Some(TAP_LETTER) => DeviceKind::Tap,
+            Some(SERVICE_LETTER) => DeviceKind::Service,
+            Some(PEER_LETTER) => DeviceKind::Peer,
+            // No other name is made or read.
+            Some(_) | None => DeviceKind::Clients,
+        }
     }
 
     /// As text.
@@ -210,15 +274,31 @@ mod tests {
 
         #[test]
         fn device_names_fit_and_are_read_back(bytes: [u8; 20]) {
-            let name = DeviceName::of(&VmId::from_random(bytes));
-            prop_assert!(name.as_str().len() <= MAX_DEVICE_CHARS);
-            prop_assert_eq!(DeviceName::parse(name.as_str()), Some(name));
+            let names = [
+                (DeviceName::of(&VmId::from_random(bytes)), DeviceKind::Tap),
+                (DeviceName::of_service(&ServiceId::from_random(bytes)), DeviceKind::Service),
+                (DeviceName::of_peering(&PeeringId::from_random(bytes)), DeviceKind::Peer),
+                (DeviceName::clients(), DeviceKind::Clients),
+            ];
+            for (name, kind) in names {
+                prop_assert!(name.as_str().len() <= MAX_DEVICE_CHARS);
+                prop_assert_eq!(name.kind(), kind);
+                prop_assert_eq!(DeviceName::parse(name.as_str()), Some(name));
+            }
         }
 
         #[test]
-        fn other_devices_are_not_taken_for_taps(text in ".{0,20}") {
+        fn a_services_own_end_is_no_link_to_the_host(bytes: [u8; 20], prefix in "[a-z][a-z0-9]{0,3}") {
+            let names = Names::new(&prefix).expect("good");
+            let end = names.service_end(&VpcId::from_random(bytes));
+            prop_assert!(end.len() <= MAX_DEVICE_CHARS && !names.is_host_uplink(&end));
+            prop_assert!(!end.starts_with(names.host_uplinks().trim_end_matches('*')));
+        }
+
+        #[test]
+        fn other_devices_are_not_taken_for_ours(text in ".{0,20}") {
             prop_assert!(DeviceName::parse(&text).is_none_or(|name| name.as_str() == text));
-            prop_assert!(DeviceName::parse(INNER_UPLINK).is_none());
+            prop_assert!(DeviceName::parse(INNER_UPLINK).is_none() && DeviceName::parse("lo").is_none());
         }
     }
 }

@@ -7,9 +7,18 @@
 //! ```
 //! A kill between any two steps leaves one of these states, from which the next plan goes on. No device is up
 //! before its filter stands.
+//!
+//! A service's device is made when the service joins, since its other end is in a namespace that only the service has:
+//!
+//! ```text
+//!   (absent) ─Link─► down ─FilterPorts─► guarded ─Dress─► ─Raise─► ─Furnish─► ─AddRoute─► ─AddNeighbour─► ─Sign─► in service
+//! ```
+//! Until it is signed (its alias), a plan removes it: what is lacking may be at the other end. From then on, what is
+//! changed on this side is repaired as for a TAP. A service whose device is not there waits for it to join.
 
 use crate::pure::names::DeviceName;
-use crate::pure::wanted::{Port, WantedNetwork};
+use crate::pure::wanted::{Port, Seat, Service, WantedNetwork};
+use crate::pure::ways::{SeenWay, WayStep};
 use model::net::{GATEWAY_MAC, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -19,12 +28,12 @@ use std::net::Ipv4Addr;
 /// the common backlogs of servers (511), and 8 KiB of slots in the kernel. A kernel's own choice would be 500.
 pub const WAITING_FRAMES: u32 = 1024;
 
-/// A TAP as the kernel and this process know it.
+/// A TAP, or a service's device, as the kernel and this process know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeenTap {
     /// Its own Ethernet address: the gateway's.
     pub mac: Option<MacAddress>,
-    /// The VM's whole id.
+    /// The VM's or the service's whole id.
     pub alias: Option<String>,
     /// Frames that may wait in a queue.
     pub waiting_frames: u32,
@@ -45,8 +54,10 @@ pub struct SeenTap {
 /// What is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// TAPs of the namespace.
+    /// TAPs and services' devices of the namespace.
     pub taps: BTreeMap<DeviceName, SeenTap>,
+    /// Ways to others than members.
+    pub ways: BTreeMap<DeviceName, SeenWay>,
     /// Per-port chains; what they admit, if this process wrote them.
     pub filters: BTreeMap<DeviceName, Option<(MacAddress, Ipv4Addr)>>,
 }
@@ -58,44 +69,56 @@ pub enum Step {
     CreateTap(Port),
     /// Opens queues of a TAP that nobody holds.
     AttachTap(Port),
-    /// Sets Ethernet address, alias, length of the queues and the device's own settings.
-    DressTap(Port),
-    /// Writes the anti-spoofing chains of all ports that lack theirs, in one transaction.
-    FilterPorts(Vec<Port>),
+    /// Sets Ethernet address, alias, length of the queues and the device's own settings. The kernel forgets the device's
+    /// neighbours over it.
+    DressTap(DeviceName, Alias),
+    /// Sets a service's alias, which says that its device is complete.
+    Sign(DeviceName, String),
+    /// Writes the anti-spoofing chains of all members that lack theirs, in one transaction.
+    FilterPorts(Vec<Seat>),
     /// Sets it up.
     RaiseTap(DeviceName),
-    /// The guest's host route.
-    AddRoute(Port),
-    /// The guest's neighbour entry.
-    AddNeighbour(Port),
+    /// The member's host route.
+    AddRoute(Seat),
+    /// The member's neighbour entry.
+    AddNeighbour(Seat),
     /// Removes the device with its routes and neighbours.
     RemoveTap(DeviceName),
     /// Removes chains, in one transaction.
     DropFilters(Vec<DeviceName>),
     /// Forgets every tracked flow of an address.
     ForgetFlows(Ipv4Addr),
+    /// Of a way to others than members.
+    Way(WayStep),
+}
+
+/// Whose a device is; none while it is not complete.
+pub type Alias = Option<String>;
+
+/// One change of the kernel's state while a service joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinStep {
+    /// Makes the link, both ends down, the other one in the service's namespace.
+    Link,
+    /// One of a plan's.
+    Plain(Step),
+    /// The service's end: addresses, up, and routes.
+    Furnish,
 }
 
 /// Plans. Empty when all is as wanted.
 #[must_use]
 pub fn plan(wanted: &WantedNetwork, seen: &Seen) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut chains: Vec<DeviceName> = Vec::new();
-    let mut addresses = Vec::new();
-    for (device, tap) in &seen.taps {
-        if wanted.ports.get(device).is_none_or(|port| must_go(port, tap)) {
-            steps.push(Step::RemoveTap(device.clone()));
-            chains.extend(seen.filters.contains_key(device).then(|| device.clone()));
-            addresses.extend(tap.routes.iter().copied());
-        }
-    }
-    let orphan =
-        |device: &&DeviceName| !seen.taps.contains_key(*device) && !wanted.ports.contains_key(*device);
-    chains.extend(seen.filters.keys().filter(orphan).cloned());
-    if !chains.is_empty() {
-        steps.push(Step::DropFilters(chains));
-    }
-    steps.extend(addresses.into_iter().map(Step::ForgetFlows));
+    let stays = |device: &DeviceName, tap: &SeenTap| match wanted.ports.get(device) {
+        Some(port) => !must_go(port, tap),
+        None => wanted.services.get(device).is_some_and(|service| is_joined(service, tap)),
+    };
+    let gone = seen.taps.iter().filter(|(device, tap)| !stays(device, tap)).map(|(device, _)| device);
+    let orphans = seen
+        .filters
+        .keys()
+        .filter(|device| !seen.taps.contains_key(*device) && !wanted.ports.contains_key(*device));
+    let mut steps = removal(gone, orphans, seen);
     let ports: Vec<_> = wanted
         .ports
         .iter()
@@ -104,18 +127,80 @@ pub fn plan(wanted: &WantedNetwork, seen: &Seen) -> Vec<Step> {
     for (port, tap) in &ports {
         make(port, *tap, &mut steps);
     }
-    let unguarded = ports.iter().filter(|(port, tap)| {
-        let filter = seen.filters.get(&port.device).filter(|_| tap.is_some()).copied().flatten();
-        filter != Some((port.mac, port.ipv4))
+    let joined = wanted.services.iter().filter_map(|(device, service)| {
+        let tap = seen.taps.get(device).filter(|tap| is_joined(service, tap))?;
+        Some((service, tap))
     });
-    let unguarded: Vec<Port> = unguarded.map(|(port, _)| (*port).clone()).collect();
+    let joined: Vec<_> = joined.collect();
+    for (service, tap) in &joined {
+        dress(&service.seat.device, service.id.as_str(), Some(tap), &mut steps);
+    }
+    let seats = ports.iter().map(|(port, tap)| (port.seat(), *tap));
+    let seats: Vec<_> =
+        seats.chain(joined.iter().map(|(service, tap)| (service.seat.clone(), Some(*tap)))).collect();
+    let unguarded = seats.iter().filter(|(seat, tap)| {
+        let filter = seen.filters.get(&seat.device).filter(|_| tap.is_some()).copied().flatten();
+        filter != Some((seat.mac, seat.ipv4))
+    });
+    let unguarded: Vec<Seat> = unguarded.map(|(seat, _)| seat.clone()).collect();
     if !unguarded.is_empty() {
         steps.push(Step::FilterPorts(unguarded));
     }
-    for (port, tap) in &ports {
-        connect(port, *tap, &mut steps);
+    for (seat, tap) in &seats {
+        connect(seat, *tap, &mut steps);
     }
     steps
+}
+
+/// What makes a service a member, when [`leave`] has left nothing of it.
+#[must_use]
+pub fn join(service: &Service) -> Vec<JoinStep> {
+    let (seat, device) = (service.seat.clone(), service.seat.device.clone());
+    let sign = Step::Sign(device.clone(), service.id.to_string());
+    vec![
+        JoinStep::Link,
+        JoinStep::Plain(Step::FilterPorts(vec![seat.clone()])),
+        JoinStep::Plain(Step::DressTap(device.clone(), None)),
+        JoinStep::Plain(Step::RaiseTap(device)),
+        JoinStep::Furnish,
+        JoinStep::Plain(Step::AddRoute(seat.clone())),
+        JoinStep::Plain(Step::AddNeighbour(seat)),
+        JoinStep::Plain(sign),
+    ]
+}
+
+/// What removes all of a service's device, joined or not.
+#[must_use]
+pub fn leave(service: &Service, seen: &Seen) -> Vec<Step> {
+    let device = &service.seat.device;
+    let gone = seen.taps.keys().filter(|other| *other == device);
+    let orphans = seen.filters.keys().filter(|other| *other == device && !seen.taps.contains_key(device));
+    removal(gone, orphans, seen)
+}
+
+fn removal<'a>(
+    gone: impl Iterator<Item = &'a DeviceName>,
+    orphans: impl Iterator<Item = &'a DeviceName>,
+    seen: &Seen,
+) -> Vec<Step> {
+    let gone: Vec<_> = gone.collect();
+    let mut steps: Vec<Step> = gone.iter().map(|device| Step::RemoveTap((*device).clone())).collect();
+    let with_chain = gone.iter().filter(|device| seen.filters.contains_key(**device)).copied();
+    let chains: Vec<DeviceName> = with_chain.chain(orphans).cloned().collect();
+    if !chains.is_empty() {
+        steps.push(Step::DropFilters(chains));
+    }
+    let taps = gone.iter().filter_map(|device| seen.taps.get(*device));
+    steps.extend(taps.flat_map(|tap| tap.routes.iter().copied().map(Step::ForgetFlows)));
+    steps
+}
+
+/// Whether a device is the service's, and its other end was furnished for it.
+fn is_joined(service: &Service, tap: &SeenTap) -> bool {
+    let seat = &service.seat;
+    let addresses = tap.routes.iter().all(|address| *address == seat.ipv4)
+        && tap.neighbours.iter().all(|entry| entry == (&seat.ipv4, &seat.mac));
+    tap.alias.as_deref() == Some(service.id.as_str()) && addresses
 }
 
 /// Whether a device stands in the way of the port and cannot be changed into it.
@@ -134,33 +219,37 @@ fn make(port: &Port, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
         Some(tap) if tap.held == 0 && tap.attached == 0 => steps.push(Step::AttachTap(port.clone())),
         Some(_) => {}
     }
+    dress(&port.device, port.vm.as_str(), tap, steps);
+}
+
+fn dress(device: &DeviceName, alias: &str, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
     let dressed = |tap: &SeenTap| {
         tap.mac == Some(GATEWAY_MAC)
-            && tap.alias.as_deref() == Some(port.vm.as_str())
+            && tap.alias.as_deref() == Some(alias)
             && tap.waiting_frames == WAITING_FRAMES
     };
     if !tap.is_some_and(dressed) {
-        steps.push(Step::DressTap(port.clone()));
+        steps.push(Step::DressTap(device.clone(), Some(alias.to_owned())));
     }
 }
 
 /// From the filter on.
-fn connect(port: &Port, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
+fn connect(seat: &Seat, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
     if !tap.is_some_and(|tap| tap.up) {
-        steps.push(Step::RaiseTap(port.device.clone()));
+        steps.push(Step::RaiseTap(seat.device.clone()));
     }
-    if !tap.is_some_and(|tap| tap.routes.contains(&port.ipv4)) {
-        steps.push(Step::AddRoute(port.clone()));
+    if !tap.is_some_and(|tap| tap.routes.contains(&seat.ipv4)) {
+        steps.push(Step::AddRoute(seat.clone()));
     }
-    if tap.is_none_or(|tap| tap.neighbours.get(&port.ipv4) != Some(&port.mac)) {
-        steps.push(Step::AddNeighbour(port.clone()));
+    if tap.is_none_or(|tap| tap.neighbours.get(&seat.ipv4) != Some(&seat.mac)) {
+        steps.push(Step::AddNeighbour(seat.clone()));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::id::VmId;
+    use model::id::{ServiceId, VmId};
     use proptest::prelude::*;
 
     fn port(number: u8, last: u8, queues: u8) -> Port {
@@ -179,10 +268,14 @@ mod tests {
     }
 
     fn wanted(ports: Vec<Port>) -> WantedNetwork {
-        WantedNetwork {
-            range: "10.201.0.0/16".parse().expect("network"),
-            ports: ports.into_iter().map(|port| (port.device.clone(), port)).collect(),
-        }
+        let range = "10.201.0.0/16".parse().expect("network");
+        WantedNetwork::of_ports(range, ports.into_iter().map(|port| (port.device.clone(), port)).collect())
+    }
+
+    fn service(number: u8, last: u8) -> Service {
+        let (id, ipv4) = (ServiceId::from_random([number; 20]), Ipv4Addr::new(10, 201, 1, last));
+        let seat = Seat { device: DeviceName::of_service(&id), mac: MacAddress::of_ipv4(ipv4), ipv4 };
+        Service { id, seat, names: Vec::new() }
     }
 
     /// What the kernel does when a step is executed.
@@ -207,11 +300,18 @@ mod tests {
                 (tap.attached, tap.held) = (u32::from(port.queues), usize::from(port.queues));
                 seen.taps.insert(port.device.clone(), tap);
             }
-            Step::DressTap(port) => {
-                let mut tap = tap(seen, &port.device);
-                (tap.mac, tap.alias) = (Some(GATEWAY_MAC), Some(port.vm.to_string()));
-                tap.waiting_frames = WAITING_FRAMES;
-                seen.taps.insert(port.device.clone(), tap);
+            Step::DressTap(device, alias) => {
+                let mut tap = tap(seen, device);
+                (tap.mac, tap.waiting_frames) = (Some(GATEWAY_MAC), WAITING_FRAMES);
+                tap.alias = alias.clone().or(tap.alias);
+                tap.neighbours.clear();
+                seen.taps.insert(device.clone(), tap);
+            }
+            Step::Sign(device, alias) => {
+                let mut tap = tap(seen, device);
+                assert!(tap.up && !tap.routes.is_empty() && !tap.neighbours.is_empty(), "not complete");
+                tap.alias = Some(alias.clone());
+                seen.taps.insert(device.clone(), tap);
             }
             Step::FilterPorts(ports) => {
                 for port in ports {
@@ -245,12 +345,33 @@ mod tests {
                 }
             }
             Step::ForgetFlows(_) => {}
+            Step::Way(step) => panic!("{step:?} is of another plan"),
+        }
+    }
+
+    /// The devices whose other end is as it must be.
+    type Furnished = BTreeMap<DeviceName, (MacAddress, Ipv4Addr)>;
+
+    fn execute_join(seen: &mut Seen, furnished: &mut Furnished, service: &Service, step: &JoinStep) {
+        let device = &service.seat.device;
+        match step {
+            JoinStep::Link => {
+                let tap = SeenTap { waiting_frames: 1000, ..SeenTap::default() };
+                assert!(seen.taps.insert(device.clone(), tap).is_none(), "linked twice");
+                furnished.remove(device);
+            }
+            JoinStep::Plain(step) => execute(seen, step),
+            JoinStep::Furnish => {
+                assert!(matches!(seen.filters.get(device), Some(Some(_))), "up without a filter");
+                furnished.insert(device.clone(), (service.seat.mac, service.seat.ipv4));
+            }
         }
     }
 
     fn in_service(seen: &Seen, wanted: &WantedNetwork) -> bool {
-        seen.taps.keys().eq(wanted.ports.keys())
-            && seen.filters.keys().eq(wanted.ports.keys())
+        let of_ports = |device: &&DeviceName| !wanted.services.contains_key(*device);
+        seen.taps.keys().filter(of_ports).eq(wanted.ports.keys())
+            && seen.filters.keys().eq(seen.taps.keys())
             && wanted.ports.values().all(|port| {
                 let tap = &seen.taps[&port.device];
                 tap.up
@@ -267,7 +388,68 @@ mod tests {
             .prop_map(|ports| ports.into_iter().map(|(vm, (last, queues))| port(vm, last, queues)).collect())
     }
 
+    /// Each service that has a device is in service, and its other end is as it must be.
+    fn joined(seen: &Seen, furnished: &Furnished, wanted: &WantedNetwork) -> bool {
+        wanted.services.values().all(|service| {
+            let seat = &service.seat;
+            seen.taps.get(&seat.device).is_none_or(|tap| {
+                tap.up
+                    && tap.alias.as_deref() == Some(service.id.as_str())
+                    && tap.routes == BTreeSet::from([seat.ipv4])
+                    && tap.neighbours == BTreeMap::from([(seat.ipv4, seat.mac)])
+                    && seen.filters[&seat.device] == Some((seat.mac, seat.ipv4))
+                    && furnished.get(&seat.device) == Some(&(seat.mac, seat.ipv4))
+            })
+        })
+    }
+
     proptest! {
+        #[test]
+        fn services_stand_wholly_or_not_at_all_however_often_a_join_is_cut_short(
+            views in proptest::collection::vec(
+                (
+                    proptest::collection::btree_map(0u8..4, 1u8..4, 0..4),
+                    // Who joins, after how many steps it is cut short, and whether the process was killed there.
+                    proptest::collection::vec((0u8..4, 0usize..12, any::<bool>(), any::<bool>()), 0..4),
+                ),
+                1..6,
+            )
+        ) {
+            let (mut seen, mut furnished) = (Seen::default(), Furnished::new());
+            for (services, joins) in views {
+                let mut wanted = wanted(vec![port(1, 5, 1)]);
+                let services = services.into_iter().map(|(number, last)| service(number, last * 4 + number));
+                wanted.services = services.map(|service| (service.seat.device.clone(), service)).collect();
+                for step in plan(&wanted, &seen) {
+                    execute(&mut seen, &step);
+                }
+                for (number, cut, killed, ended) in joins {
+                    let device = service(number, 0).seat.device;
+                    let Some(service) = wanted.services.get(&device) else { continue };
+                    if ended && seen.taps.remove(&device).is_some() {
+                        // The service's namespace ended, and took both ends along.
+                        furnished.remove(&device);
+                    }
+                    let plain = leave(service, &seen).into_iter().map(JoinStep::Plain);
+                    let steps: Vec<_> = plain.chain(join(service)).collect();
+                    for step in steps.iter().take(cut) {
+                        execute_join(&mut seen, &mut furnished, service, step);
+                    }
+                    if killed {
+                        seen.taps.values_mut().for_each(|tap| (tap.attached, tap.held) = (0, 0));
+                        seen.filters.values_mut().for_each(|filter| *filter = None);
+                    }
+                    for step in plan(&wanted, &seen) {
+                        execute(&mut seen, &step);
+                    }
+                    prop_assert!(joined(&seen, &furnished, &wanted), "{:?}", seen);
+                    prop_assert!(cut < steps.len() || seen.taps.contains_key(&device), "it has joined");
+                }
+                prop_assert!(in_service(&seen, &wanted) && joined(&seen, &furnished, &wanted), "{:?}", seen);
+                prop_assert_eq!(plan(&wanted, &seen), vec![]);
+            }
+        }
+
         #[test]
         fn every_state_leads_to_the_wanted_one_however_often_it_is_cut_short(
             views in proptest::collection::vec((ports(), 0usize..40, any::<bool>()), 1..6)

@@ -5,7 +5,7 @@
 
 use crate::pure::names::{INNER_UPLINK, Names, TABLE};
 use crate::pure::transfer::Transfer;
-use crate::pure::wanted::Port;
+use crate::pure::wanted::Seat;
 use model::net::{GATEWAY_IPV4, Ipv4Cidr};
 use std::fmt::Write;
 
@@ -36,7 +36,7 @@ const PING_SOURCES: usize = crate::pure::wanted::MAX_PORTS;
 pub const PORT_COUNTERS: [&str; 5] =
     ["spoofed_mac", "spoofed_address", "spoofed_arp", "ipv6_frame", "unknown_frame"];
 /// Counters of the network (family inet, in the namespace).
-pub const NETWORK_COUNTERS: [&str; 9] = [
+pub const NETWORK_COUNTERS: [&str; 8] = [
     "invalid",
     // Of the default network alone.
     "to_other_vm",
@@ -46,7 +46,6 @@ pub const NETWORK_COUNTERS: [&str; 9] = [
     "to_gateway_service",
     "too_many_pings",
     "unasked",
-    "not_from_a_port",
 ];
 /// Counters in the host's namespace (family inet).
 pub const HOST_COUNTERS: [&str; 5] = ["to_host", "to_private_range", "unasked", "wrong_source", "ipv6"];
@@ -94,7 +93,8 @@ pub fn network(network: Ipv4Cidr, inward: Inward) -> String {
     if inward == Inward::Together {
         // What members say to each other passes in any state, so none is kept: no table that they could fill, and no
         // flow of two ports, which could carry one mark only.
-        let rule = format!("add rule inet T untrack meta mark != 0 ip daddr {network} notrack");
+        let rule =
+            format!("add rule inet T untrack meta mark != 0 ip daddr {network} ip daddr != @hidden notrack");
         push(&mut text, TABLE, &[rule]);
     }
     push(&mut text, TABLE, &forward_rules(network, inward));
@@ -104,7 +104,7 @@ pub fn network(network: Ipv4Cidr, inward: Inward) -> String {
 
 /// One port's anti-spoofing chain, at the first place where the kernel sees a frame of the guest.
 #[must_use]
-pub fn port(port: &Port) -> String {
+pub fn port(port: &Seat) -> String {
     let (device, mac, ipv4) = (&port.device, port.mac, port.ipv4);
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
     let rule = |rule: &str| format!("add rule netdev T {device} {rule}");
@@ -206,7 +206,8 @@ fn forward_rules(network: Ipv4Cidr, inward: Inward) -> Vec<String> {
         CLAMP.to_owned(),
         format!("iifname \"{INNER_UPLINK}\" ct state established,related accept"),
         format!("iifname \"{INNER_UPLINK}\" counter name unasked drop"),
-        "meta mark 0 counter name not_from_a_port drop".to_owned(),
+        // See `crate::pure::sides`, whose text comes before this one.
+        "jump sides".to_owned(),
         format!("oifname != \"{INNER_UPLINK}\" {to_port}"),
         "ip daddr 169.254.0.0/16 counter name to_link_local drop".to_owned(),
         format!("ip daddr {network} counter name to_own_network {to_nobody}"),
@@ -281,19 +282,9 @@ mod tests {
     use std::collections::BTreeSet;
     use std::net::Ipv4Addr;
 
-    fn port_of(bytes: [u8; 20]) -> Port {
-        let vm = VmId::from_random(bytes);
+    fn port_of(bytes: [u8; 20]) -> Seat {
         let ipv4 = Ipv4Addr::new(10, 201, 0, 5);
-        Port {
-            device: DeviceName::of(&vm),
-            vm,
-            mac: MacAddress::of_ipv4(ipv4),
-            ipv4,
-            queues: 1,
-            dialable: BTreeSet::new(),
-            asleep: false,
-            names: Vec::new(),
-        }
+        Seat { device: DeviceName::of(&VmId::from_random(bytes)), mac: MacAddress::of_ipv4(ipv4), ipv4 }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What a view asks for, checked: an entry that cannot be served is left out alone, with its reason.
 
 use crate::pure::names::{DeviceName, NetworkId, uplink_end};
-use model::id::{Generation, VmId, VpcId};
+use crate::pure::reach::{self, ClientsRejection, PeeringRejection};
+use crate::pure::ways::Way;
+use model::id::{Generation, PeeringId, ServiceId, VmId, VpcId};
 use model::net::{GATEWAY_IPV4, GATEWAY_MAC, Ipv4Cidr, MacAddress};
-use model::view::{NetworkEntry, PortEntry, VpcView};
+use model::view::{NetworkEntry, PortEntry, ServiceEntry, VpcView};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -14,7 +16,7 @@ pub const MAX_QUEUES: u8 = 8;
 /// Most ports of all networks: each costs a device, a chain and eight descriptors at most, as many again while its VM
 /// sleeps, and the process may hold about 65,000 of those.
 pub const MAX_PORTS: usize = 4096;
-/// Most private networks that have a port: each costs two threads and five descriptors here, a namespace and two devices,
+/// Most private networks that have a port, a service or VPN clients: each costs two threads and five descriptors here, a namespace and two devices,
 /// and 70 ms of a start, of which its ports see nothing when they stand already.
 pub const MAX_NETWORKS: usize = model::net::MAX_VPCS;
 /// Most names of one port: its VM's own, and a few more.
@@ -23,13 +25,13 @@ pub const MAX_NAMES: usize = 8;
 const MAX_LABEL_CHARS: usize = 63;
 /// What no host may have for an address, or what a kernel treats as no other range. A network over any of it cannot be
 /// routed.
-const UNROUTABLE: [(Ipv4Addr, u8); 5] = [
-    (Ipv4Addr::UNSPECIFIED, 8),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
+const UNROUTABLE: [Ipv4Cidr; 5] = [
+    Ipv4Cidr::constant(Ipv4Addr::UNSPECIFIED, 8),
+    Ipv4Cidr::constant(Ipv4Addr::new(127, 0, 0, 0), 8),
     // The gateway, metadata and the links to the host.
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
+    Ipv4Cidr::constant(Ipv4Addr::new(169, 254, 0, 0), 16),
+    Ipv4Cidr::constant(Ipv4Addr::new(224, 0, 0, 0), 4),
+    Ipv4Cidr::constant(Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
 /// A port of the switch, as it must stand in the kernel.
@@ -54,7 +56,37 @@ pub struct Port {
 }
 
 impl Port {
-    /// The mark of every packet and tracked flow of this port: its address, which no other port of the network has.
+    /// Its place in the network.
+    #[must_use]
+    pub fn seat(&self) -> Seat {
+        Seat { device: self.device.clone(), mac: self.mac, ipv4: self.ipv4 }
+    }
+}
+
+/// A member that is no VM. It stands once it has joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Which one.
+    pub id: ServiceId,
+    /// Its place in the network.
+    pub seat: Seat,
+    /// As [`Port::names`].
+    pub names: Vec<String>,
+}
+
+/// A member's place in its network: whence its packets come, and with which addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its device.
+    pub device: DeviceName,
+    /// The member's Ethernet address.
+    pub mac: MacAddress,
+    /// The member's address.
+    pub ipv4: Ipv4Addr,
+}
+
+impl Seat {
+    /// The mark of every packet and tracked flow of this member: its address, which no other one of the network has.
     #[must_use]
     pub fn mark(&self) -> u32 {
         self.ipv4.to_bits()
@@ -82,7 +114,10 @@ pub enum Rejection {
     /// It has a port already, here or in another network.
     #[error("the VM has another port")]
     VmTaken,
-    /// Another VM's id begins with the same characters.
+    /// It is a member already, here or in another network.
+    #[error("the service is a member already")]
+    ServiceTaken,
+    /// Another one's id begins with the same characters.
     #[error("another port has its device name")]
     NameTaken,
     /// There are [`MAX_PORTS`].
@@ -103,7 +138,7 @@ pub enum NetworkRejection {
     #[error("the device that would link it to the host is another network's")]
     NameTaken,
     /// There are [`MAX_NETWORKS`].
-    #[error("there are {MAX_NETWORKS} private networks with ports already")]
+    #[error("there are {MAX_NETWORKS} private networks with members already")]
     Full,
 }
 
@@ -128,8 +163,14 @@ pub enum LeftOut {
     Port(VmId, Rejection),
     /// A private network.
     Network(VpcId, NetworkRejection),
-    /// A name of a port.
-    Name(VmId, String, NameRejection),
+    /// A service.
+    Service(ServiceId, Rejection),
+    /// A name, after whose it is.
+    Name(String, String, NameRejection),
+    /// A peer of a private network.
+    Peering(VpcId, PeeringId, PeeringRejection),
+    /// The VPN clients of a private network.
+    Clients(VpcId, ClientsRejection),
 }
 
 impl fmt::Display for LeftOut {
@@ -137,7 +178,10 @@ impl fmt::Display for LeftOut {
         match self {
             Self::Port(vm, why) => write!(f, "the port of VM {vm}: {why}"),
             Self::Network(vpc, why) => write!(f, "network {vpc}: {why}"),
-            Self::Name(vm, name, why) => write!(f, "the name {name:?} of VM {vm}: {why}"),
+            Self::Service(service, why) => write!(f, "service {service}: {why}"),
+            Self::Name(whose, name, why) => write!(f, "the name {name:?} of {whose}: {why}"),
+            Self::Peering(vpc, id, why) => write!(f, "the peering {id} of network {vpc}: {why}"),
+            Self::Clients(vpc, why) => write!(f, "the VPN clients of network {vpc}: {why}"),
         }
     }
 }
@@ -149,6 +193,26 @@ pub struct WantedNetwork {
     pub range: Ipv4Cidr,
     /// Ports by device.
     pub ports: BTreeMap<DeviceName, Port>,
+    /// Services by device.
+    pub services: BTreeMap<DeviceName, Service>,
+    /// Ways to others than members, by device.
+    pub ways: BTreeMap<DeviceName, Way>,
+    /// The address under which members see all VPN clients; the clients' own when absent.
+    pub hidden_behind: Option<Ipv4Addr>,
+}
+
+impl WantedNetwork {
+    /// A network of VMs alone.
+    #[must_use]
+    pub fn of_ports(range: Ipv4Cidr, ports: BTreeMap<DeviceName, Port>) -> Self {
+        Self { range, ports, services: BTreeMap::new(), ways: BTreeMap::new(), hidden_behind: None }
+    }
+
+    /// Its members' addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let services = self.services.values().map(|service| service.seat.ipv4);
+        self.ports.values().map(|port| port.ipv4).chain(services)
+    }
 }
 
 /// The state that the kernel must be brought to.
@@ -156,8 +220,8 @@ pub struct WantedNetwork {
 pub struct Wanted {
     /// Which decision it is.
     pub generation: Generation,
-    /// The default network, which is always there, and each private one that has a port. One without would cost as much
-    /// and serve nobody.
+    /// The default network, which is always there, and each private one that has a port, a service or VPN clients. One
+    /// without would cost as much and serve nobody.
     pub networks: BTreeMap<NetworkId, WantedNetwork>,
     /// What is left out.
     pub left_out: Vec<LeftOut>,
@@ -168,21 +232,26 @@ impl Wanted {
     #[must_use]
     pub fn of(view: &VpcView) -> Self {
         let mut check = Check::default();
-        let ports = check.ports(view.default_network, &view.ports, false);
-        let default = WantedNetwork { range: view.default_network, ports };
+        let ports = check.ports(view.default_network, &view.ports, false, &mut Taken::default());
+        let default = WantedNetwork::of_ports(view.default_network, ports);
         let mut networks = BTreeMap::from([(NetworkId::Default, default)]);
         for entry in &view.networks {
             if let Err(why) = check.network(entry) {
                 check.left_out.push(LeftOut::Network(entry.vpc.clone(), why));
                 continue;
             }
-            let ports = check.ports(entry.range, &entry.ports, true);
-            if !ports.is_empty() {
-                check.with_ports += 1;
-                let network = WantedNetwork { range: entry.range, ports };
+            let mut taken = Taken::default();
+            let ports = check.ports(entry.range, &entry.ports, true, &mut taken);
+            let services = check.services(entry, &mut taken);
+            let mut network = WantedNetwork { services, ..WantedNetwork::of_ports(entry.range, ports) };
+            (network.ways, network.hidden_behind) = reach::ways(entry, &network, &mut check.left_out);
+            let clients = network.ways.contains_key(&DeviceName::clients());
+            if !network.ports.is_empty() || !network.services.is_empty() || clients {
+                check.with_members += 1;
                 networks.insert(NetworkId::Private(entry.vpc.clone()), network);
             }
         }
+        reach::drop_one_sided(&mut networks, &mut check.left_out);
         Self { generation: view.generation, networks, left_out: check.left_out }
     }
 
@@ -196,10 +265,11 @@ impl Wanted {
 #[derive(Default)]
 struct Check<'a> {
     vms: HashSet<&'a VmId>,
+    services: HashSet<&'a ServiceId>,
     devices: HashSet<DeviceName>,
     vpcs: HashSet<&'a VpcId>,
     links: HashSet<String>,
-    with_ports: usize,
+    with_members: usize,
     left_out: Vec<LeftOut>,
 }
 
@@ -213,7 +283,7 @@ struct Taken {
 
 impl<'a> Check<'a> {
     fn network(&mut self, entry: &'a NetworkEntry) -> Result<(), NetworkRejection> {
-        if UNROUTABLE.iter().any(|(network, prefix)| overlap(entry.range, *network, *prefix)) {
+        if is_unroutable(entry.range) {
             return Err(NetworkRejection::Range);
         }
         if !self.vpcs.insert(&entry.vpc) {
@@ -222,7 +292,7 @@ impl<'a> Check<'a> {
         if !self.links.insert(uplink_end(&entry.vpc)) {
             return Err(NetworkRejection::NameTaken);
         }
-        if self.with_ports >= MAX_NETWORKS {
+        if self.with_members >= MAX_NETWORKS {
             return Err(NetworkRejection::Full);
         }
         Ok(())
@@ -233,61 +303,85 @@ impl<'a> Check<'a> {
         range: Ipv4Cidr,
         entries: impl IntoIterator<Item = &'a PortEntry>,
         named: bool,
+        taken: &mut Taken,
     ) -> BTreeMap<DeviceName, Port> {
-        let (mut ports, mut taken) = (BTreeMap::new(), Taken::default());
+        let mut ports = BTreeMap::new();
         for entry in entries {
-            let device = DeviceName::of(&entry.vm);
-            if let Err(why) = self.port(range, entry, &device, &taken) {
+            let seat = Seat { device: DeviceName::of(&entry.vm), mac: entry.mac, ipv4: entry.ipv4 };
+            if let Err(why) = self.port(range, entry, &seat, taken) {
                 self.left_out.push(LeftOut::Port(entry.vm.clone(), why));
                 continue;
             }
             self.vms.insert(&entry.vm);
-            self.devices.insert(device.clone());
-            taken.addresses.insert(entry.ipv4);
-            taken.macs.insert(entry.mac);
+            self.take(&seat, taken);
+            let names =
+                if named { self.names(&format!("VM {}", entry.vm), &entry.names, taken) } else { Vec::new() };
             let port = Port {
                 vm: entry.vm.clone(),
-                device: device.clone(),
+                device: seat.device.clone(),
                 mac: entry.mac,
                 ipv4: entry.ipv4,
                 queues: entry.queues,
                 dialable: entry.dialable.iter().copied().filter(|port| *port != 0).collect(),
                 asleep: entry.asleep,
-                names: if named { self.names(entry, &mut taken.names) } else { Vec::new() },
+                names,
             };
-            ports.insert(device, port);
+            ports.insert(seat.device, port);
         }
         ports
     }
 
-    fn port(
-        &self,
-        range: Ipv4Cidr,
-        entry: &PortEntry,
-        device: &DeviceName,
-        taken: &Taken,
-    ) -> Result<(), Rejection> {
-        let [first, ..] = entry.mac.0;
-        let edge = range.prefix() < 31 && (entry.ipv4 == range.network() || entry.ipv4 == range.broadcast());
-        if !range.contains(entry.ipv4) || edge || entry.ipv4 == GATEWAY_IPV4 || entry.ipv4.is_unspecified() {
-            return Err(Rejection::Address);
+    fn services(&mut self, network: &'a NetworkEntry, taken: &mut Taken) -> BTreeMap<DeviceName, Service> {
+        let mut services = BTreeMap::new();
+        for entry in &network.services {
+            let seat = Seat { device: DeviceName::of_service(&entry.id), mac: entry.mac, ipv4: entry.ipv4 };
+            if let Err(why) = self.service(network.range, entry, &seat, taken) {
+                self.left_out.push(LeftOut::Service(entry.id.clone(), why));
+                continue;
+            }
+            self.services.insert(&entry.id);
+            self.take(&seat, taken);
+            let names = self.names(&format!("service {}", entry.id), &entry.names, taken);
+            services.insert(seat.device.clone(), Service { id: entry.id.clone(), seat, names });
         }
-        if first & 1 == 1 || entry.mac == MacAddress([0; 6]) || entry.mac == GATEWAY_MAC {
-            return Err(Rejection::Mac);
-        }
+        services
+    }
+
+    fn take(&mut self, seat: &Seat, taken: &mut Taken) {
+        self.devices.insert(seat.device.clone());
+        taken.addresses.insert(seat.ipv4);
+        taken.macs.insert(seat.mac);
+    }
+
+    fn port(&self, range: Ipv4Cidr, entry: &PortEntry, seat: &Seat, taken: &Taken) -> Result<(), Rejection> {
+        addresses_fit(range, seat)?;
         if !(1..=MAX_QUEUES).contains(&entry.queues) {
             return Err(Rejection::Queues);
         }
-        if taken.addresses.contains(&entry.ipv4) {
-            return Err(Rejection::AddressTaken);
-        }
-        if taken.macs.contains(&entry.mac) {
-            return Err(Rejection::MacTaken);
-        }
+        is_free(seat, taken)?;
         if self.vms.contains(&entry.vm) {
             return Err(Rejection::VmTaken);
         }
-        if self.devices.contains(device) {
+        self.has_room(seat)
+    }
+
+    fn service(
+        &self,
+        range: Ipv4Cidr,
+        entry: &ServiceEntry,
+        seat: &Seat,
+        taken: &Taken,
+    ) -> Result<(), Rejection> {
+        addresses_fit(range, seat)?;
+        is_free(seat, taken)?;
+        if self.services.contains(&entry.id) {
+            return Err(Rejection::ServiceTaken);
+        }
+        self.has_room(seat)
+    }
+
+    fn has_room(&self, seat: &Seat) -> Result<(), Rejection> {
+        if self.devices.contains(&seat.device) {
             return Err(Rejection::NameTaken);
         }
         if self.devices.len() >= MAX_PORTS {
@@ -296,24 +390,52 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    fn names(&mut self, entry: &PortEntry, taken: &mut HashSet<String>) -> Vec<String> {
+    fn names(&mut self, whose: &str, entries: &[String], taken: &mut Taken) -> Vec<String> {
         let mut names = Vec::new();
-        for name in &entry.names {
+        for name in entries {
             let why = if !is_label(name) {
                 NameRejection::Label
             } else if names.len() >= MAX_NAMES {
                 NameRejection::TooMany
-            } else if !taken.insert(name.clone()) {
+            } else if !taken.names.insert(name.clone()) {
                 NameRejection::Taken
             } else {
                 names.push(name.clone());
                 continue;
             };
             let start = name.chars().take(MAX_LABEL_CHARS).collect();
-            self.left_out.push(LeftOut::Name(entry.vm.clone(), start, why));
+            self.left_out.push(LeftOut::Name(whose.to_owned(), start, why));
         }
         names
     }
+}
+
+fn addresses_fit(range: Ipv4Cidr, seat: &Seat) -> Result<(), Rejection> {
+    let [first, ..] = seat.mac.0;
+    let edge = range.prefix() < 31 && (seat.ipv4 == range.network() || seat.ipv4 == range.broadcast());
+    if !range.contains(seat.ipv4) || edge || seat.ipv4 == GATEWAY_IPV4 || seat.ipv4.is_unspecified() {
+        return Err(Rejection::Address);
+    }
+    if first & 1 == 1 || seat.mac == MacAddress([0; 6]) || seat.mac == GATEWAY_MAC {
+        return Err(Rejection::Mac);
+    }
+    Ok(())
+}
+
+fn is_free(seat: &Seat, taken: &Taken) -> Result<(), Rejection> {
+    if taken.addresses.contains(&seat.ipv4) {
+        return Err(Rejection::AddressTaken);
+    }
+    if taken.macs.contains(&seat.mac) {
+        return Err(Rejection::MacTaken);
+    }
+    Ok(())
+}
+
+/// Whether a range has addresses that no host may have.
+#[must_use]
+pub fn is_unroutable(range: Ipv4Cidr) -> bool {
+    UNROUTABLE.iter().any(|unroutable| range.overlaps(*unroutable))
 }
 
 fn is_label(name: &str) -> bool {
@@ -321,12 +443,6 @@ fn is_label(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !name.starts_with('-')
         && !name.ends_with('-')
-}
-
-/// Two networks overlap when one has the other's first address.
-fn overlap(range: Ipv4Cidr, network: Ipv4Addr, prefix: u8) -> bool {
-    let inside = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
-    range.contains(network) || range.network().to_bits() & inside == network.to_bits()
 }
 
 #[cfg(test)]
@@ -396,7 +512,7 @@ mod tests {
         let wanted = wanted(entries, vec![]);
         let reasons = wanted.left_out.iter().map(|left_out| match left_out {
             LeftOut::Port(_, why) => *why,
-            LeftOut::Network(..) | LeftOut::Name(..) => panic!("{left_out}"),
+            other => panic!("{other}"),
         });
         let reasons: Vec<_> = reasons.collect();
         assert_eq!(
@@ -449,6 +565,35 @@ mod tests {
         let networks: Vec<_> = wanted.networks.keys().cloned().collect();
         assert_eq!(networks, [NetworkId::Default, NetworkId::Private(one), NetworkId::Private(two)]);
         assert!(wanted.networks.values().all(|network| network.ports.len() == 1), "{wanted:?}");
+    }
+
+    #[test]
+    fn services_are_members_and_left_out_alone() {
+        let service = |number: u8, last: u8| {
+            let ipv4 = Ipv4Addr::new(10, 201, 0, last);
+            let (id, mac) = (ServiceId::from_random([number; 20]), MacAddress::of_ipv4(ipv4));
+            ServiceEntry { id, mac, ipv4, names: vec!["db".to_owned()] }
+        };
+        let mut entries = private(1, "10.201.0.0/24", vec![named(1, 5, &["web"])]);
+        let group = ServiceEntry { mac: MacAddress([1; 6]), ..service(7, 7) };
+        entries.services =
+            vec![service(1, 6), service(2, 5), service(1, 8), service(3, 0), group, service(4, 9)].into();
+        let alone =
+            NetworkEntry { services: vec![service(9, 5)].into(), ..private(2, "10.201.0.0/24", vec![]) };
+        let wanted = wanted(vec![], vec![entries, alone]);
+        let network = |number: u8| &wanted.networks[&NetworkId::Private(VpcId::from_random([number; 20]))];
+        let names: Vec<_> = network(1).services.values().map(|service| service.names.clone()).collect();
+        assert_eq!(names, [vec!["db".to_owned()], vec![]]);
+        assert_eq!(network(2).services.len(), 1, "a service alone makes a network");
+        let id = |number: u8| ServiceId::from_random([number; 20]);
+        let expected = [
+            LeftOut::Service(id(2), Rejection::AddressTaken),
+            LeftOut::Service(id(1), Rejection::ServiceTaken),
+            LeftOut::Service(id(3), Rejection::Address),
+            LeftOut::Service(id(7), Rejection::Mac),
+            LeftOut::Name(format!("service {}", id(4)), "db".to_owned(), NameRejection::Taken),
+        ];
+        assert_eq!(wanted.left_out, expected);
     }
 
     #[test]
@@ -534,7 +679,7 @@ mod tests {
             let mut devices = HashSet::new();
             for network in wanted.networks.values() {
                 let addresses: HashSet<_> = network.ports.values().map(|port| port.ipv4).collect();
-                let marks: HashSet<_> = network.ports.values().map(Port::mark).collect();
+                let marks: HashSet<_> = network.ports.values().map(|port| port.seat().mark()).collect();
                 prop_assert_eq!(addresses.len(), network.ports.len());
                 prop_assert_eq!(marks.len(), network.ports.len());
                 prop_assert!(!marks.contains(&0));

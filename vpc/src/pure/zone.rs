@@ -4,7 +4,7 @@
 //! needs to know the question. The same is true of addresses of a private network's range.
 
 use crate::pure::dns::Question;
-use crate::pure::wanted::Port;
+use crate::pure::wanted::WantedNetwork;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
@@ -28,16 +28,19 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// The names of a private network's ports. A VM that sleeps has its name, too.
+    /// The names of a private network's members. A VM that sleeps has its name, too, and so has a service that has not
+    /// joined yet.
     #[must_use]
-    pub fn private<'a>(range: Ipv4Cidr, ports: impl IntoIterator<Item = &'a Port>) -> Self {
-        let mut zone = Self { range: Some(range), ..Self::default() };
-        for port in ports {
-            for name in &port.names {
-                zone.addresses.insert(name.clone(), port.ipv4);
+    pub fn private(network: &WantedNetwork) -> Self {
+        let mut zone = Self { range: Some(network.range), ..Self::default() };
+        let ports = network.ports.values().map(|port| (port.ipv4, &port.names));
+        let services = network.services.values().map(|service| (service.seat.ipv4, &service.names));
+        for (ipv4, names) in ports.chain(services) {
+            for name in names {
+                zone.addresses.insert(name.clone(), ipv4);
             }
-            if let Some(first) = port.names.first() {
-                zone.names.insert(port.ipv4, first.clone());
+            if let Some(first) = names.first() {
+                zone.names.insert(ipv4, first.clone());
             }
         }
         zone
@@ -116,6 +119,7 @@ mod tests {
     use super::*;
     use crate::pure::dns::read_question;
     use crate::pure::names::DeviceName;
+    use crate::pure::wanted::Port;
     use hickory_proto::op::{Message, MessageType, OpCode, Query};
     use model::id::VmId;
     use model::net::MacAddress;
@@ -138,7 +142,9 @@ mod tests {
 
     fn zone() -> Zone {
         let range = "10.0.0.0/24".parse().expect("range");
-        Zone::private(range, &[port(5, &["db", "db-2"]), port(6, &["web"]), port(7, &[])])
+        let ports = [port(5, &["db", "db-2"]), port(6, &["web"]), port(7, &[])];
+        let ports = ports.into_iter().map(|port| (port.device.clone(), port));
+        Zone::private(&WantedNetwork::of_ports(range, ports.collect()))
     }
 
     fn question(name: Name, kind: RecordType) -> Question {

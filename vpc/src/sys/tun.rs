@@ -1,5 +1,5 @@
 #![expect(unsafe_code, reason = "TUN devices are made by ioctl(2)")]
-//! Queues of a TAP device, after the kernel's Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h.
+//! Queues of TAP devices and the TUN of VPN clients, after the kernel's Documentation/networking/tuntap.rst and include/uapi/linux/if_tun.h.
 //!
 //! What happens to a second opening was tried on Linux 6.18 and agrees with `tun_attach` in drivers/net/tun.c:
 //! a persistent TAP of one queue refuses it (`EBUSY`) as long as any process holds the first; one of several queues
@@ -23,11 +23,15 @@ const NAME_BYTES: usize = 16;
 const TUNSETIFF: Opcode = opcode::write::<i32>(b'T', 202);
 const TUNSETPERSIST: Opcode = opcode::write::<i32>(b'T', 203);
 const TUNSETVNETHDRSZ: Opcode = opcode::write::<i32>(b'T', 216);
+const TUNGETIFF: Opcode = opcode::read::<u32>(b'T', 210);
+const IFF_TUN: u16 = 0x0001;
 const IFF_TAP: u16 = 0x0002;
 const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_TUN_EXCL: u16 = 0x8000;
+/// In answers only.
+const IFF_PERSIST: u16 = 0x0800;
 
 /// Whether the device must be new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,32 @@ pub fn open(name: &str, queues: u8, opening: Opening) -> io::Result<Vec<OwnedFd>
     Ok(opened)
 }
 
+/// Makes the TUN of VPN clients in the calling thread's network namespace. It has a header in front of each packet, and no
+/// holder.
+///
+/// # Errors
+/// `EBUSY` when it is there and held, `EPERM` without `CAP_NET_ADMIN`.
+pub fn make_clients(name: &str) -> io::Result<()> {
+    let queue = open_queue(name, IFF_TUN | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL)?;
+    call(&queue, TUNSETPERSIST, Argument::<Number>::Value(1))
+}
+
+/// Opens the TUN of VPN clients, non-blocking.
+///
+/// # Errors
+/// `EBUSY` when it is held, `ENOENT` when it is not there, `EINVAL` when it is a TAP.
+pub fn open_clients(name: &str) -> io::Result<OwnedFd> {
+    let queue = open_queue(name, IFF_TUN | IFF_NO_PI | IFF_VNET_HDR)?;
+    let mut found = InterfaceRequest { name: [0; NAME_BYTES], flags: 0, rest: [0; 22] };
+    call(&queue, TUNGETIFF, Argument::Pointer(&mut found))?;
+    if found.flags & IFF_PERSIST == 0 {
+        // It is a new one, which goes with its descriptor: no rule of ours has ever seen it.
+        return Err(io::Error::from(io::ErrorKind::NotFound));
+    }
+    call(&queue, TUNSETVNETHDRSZ, Argument::Pointer(&mut Number(VNET_HEADER_BYTES)))?;
+    Ok(queue)
+}
+
 fn open_queue(name: &str, flags: u16) -> io::Result<OwnedFd> {
     let bytes = name.as_bytes();
     if bytes.len() >= NAME_BYTES || bytes.contains(&0) {
@@ -75,7 +105,7 @@ fn open_queue(name: &str, flags: u16) -> io::Result<OwnedFd> {
     Ok(queue)
 }
 
-/// `struct ifreq`, as far as TUNSETIFF reads it: the name, the flags, and the rest of the union.
+/// `struct ifreq`, as far as TUNSETIFF and TUNGETIFF know it: the name, the flags, and the rest of the union.
 #[repr(C)]
 struct InterfaceRequest {
     name: [u8; NAME_BYTES],
@@ -102,7 +132,7 @@ struct Call<'a, T: Plain> {
     argument: Argument<'a, T>,
 }
 
-// SAFETY: the three opcodes of this module take either a number (TUNSETPERSIST) or a pointer to the very type that
+// SAFETY: the four opcodes of this module take either a number (TUNSETPERSIST) or a pointer to the very type that
 // `call` is given for them, which `Plain` types are; the borrow lasts as long as the call.
 unsafe impl<T: Plain> Ioctl for Call<'_, T> {
     type Output = ();
@@ -161,6 +191,23 @@ mod tests {
             assert!(exists("tone"));
             assert_eq!(open("tone", 1, Opening::Existing).expect("free").len(), 1);
             assert!(open("tone", 2, Opening::Existing).is_err(), "made for one queue");
+        });
+    }
+
+    #[test]
+    fn the_clients_tun_outlives_its_holder_and_is_made_in_one_place_alone() {
+        alone(|| {
+            let absent = open_clients("clients").expect_err("not there");
+            assert_eq!(absent.kind(), io::ErrorKind::NotFound, "{absent}");
+            assert!(!exists("clients"), "and is not made by asking");
+            make_clients("clients").expect("new");
+            let held = open_clients("clients").expect("free");
+            let second = open_clients("clients").expect_err("held");
+            assert_eq!(second.kind(), io::ErrorKind::ResourceBusy);
+            drop(held);
+            assert!(exists("clients"));
+            drop(open_clients("clients").expect("free again"));
+            assert!(open("clients", 1, Opening::Existing).is_err(), "no TAP");
         });
     }
 

@@ -96,7 +96,7 @@ impl Drop for Guest {
 }
 
 /// Carries frames until told to stop, or until the TAP is gone.
-fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>, seen: impl Fn(&[u8])) {
+pub fn carry(queues: &[OwnedFd], nic: &OwnedFd, stop: std::os::fd::BorrowedFd<'_>, seen: impl Fn(&[u8])) {
     loop {
         let mut watched: Vec<PollFd<'_>> =
             queues.iter().chain([nic]).map(|fd| PollFd::new(fd, PollFlags::IN)).collect();

@@ -2,6 +2,7 @@
 //! namespace, whose NIC is joined to vpc's TAP as a VM's process would join it. Needs root.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod client;
 pub mod guest;
 pub mod servers;
 
@@ -34,6 +35,9 @@ pub const DNS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 53);
 pub const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 /// A cloud's metadata service that the host can reach.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// The user of vpn.
+pub const VPN_USER: u32 = 64_502;
 
 /// Longest that anything in a test is waited for; the machine may be busy, or emulated.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -105,6 +109,8 @@ impl World {
             places: self.places(),
             prefix: self.prefix.clone(),
             allowed_uids: vec![64_501],
+            vpn_uid: Some(VPN_USER),
+            flow_log: false,
             upstream_dns: vec![SocketAddr::from((DNS, 53))],
         };
         std::fs::write(self.config(), toml::to_string(&config).expect("toml")).expect("config");
