@@ -7,7 +7,7 @@ mod world;
 
 use control::Control;
 use control::vms::FailPoints;
-use model::config::{ControlConfig, Places, VmLimits, VmSize};
+use model::config::{ControlConfig, Places, VmLimits, VmSize, VpnDoor};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Stdio;
@@ -106,6 +106,8 @@ fn config(folder: &Path) -> ControlConfig {
             snapshots_per_account: 2,
         },
         edge_gid: None,
+        vpn: VpnDoor::default(),
+        vpn_gid: None,
     }
 }
 

@@ -11,9 +11,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmm", &["vpc", "feed", "model"]),
     ("edge-proxy", &["vpc", "feed", "model"]),
     ("vpn", &["vpc", "feed", "model"]),
-    ("control", &["feed", "model", "vmm"]),
+    ("control", &["feed", "model", "vmm", "vpc"]),
     ("guest-agent", &["model"]),
-    ("gatehouse", &["model"]),
+    ("gatehouse", &["model", "vpc"]),
     ("tests", &["control", "edge-proxy", "feed", "gatehouse", "guest-agent", "model", "vmm", "vpc"]),
     ("xtask", &[]),
 ];
