@@ -1,7 +1,7 @@
 //! The decider: API, state, plans, and the views that it publishes.
 //!
 //! ```text
-//! request ─► api ─► vms ─► store (the intent) ─► publish (views for edge-proxy and vpc)
+//! request ─► api ─► vms ─► store (the intent) ─► publish (views for edge-proxy, vpc, vpn)
 //!                    │                        └► the supervisor of the VMs, the agent inside a VM
 //!                    └◄─ vms::follow ◄─ what the supervisor tells
 //! ```
@@ -16,9 +16,11 @@ pub mod keys;
 pub mod publish;
 pub mod pure;
 mod random;
+pub mod seal;
 pub mod serve;
 pub mod store;
 pub mod vms;
+pub mod wireguard;
 
 use api::Api;
 use model::config::ControlConfig;
@@ -26,11 +28,13 @@ use publish::{PlanError, Planner};
 use serve::{Listeners, ServeError};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use store::{Store, StoreError};
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tracing::info;
 use vms::{FailPoints, Machines};
+use wireguard::{Keys, KeysError};
 
 /// The database, below the data directory.
 const DATABASE: &str = "control.db";
@@ -49,6 +53,9 @@ pub enum StartError {
     /// The store cannot be had.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The VPN has no keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// Nothing can be published.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -76,13 +83,20 @@ impl Control {
         }
         let store = Store::open(&config.places.data.join(DATABASE)).await?;
         let default_account = store.default_account().await?.id;
-        let planner = Planner::start(&config, store.clone()).await?;
+        store.settle_clients(config.vpn.pool, config.vpn.hide_clients).await?;
+        let keys = Keys::load(&config.places.data, &store).await?;
+        let planner = Planner::start(&config, store.clone(), keys.clone()).await?;
         let generation = planner.publish().await?;
         let machines = Machines::new(&config, store.clone(), planner.clone(), failpoints);
         tokio::spawn(vms::follow(machines.clone()));
+        let sessions = Arc::new(Notify::new());
+        tokio::spawn(wireguard::sweep(store.clone(), planner.clone(), Arc::clone(&sessions)));
         let listeners = Listeners::bind(&config).await?;
         info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
-        Ok(Self { listeners, api: Api::new(config, store, planner, machines, default_account) })
+        Ok(Self {
+            listeners,
+            api: Api::new(config, store, planner, machines, default_account, keys, sessions),
+        })
     }
 
     /// Where plain HTTP is served.

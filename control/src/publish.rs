@@ -5,12 +5,14 @@
 
 use crate::certs;
 use crate::pure::plan::{Facts, Plan, plan};
-use crate::store::{Decision, Store, StoreError};
+use crate::store::{Decision, SessionRecord, Store, StoreError};
+use crate::wireguard::Keys;
 use feed::publish::{PublishError, Publisher};
 use feed::subscribe::Feed;
 use model::config::ControlConfig;
 use model::id::Generation;
-use model::view::{EdgeView, View, VpcView};
+use model::key::SecretKey;
+use model::view::{EdgeView, View, VpcView, VpnView};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,18 +62,26 @@ impl Planner {
     ///
     /// # Errors
     /// When the folder of views cannot be made, or the store does not answer.
-    pub async fn start(config: &ControlConfig, store: Store) -> Result<Self, PlanError> {
+    pub async fn start(config: &ControlConfig, store: Store, keys: Keys) -> Result<Self, PlanError> {
         let folder = config.places.feed();
         let publisher = Publisher::new(&folder).map_err(|error| PlanError::Folder(Arc::new(error)))?;
         let me = rustix::process::getuid().as_raw();
-        let published = newest::<EdgeView>(&folder, me).max(newest::<VpcView>(&folder, me));
+        let published =
+            newest::<EdgeView>(&folder, me)
+                .max(newest::<VpcView>(&folder, me))
+                .max(newest::<VpnView>(&folder, me));
         store.raise_generation(published).await.map_err(|error| PlanError::Store(Arc::new(error)))?;
         tokio::spawn(announce(publisher.clone(), config.places.feed_socket()));
         let (requests, asked) = mpsc::channel(QUEUE);
         let certificates = Arc::new(AtomicUsize::new(0));
         let tls = config.places.tls();
-        let writer =
-            Writer { store, publisher, config: config.clone(), certificates: Arc::clone(&certificates) };
+        let writer = Writer {
+            store,
+            publisher,
+            keys,
+            config: config.clone(),
+            certificates: Arc::clone(&certificates),
+        };
         tokio::spawn(writer.run(asked));
         let planner = Self { requests, certificates };
         tokio::spawn(follow_certificates(tls, planner.clone()));
@@ -98,6 +108,7 @@ impl Planner {
 struct Writer {
     store: Store,
     publisher: Publisher,
+    keys: Keys,
     config: ControlConfig,
     certificates: Arc<AtomicUsize>,
 }
@@ -131,24 +142,32 @@ impl Writer {
     }
 
     async fn once(&self) -> Answer {
-        let Decision { generation, vms, mappings, vpcs } =
+        let Decision { generation, vms, mappings, vpcs, sessions, rules, services, peerings } =
             self.store.decide().await.map_err(|error| PlanError::Store(Arc::new(error)))?;
         let (publisher, config) = (self.publisher.clone(), self.config.clone());
-        let count = Arc::clone(&self.certificates);
+        let (count, keys) = (Arc::clone(&self.certificates), self.keys.clone());
         let writing = tokio::task::spawn_blocking(move || {
             let certificates = certs::load(&config.places.tls());
             count.store(certificates.len(), Ordering::Relaxed);
-            let Plan { edge, vpc } = plan(&Facts {
+            let sessions = opened(&keys, sessions);
+            let Plan { edge, vpc, vpn } = plan(&Facts {
                 generation,
                 vms: &vms,
                 mappings: &mappings,
                 vpcs: &vpcs,
+                sessions: &sessions,
+                rules: &rules,
+                services: &services,
+                peerings: &peerings,
+                door: &config.vpn,
+                server_key: keys.server(),
                 certificates: &certificates,
                 domain: &config.domain,
                 network: config.default_network,
             });
-            // vpc first: a route is of no use before its port may be dialled.
+            // vpc first: a route is of no use before its port may be dialled, nor is a client before its network stands.
             publisher.publish(&vpc, None)?;
+            publisher.publish(&vpn, config.vpn_gid)?;
             publisher.publish(&edge, config.edge_gid)
         });
         match writing.await {
@@ -157,6 +176,18 @@ impl Writer {
             Err(error) => Err(PlanError::Task(Arc::new(error))),
         }
     }
+}
+
+/// The sessions with their second secrets. One that does not open keeps its client out, and nobody else.
+fn opened(keys: &Keys, sessions: Vec<SessionRecord>) -> Vec<(SessionRecord, SecretKey)> {
+    let open = |session: SessionRecord| match keys.preshared(&session) {
+        Ok(secret) => Some((session, secret)),
+        Err(error) => {
+            warn!(session = %session.id, %error, "a VPN session cannot be used");
+            None
+        }
+    };
+    sessions.into_iter().filter_map(open).collect()
 }
 
 fn newest<V: View>(folder: &std::path::Path, me: u32) -> Generation {

@@ -1,10 +1,10 @@
 //! The operator's own calls.
 
-use super::Api;
 use super::answer::Answer;
 use super::auth::{Caller, operator_only};
 use super::body::{Named, SMALL_BODY, invalid, json};
 use super::vms::stored;
+use super::{Api, whole};
 use crate::fault::Fault;
 use crate::keys;
 use crate::pure::phase::Phase;
@@ -56,11 +56,16 @@ pub async fn list_keys(State(api): State<Api>, caller: Caller) -> Answer<ApiKeyL
 pub async fn revoke_key(State(api): State<Api>, caller: Caller, Named(id): Named<String>) -> Answer<Empty> {
     operator_only(&caller)?;
     let id: ApiKeyId = id.parse().map_err(|error: model::id::IdError| invalid(error.to_string()))?;
-    if !api.0.store.revoke_key(&id).await.map_err(|error| stored(&error))? {
-        return Err(Fault::new(404, "NOT_FOUND", format!("there is no API key {id}")));
-    }
-    tracing::info!(key = %id, "API key revoked");
-    Ok(Json(Empty {}))
+    whole(async move {
+        if !api.0.store.revoke_key(&id).await.map_err(|error| stored(&error))? {
+            return Err(Fault::new(404, "NOT_FOUND", format!("there is no API key {id}")));
+        }
+        tracing::info!(key = %id, "API key revoked");
+        // The VPN sessions that were made with it ended with it.
+        api.published("key revoked").await?;
+        Ok(Json(Empty {}))
+    })
+    .await
 }
 
 /// `POST /admin/v1/accounts`.

@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use model::api::auth::WhoAmI;
 use model::api::{ACCOUNT_HEADER, IDENTITY_TOKEN_HEADER};
-use model::id::AccountId;
+use model::id::{AccountId, ApiKeyId};
 
 /// Through which listener a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Door {
 pub struct Caller {
     /// The account.
     pub account: AccountId,
+    /// The API key, if it came with one.
+    pub key: Option<ApiKeyId>,
     /// Through which listener it came.
     pub door: Door,
 }
@@ -47,11 +49,11 @@ pub async fn authenticate(State(api): State<Api>, mut request: Request, next: Ne
     let door = request.extensions().get().copied().unwrap_or(Door::Public);
     let found = match door {
         Door::Public => by_key(&api, request.headers(), request.uri().path()).await,
-        Door::Operator => by_name(&api, request.headers()).await,
+        Door::Operator => by_name(&api, request.headers()).await.map(|account| (account, None)),
     };
     match found {
-        Ok(account) => {
-            request.extensions_mut().insert(Caller { account, door });
+        Ok((account, key)) => {
+            request.extensions_mut().insert(Caller { account, key, door });
             next.run(request).await
         }
         Err(fault) => fault.into_response(),
@@ -63,7 +65,7 @@ pub async fn whoami(Extension(caller): Extension<Caller>) -> Answer<WhoAmI> {
     Ok(Json(WhoAmI { account_id: caller.account, identity_id: None }))
 }
 
-async fn by_key(api: &Api, headers: &HeaderMap, route: &str) -> Result<AccountId, Fault> {
+async fn by_key(api: &Api, headers: &HeaderMap, route: &str) -> Result<(AccountId, Option<ApiKeyId>), Fault> {
     let refused = |reason: &str| {
         let message = format!("{reason}. Make a key with `gatehouse api-key create`");
         Fault::new(401, "UNAUTHORIZED_ERROR", message).with("route", route).with("reason", reason)
@@ -86,7 +88,8 @@ async fn by_key(api: &Api, headers: &HeaderMap, route: &str) -> Result<AccountId
     }
     let account = api.0.store.account_of_key(&keys::hash(key)).await;
     let account = account.map_err(|error| Fault::internal(error.to_string()))?;
-    account.ok_or_else(|| refused("the API key is unknown or revoked"))
+    let found = account.ok_or_else(|| refused("the API key is unknown or revoked"))?;
+    Ok((found.0, Some(found.1)))
 }
 
 async fn by_name(api: &Api, headers: &HeaderMap) -> Result<AccountId, Fault> {

@@ -9,24 +9,31 @@ mod copies;
 mod domains;
 mod guest;
 mod openapi;
+mod peerings;
 mod routes;
+mod rules;
+mod services;
 mod unoffered;
 mod vms;
 mod vpcs;
+mod wireguard;
 
 pub use auth::Door;
 
+use crate::fault::Fault;
 use crate::publish::Planner;
 use crate::store::Store;
 use crate::vms::Machines;
+use crate::wireguard::Keys;
+use ::vpc::client::VpcClient;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{any, post};
 use background::Background;
 use model::config::ControlConfig;
-use model::id::AccountId;
+use model::id::{AccountId, Generation};
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 /// Commands that run at once, in all VMs. Each holds a stream and up to 16 MiB of output.
 const MAX_COMMANDS: usize = 256;
@@ -47,6 +54,10 @@ struct Shared {
     background: Background,
     commands: Semaphore,
     files: Semaphore,
+    keys: Keys,
+    /// Told when there is a session that may be the next to end.
+    sessions: Arc<Notify>,
+    network: VpcClient,
 }
 
 impl Api {
@@ -58,7 +69,10 @@ impl Api {
         planner: Planner,
         machines: Machines,
         default_account: AccountId,
+        keys: Keys,
+        sessions: Arc<Notify>,
     ) -> Self {
+        let network = VpcClient::new(config.places.vpc_socket());
         Self(Arc::new(Shared {
             config,
             store,
@@ -68,7 +82,16 @@ impl Api {
             background: Background::default(),
             commands: Semaphore::new(MAX_COMMANDS),
             files: Semaphore::new(MAX_FILES),
+            keys,
+            sessions,
+            network,
         }))
+    }
+
+    /// Publishes what was just written down. `place` names the change, for tests.
+    async fn published(&self, place: &'static str) -> Result<Generation, Fault> {
+        self.0.machines.pass(place).await;
+        self.0.planner.publish().await.map_err(|error| Fault::internal(error.to_string()))
     }
 
     /// All routes, with authentication, trace ids and cross-origin headers around them. Each request must carry a
@@ -87,4 +110,11 @@ impl Api {
             .layer(from_fn(answer::envelope))
             .with_state(self.clone())
     }
+}
+
+/// Does all of something, also when its caller goes away: what is written down must be published too.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::spawn(work).await.map_err(|error| Fault::internal(format!("it was cut short: {error}")))?
 }

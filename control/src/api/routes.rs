@@ -1,7 +1,10 @@
 //! The table of routes.
 
 use super::openapi::Shape;
-use super::{Api, admin, auth, background, copies, domains, guest, openapi, vms, vpcs};
+use super::{
+    Api, admin, auth, background, copies, domains, guest, openapi, peerings, rules, services, vms, vpcs,
+    wireguard,
+};
 use axum::routing::{self, MethodRouter};
 use model::api::Empty;
 use model::api::admin::{
@@ -40,7 +43,7 @@ pub struct Route {
 }
 
 impl Route {
-    fn new(
+    pub(super) fn new(
         method: &'static str,
         path: &'static str,
         summary: &'static str,
@@ -50,7 +53,7 @@ impl Route {
         Self { method, path, summary, request: None, query: None, answer, handler }
     }
 
-    fn taking(mut self, request: Shape) -> Self {
+    pub(super) fn taking(mut self, request: Shape) -> Self {
         self.request = Some(request);
         self
     }
@@ -68,6 +71,10 @@ pub fn all() -> Vec<Route> {
     all.extend(of_copies());
     all.extend(of_guests());
     all.extend(of_vpcs());
+    all.extend(wireguard::routes());
+    all.extend(rules::routes());
+    all.extend(services::routes());
+    all.extend(peerings::routes());
     all.extend(of_domains());
     all.extend(of_admin());
     all.extend(of_callers());

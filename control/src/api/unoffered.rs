@@ -28,16 +28,11 @@ const OF_A_VM: &[(&str, &str)] = &[
     ("systemd", "the systemd interface"),
 ];
 
-/// What stands below a VPC.
-const OF_A_VPC: &[(&str, &str)] = &[("wireguard", "WireGuard into a VPC")];
-
 /// For every path that no route has.
 pub async fn fallback(request: Request) -> Fault {
     let path = request.uri().path();
     let family = FAMILIES.iter().find(|(prefix, _)| path.starts_with(prefix));
-    if let Some((_, what)) =
-        family.or_else(|| below("/v1/vms/", OF_A_VM, path)).or_else(|| below("/v1/vpcs/", OF_A_VPC, path))
-    {
+    if let Some((_, what)) = family.or_else(|| below_a_vm(path)) {
         return Fault::not_offered(what);
     }
     Fault::new(404, "NOT_FOUND", format!("there is no {} {path}", request.method()))
@@ -56,8 +51,8 @@ pub async fn wrong_method(request: Request) -> Fault {
     Fault::new(405, "INVALID_REQUEST", message)
 }
 
-fn below<'a>(all: &str, operations: &'a [(&'a str, &'a str)], path: &str) -> Option<&'a (&'a str, &'a str)> {
-    let (_, operation) = path.strip_prefix(all)?.split_once('/')?;
+fn below_a_vm(path: &str) -> Option<&'static (&'static str, &'static str)> {
+    let (_, operation) = path.strip_prefix("/v1/vms/")?.split_once('/')?;
     let first = operation.split('/').next()?;
-    operations.iter().find(|(name, _)| *name == first)
+    OF_A_VM.iter().find(|(name, _)| *name == first)
 }

@@ -1,10 +1,10 @@
 //! VPCs: private networks of VMs.
 
-use super::Api;
 use super::answer::Answer;
 use super::auth::Caller;
 use super::body::{Named, SMALL_BODY, json, vm_id};
 use super::vms::stored;
+use super::{Api, services, whole};
 use crate::fault::Fault;
 use crate::pure::request;
 use crate::pure::vpc::{BAD_VPC, NicRefusal, address, range};
@@ -20,7 +20,7 @@ use model::id::{IdError, VpcId};
 /// `POST /v1/vpcs`.
 pub async fn create(State(api): State<Api>, caller: Caller, body: Body) -> Answer<VpcCreated> {
     let request: CreateVpc = json(body, SMALL_BODY, BAD_VPC).await?;
-    let range = range(request.cidr.as_deref())?;
+    let range = range(request.cidr.as_deref(), api.0.config.vpn.pool)?;
     let name = request::name(request.name, BAD_VPC)?;
     let made = api.0.store.insert_vpc(&caller.account, name.as_deref(), range).await;
     let record = made.map_err(|error| stored(&error))?.map_err(too_many)?;
@@ -45,31 +45,34 @@ pub async fn list(State(api): State<Api>, caller: Caller) -> Answer<VpcList> {
 pub async fn get(State(api): State<Api>, caller: Caller, Named(id): Named<String>) -> Answer<VpcInfo> {
     let vpc = found(&api, &caller, &id).await?;
     let members = api.0.store.vms_in(&vpc.id).await.map_err(|error| stored(&error))?;
+    let services = api.0.store.services_of(&vpc.id).await.map_err(|error| stored(&error))?;
     Ok(Json(VpcInfo {
         vpc_id: vpc.id,
         cidr: vpc.range,
         name: vpc.name,
         created_at: rfc3339(vpc.created_ms),
         members: members.into_iter().map(member).collect(),
+        services: services.into_iter().map(services::row).collect(),
     }))
 }
 
 /// `DELETE /v1/vpcs/{vpc_id}`.
 pub async fn delete(State(api): State<Api>, caller: Caller, Named(id): Named<String>) -> Answer<Empty> {
     let id = vpc_id(&id)?;
-    match api.0.store.delete_vpc(&caller.account, &id).await.map_err(|error| stored(&error))? {
-        DeleteVpc::Done => {
-            tracing::info!(vpc = %id, account = %caller.account, "VPC deleted");
-            Ok(Json(Empty {}))
+    whole(async move {
+        let deleted = api.0.store.delete_vpc(&caller.account, &id).await;
+        match deleted.map_err(|error| stored(&error))? {
+            DeleteVpc::Done => {
+                tracing::info!(vpc = %id, account = %caller.account, "VPC deleted");
+                // Its VPN sessions and peerings ended with it.
+                api.published("VPC deleted").await?;
+                Ok(Json(Empty {}))
+            }
+            DeleteVpc::NoVpc => Err(no_vpc(&id)),
+            DeleteVpc::InUse { vms, services } => Err(in_use(&id, vms, services)),
         }
-        DeleteVpc::NoVpc => Err(no_vpc(&id)),
-        DeleteVpc::InUse(members) => {
-            let message = format!("{members} VMs are in {id}; delete or detach them first");
-            Err(Fault::new(409, "VPC_IN_USE", message)
-                .with("vpcId", id.as_str())
-                .with("memberCount", members))
-        }
-    }
+    })
+    .await
 }
 
 /// `POST /v1/vpcs/{vpc_id}/members`.
@@ -107,14 +110,28 @@ pub async fn detach(
     Ok(Json(VmDetached { vm_id: vm, ipv4: record.ipv4 }))
 }
 
+fn in_use(id: &VpcId, vms: u64, services: u64) -> Fault {
+    let message = match (vms, services) {
+        (vms, 0) => format!("{vms} VMs are in {id}; delete or detach them first"),
+        (0, services) => format!("{services} services are in {id}; remove them first"),
+        (vms, services) => {
+            format!("{vms} VMs and {services} services are in {id}; delete, detach or remove them first")
+        }
+    };
+    Fault::new(409, "VPC_IN_USE", message)
+        .with("vpcId", id.as_str())
+        .with("memberCount", vms)
+        .with("serviceCount", services)
+}
+
 /// The account's VPC of that name.
-async fn found(api: &Api, caller: &Caller, id: &str) -> Result<VpcRecord, Fault> {
+pub(super) async fn found(api: &Api, caller: &Caller, id: &str) -> Result<VpcRecord, Fault> {
     let id = vpc_id(id)?;
     let vpc = api.0.store.vpc(&caller.account, &id).await.map_err(|error| stored(&error))?;
     vpc.ok_or_else(|| no_vpc(&id))
 }
 
-fn vpc_id(text: &str) -> Result<VpcId, Fault> {
+pub(super) fn vpc_id(text: &str) -> Result<VpcId, Fault> {
     text.parse().map_err(|error: IdError| Fault::new(400, BAD_VPC, error.to_string()))
 }
 

@@ -3,20 +3,23 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::host::api_host;
+use super::networks::{Members, networks, sessions};
 use super::phase::Phase;
-use crate::store::{MappingRecord, VmRecord, VpcRecord};
+use crate::store::{
+    MappingRecord, PeeringRecord, RuleRecord, ServiceRecord, SessionRecord, VmRecord, VpcRecord,
+};
+use model::config::VpnDoor;
 use model::host::HostName;
 use model::id::{Generation, VmId, VpcId};
+use model::key::SecretKey;
 use model::net::{Ipv4Cidr, MacAddress};
-use model::view::{CertificateEntry, EdgeView, NetworkEntry, PortEntry, RouteEntry, VIEW_VERSION, VpcView};
+use model::view::{CertificateEntry, EdgeView, PortEntry, RouteEntry, VIEW_VERSION, VpcView, VpnView};
 use std::collections::{BTreeSet, HashMap};
 
 /// The port of a VM's SSH server, which may be dialled whatever is mapped.
 const SSH_PORT: u16 = 22;
 /// Queue pairs of a VM's TAP. One carries what an emulated NIC of one worker thread can.
 const TAP_QUEUES: u8 = 1;
-/// Longest label of a DNS name (RFC 1035 section 2.3.4).
-const MAX_LABEL_CHARS: usize = 63;
 
 /// The views of one decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct Plan {
     pub edge: EdgeView,
     /// For vpc.
     pub vpc: VpcView,
+    /// For vpn.
+    pub vpn: VpnView,
 }
 
 /// What a plan is made of.
@@ -40,6 +45,18 @@ pub struct Facts<'a> {
     pub certificates: &'a [CertificateEntry],
     /// All VPCs.
     pub vpcs: &'a [VpcRecord],
+    /// All VPN sessions that are not over, each with its second secret.
+    pub sessions: &'a [(SessionRecord, SecretKey)],
+    /// All rules, in the order in which those of a VPC judge.
+    pub rules: &'a [RuleRecord],
+    /// All services.
+    pub services: &'a [ServiceRecord],
+    /// All peerings.
+    pub peerings: &'a [PeeringRecord],
+    /// The door of the VPN.
+    pub door: &'a VpnDoor,
+    /// Its secret.
+    pub server_key: &'a SecretKey,
     /// The preview domain.
     pub domain: &'a HostName,
     /// The default network.
@@ -47,12 +64,13 @@ pub struct Facts<'a> {
 }
 
 /// Makes the views. A VM has a port, in its VPC or in the default network, from the moment it is made until nothing is
-/// left of it, and routes until it is to be deleted. A VPC without members is not there for vpc.
+/// left of it, and routes until it is to be deleted. A VPC is there for vpc while somebody is in it, may come into it by
+/// the VPN, or reaches it from another one.
 #[must_use]
 pub fn plan(facts: &Facts<'_>) -> Plan {
     let (routes, mut dialable) = routes(facts);
     let mut default = Vec::new();
-    let mut members: HashMap<&VpcId, Vec<(&VmRecord, PortEntry)>> = HashMap::new();
+    let mut members: HashMap<&VpcId, Members<'_>> = HashMap::new();
     for vm in facts.vms {
         let port = port(vm, dialable.remove(&vm.id).unwrap_or_default());
         match &vm.vpc {
@@ -60,11 +78,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             Some(vpc) => members.entry(vpc).or_default().push((vm, port)),
         }
     }
-    let network = |vpc: &VpcRecord| {
-        let ports = named(members.remove(&vpc.id)?);
-        Some(NetworkEntry::of_vms(vpc.id.clone(), vpc.range, ports))
-    };
-    let networks: Vec<NetworkEntry> = facts.vpcs.iter().filter_map(network).collect();
+    let networks = networks(facts, members);
     Plan {
         edge: EdgeView {
             version: VIEW_VERSION,
@@ -79,6 +93,12 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             default_network: facts.network,
             ports: default.into(),
             networks: networks.into(),
+        },
+        vpn: VpnView {
+            version: VIEW_VERSION,
+            generation: facts.generation,
+            server_key: facts.server_key.clone(),
+            sessions: sessions(facts).into(),
         },
     }
 }
@@ -114,40 +134,16 @@ fn port(vm: &VmRecord, mut dialable: BTreeSet<u16>) -> PortEntry {
     }
 }
 
-/// The ports of a VPC's members with their names: the VM's id, and its label where that can mean it alone.
-fn named(members: Vec<(&VmRecord, PortEntry)>) -> Vec<PortEntry> {
-    let mut bearers: HashMap<String, usize> = HashMap::new();
-    for (vm, _) in &members {
-        *bearers.entry(vm.id.to_string()).or_default() += 1;
-        if let Some(label) = label(vm) {
-            *bearers.entry(label).or_default() += 1;
-        }
-    }
-    let named = |(vm, mut port): (&VmRecord, PortEntry)| {
-        port.names = vec![vm.id.to_string()];
-        port.names.extend(label(vm).filter(|label| bearers.get(label) == Some(&1)));
-        port
-    };
-    members.into_iter().map(named).collect()
-}
-
-/// A VM's label in lower case, if it can stand in a DNS name (RFC 1123 section 2.1).
-fn label(vm: &VmRecord) -> Option<String> {
-    let label = vm.name.as_ref()?.to_ascii_lowercase();
-    let plain = label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    let good = plain
-        && (1..=MAX_LABEL_CHARS).contains(&label.len())
-        && !label.starts_with('-')
-        && !label.ends_with('-');
-    good.then_some(label)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pure::rule::WantedRule;
     use model::config::VmSize;
-    use model::id::{AccountId, MappingId, VmInstanceId};
+    use model::firewall::{RuleAction, RuleDirection, RuleEntry, RulePeer, RuleProtocol};
+    use model::id::{AccountId, MappingId, PeeringId, RuleId, ServiceId, VmInstanceId, WireGuardSessionId};
+    use model::key::PublicKey;
     use std::net::Ipv4Addr;
+    use std::sync::LazyLock;
 
     fn vm(number: u8, phase: Phase) -> VmRecord {
         VmRecord {
@@ -172,6 +168,27 @@ mod tests {
         }
     }
 
+    fn facts(vms: &[VmRecord]) -> Facts<'_> {
+        static DOOR: LazyLock<VpnDoor> = LazyLock::new(VpnDoor::default);
+        static DOMAIN: LazyLock<HostName> = LazyLock::new(|| "style.dev".parse().expect("domain"));
+        static KEY: LazyLock<SecretKey> = LazyLock::new(|| SecretKey::new([9; 32]));
+        Facts {
+            generation: Generation(8),
+            vms,
+            mappings: &[],
+            certificates: &[],
+            vpcs: &[],
+            sessions: &[],
+            rules: &[],
+            services: &[],
+            peerings: &[],
+            door: &DOOR,
+            server_key: &KEY,
+            domain: &DOMAIN,
+            network: "10.201.0.0/16".parse().expect("network"),
+        }
+    }
+
     fn mapping(host: &str, number: u8, port: u16) -> MappingRecord {
         MappingRecord {
             id: MappingId::from_random([number; 20]),
@@ -193,15 +210,7 @@ mod tests {
             mapping("d.style.dev", 3, 80),
             mapping("e.style.dev", 9, 80),
         ];
-        let plan = plan(&Facts {
-            generation: Generation(8),
-            vms: &vms,
-            mappings: &mappings,
-            certificates: &[],
-            vpcs: &[],
-            domain: &"style.dev".parse().expect("domain"),
-            network: "10.201.0.0/16".parse().expect("network"),
-        });
+        let plan = plan(&Facts { mappings: &mappings, ..facts(&vms) });
         let hosts: Vec<_> = plan.edge.routes.iter().map(|route| route.host.as_str()).collect();
         assert_eq!(hosts, ["a.style.dev", "b.style.dev", "c.style.dev"]);
         assert!(plan.edge.routes.iter().all(|route| route.run == 4));
@@ -216,15 +225,7 @@ mod tests {
     fn a_packet_wakes_exactly_those_that_sleep() {
         for phase in Phase::ALL {
             let vms = [vm(1, phase)];
-            let plan = plan(&Facts {
-                generation: Generation(8),
-                vms: &vms,
-                mappings: &[],
-                certificates: &[],
-                vpcs: &[],
-                domain: &"style.dev".parse().expect("domain"),
-                network: "10.201.0.0/16".parse().expect("network"),
-            });
+            let plan = plan(&facts(&vms));
             let asleep: Vec<bool> = plan.vpc.ports.iter().map(|port| port.asleep).collect();
             assert_eq!(asleep, [phase == Phase::Suspended], "{phase:?}");
         }
@@ -232,14 +233,7 @@ mod tests {
 
     #[test]
     fn a_member_of_a_vpc_is_there_alone_and_has_the_names_that_mean_it_alone() {
-        let vpc = |number: u8| VpcRecord {
-            id: VpcId::from_random([number; 20]),
-            account: AccountId::from_random([0; 20]),
-            name: None,
-            range: "10.201.0.0/24".parse().expect("range"),
-            created_ms: 0,
-        };
-        let vpcs = [vpc(1), vpc(2), vpc(3)];
+        let vpcs = [1, 2, 3].map(|number| vpc(number, "10.201.0.0/24"));
         let member = |number: u8, of: &VpcRecord, name: &str| VmRecord {
             vpc: Some(of.id.clone()),
             name: Some(name.to_owned()),
@@ -257,15 +251,7 @@ mod tests {
             member(8, &vpcs[0], &"x".repeat(64)),
             VmRecord { phase: Phase::Suspended, ..member(2, &vpcs[1], "web") },
         ];
-        let plan = plan(&Facts {
-            generation: Generation(8),
-            vms: &vms,
-            mappings: &[mapping("a.style.dev", 3, 3000)],
-            certificates: &[],
-            vpcs: &vpcs,
-            domain: &"style.dev".parse().expect("domain"),
-            network: "10.201.0.0/16".parse().expect("network"),
-        });
+        let plan = plan(&Facts { mappings: &[mapping("a.style.dev", 3, 3000)], vpcs: &vpcs, ..facts(&vms) });
         let ports: Vec<_> = plan.vpc.ports.iter().map(|port| port.vm.to_string()).collect();
         assert_eq!(ports, [id(1)]);
         let networks: Vec<_> = plan.vpc.networks.iter().collect();
@@ -280,5 +266,163 @@ mod tests {
         assert_eq!(dialable, [1, 2, 1, 1, 1, 1, 1]);
         let other = networks[1].ports.iter().next().expect("a port");
         assert_eq!((&other.names, other.asleep, &networks[1].vpc), (&web, true, &vpcs[1].id));
+    }
+
+    fn vpc(number: u8, range: &str) -> VpcRecord {
+        VpcRecord {
+            id: VpcId::from_random([number; 20]),
+            account: AccountId::from_random([0; 20]),
+            name: None,
+            range: range.parse().expect("range"),
+            created_ms: 0,
+        }
+    }
+
+    fn session(number: u8, vpc: &VpcRecord) -> (SessionRecord, SecretKey) {
+        let record = SessionRecord {
+            id: WireGuardSessionId::from_random([number; 20]),
+            vpc: vpc.id.clone(),
+            account: vpc.account.clone(),
+            gateway: None,
+            client_key: PublicKey([number; 32]),
+            preshared: "sealed".to_owned(),
+            ipv4: Ipv4Addr::new(100, 96, 0, number),
+            created_ms: 0,
+            expires_ms: 5000,
+        };
+        (record, SecretKey::new([number; 32]))
+    }
+
+    fn service(number: u8, vpc: &VpcRecord, name: &str) -> ServiceRecord {
+        ServiceRecord {
+            id: ServiceId::from_random([number; 20]),
+            vpc: vpc.id.clone(),
+            name: name.to_owned(),
+            ipv4: Ipv4Addr::from_bits(vpc.range.network().to_bits() + u32::from(number)),
+            created_ms: 0,
+        }
+    }
+
+    #[test]
+    fn a_network_is_there_for_clients_services_and_peers_too() {
+        let vpcs =
+            [vpc(1, "10.0.1.0/24"), vpc(2, "10.0.2.0/24"), vpc(3, "10.0.3.0/24"), vpc(4, "10.0.4.0/24")];
+        let sessions = [session(2, &vpcs[0])];
+        let services = [service(9, &vpcs[1], "db"), service(8, &vpcs[1], "web")];
+        let vms = [VmRecord {
+            vpc: Some(vpcs[1].id.clone()),
+            name: Some("DB".to_owned()),
+            ..vm(5, Phase::Running)
+        }];
+        let peering = |number: u8, active| PeeringRecord {
+            id: PeeringId::from_random([number; 20]),
+            asker: vpcs[2].id.clone(),
+            asked: if active { vpcs[1].id.clone() } else { vpcs[3].id.clone() },
+            active,
+            created_ms: 0,
+        };
+        let peerings = [peering(1, true), peering(2, false)];
+        let all = Facts {
+            vpcs: &vpcs,
+            sessions: &sessions,
+            services: &services,
+            peerings: &peerings,
+            ..facts(&vms)
+        };
+        let made = plan(&all);
+        let networks: Vec<_> = made.vpc.networks.iter().collect();
+        assert_eq!(
+            networks.iter().map(|network| &network.vpc).collect::<Vec<_>>(),
+            [&vpcs[0].id, &vpcs[1].id, &vpcs[2].id]
+        );
+        let clients = networks[0].clients.expect("clients");
+        assert_eq!((clients.pool, clients.mtu, clients.hidden_behind), (all.door.pool, 1280, None));
+        assert!(networks[1].clients.is_none());
+        let names: Vec<_> = networks[1].services.iter().map(|service| service.names.clone()).collect();
+        assert_eq!(names, [["db"], ["web"]]);
+        let vm_names: Vec<_> = networks[1].ports.iter().map(|port| port.names.len()).collect();
+        assert_eq!(vm_names, [1], "a service's name is its own");
+        for (one, other) in [(1, 2), (2, 1)] {
+            let peers: Vec<_> = networks[one].peerings.iter().collect();
+            assert_eq!((peers.len(), &peers[0].vpc, peers[0].range), (1, &vpcs[other].id, vpcs[other].range));
+        }
+        let told: Vec<_> = made.vpn.sessions.iter().collect();
+        assert_eq!((told.len(), told[0].allowed, told[0].expires_unix_ms), (1, vpcs[0].range, 5000));
+        assert_eq!(told[0].preshared_key, Some(SecretKey::new([2; 32])));
+
+        let door = VpnDoor { hide_clients: true, ..VpnDoor::default() };
+        let hidden = plan(&Facts { door: &door, ..all });
+        let behind: Vec<_> = hidden.vpc.networks.iter().filter_map(|network| network.clients).collect();
+        assert_eq!(behind[0].hidden_behind, Some(Ipv4Addr::new(10, 0, 1, 1)));
+        let member = [VmRecord {
+            vpc: Some(vpcs[0].id.clone()),
+            ipv4: Ipv4Addr::new(10, 0, 1, 1),
+            ..vm(5, Phase::Running)
+        }];
+        let taken = plan(&Facts { door: &door, vpcs: &vpcs, sessions: &sessions, ..facts(&member) });
+        let behind: Vec<_> = taken.vpc.networks.iter().filter_map(|network| network.clients).collect();
+        assert_eq!(behind[0].hidden_behind, None, "an address is one member's");
+    }
+
+    #[test]
+    fn a_rule_means_the_addresses_of_whom_it_names() {
+        let vpcs = [vpc(1, "10.0.1.0/24"), vpc(2, "10.0.2.0/24")];
+        let member =
+            |number: u8, of: &VpcRecord| VmRecord { vpc: Some(of.id.clone()), ..vm(number, Phase::Running) };
+        let vms = [member(5, &vpcs[0]), member(6, &vpcs[1]), vm(7, Phase::Running)];
+        let rule = |number: u8, text: &str, vm: Option<&VmRecord>| RuleRecord {
+            id: RuleId::from_random([number; 20]),
+            vpc: vpcs[0].id.clone(),
+            wanted: WantedRule {
+                action: RuleAction::Deny,
+                direction: RuleDirection::In,
+                vm: vm.map(|vm| vm.id.clone()),
+                peer: text.parse().expect("a peer"),
+                protocol: RuleProtocol::Tcp,
+                ports: vec!["443".parse().expect("a port")],
+                priority: 0,
+                description: None,
+            },
+            created_ms: 0,
+        };
+        let (near, far, outside) = (vms[0].id.as_str(), vms[1].id.as_str(), vms[2].id.as_str());
+        let rules = [
+            rule(1, "any", Some(&vms[0])),
+            rule(2, "vpn", None),
+            rule(3, near, None),
+            rule(4, far, None),
+            rule(5, vpcs[1].id.as_str(), None),
+            rule(6, "10.9.0.0/16", None),
+            rule(7, outside, None),
+            rule(8, "any", Some(&vms[1])),
+        ];
+        let peers = |peerings: &[PeeringRecord]| -> Vec<(Option<Ipv4Addr>, String)> {
+            let plan = plan(&Facts { vpcs: &vpcs, rules: &rules, peerings, ..facts(&vms) });
+            let network = plan.vpc.networks.iter().next().expect("a network").clone();
+            let shown = |rule: &RuleEntry| {
+                (
+                    rule.member,
+                    match rule.peer {
+                        RulePeer::Any => "any".to_owned(),
+                        RulePeer::Clients => "clients".to_owned(),
+                        RulePeer::Range(range) => range.to_string(),
+                    },
+                )
+            };
+            network.rules.iter().map(shown).collect()
+        };
+        let none = |text: &str| (None, text.to_owned());
+        let first = (Some(vms[0].ipv4), "any".to_owned());
+        assert_eq!(peers(&[]), [first.clone(), none("clients"), none("10.201.0.5/32"), none("10.9.0.0/16")]);
+        let active = PeeringRecord {
+            id: PeeringId::from_random([1; 20]),
+            asker: vpcs[1].id.clone(),
+            asked: vpcs[0].id.clone(),
+            active: true,
+            created_ms: 0,
+        };
+        let all = ["clients", "10.201.0.5/32", "10.201.0.6/32", "10.0.2.0/24", "10.9.0.0/16"];
+        let expected: Vec<_> = std::iter::once(first).chain(all.map(none)).collect();
+        assert_eq!(peers(&[active]), expected);
     }
 }

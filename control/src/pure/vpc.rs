@@ -7,7 +7,7 @@ use crate::store::NewNic;
 use model::api::vm::CreateVm;
 use model::api::vpc::{DEFAULT_VPC_CIDR, NicIpv4, ROUTED_MODE};
 use model::id::{IdError, VpcId};
-use model::net::{CidrError, Ipv4Cidr, MAX_VPC_PREFIX, MIN_VPC_PREFIX, PRIVATE_RANGES, VPN_CLIENTS};
+use model::net::{CidrError, Ipv4Cidr, MAX_VPC_PREFIX, MIN_VPC_PREFIX, PRIVATE_RANGES};
 use std::net::Ipv4Addr;
 use thiserror::Error;
 
@@ -56,9 +56,19 @@ pub enum NicRefusal {
         /// The network's range.
         range: Ipv4Cidr,
     },
-    /// Another VM has it, also while that one is down.
-    #[error("another VM of {vpc} has {ipv4}; ask for another one, or leave it out for the next free one")]
+    /// Another member has it, also while that one is down.
+    #[error(
+        "another VM or service of {vpc} has {ipv4}; ask for another one, or leave it out for the next free one"
+    )]
     Taken {
+        /// What was asked for.
+        ipv4: Ipv4Addr,
+        /// The network.
+        vpc: VpcId,
+    },
+    /// It stands for VPN clients.
+    #[error("{ipv4} is the address under which members of {vpc} see its VPN clients; ask for another one")]
+    Hidden {
         /// What was asked for.
         ipv4: Ipv4Addr,
         /// The network.
@@ -66,7 +76,7 @@ pub enum NicRefusal {
     },
     /// All addresses are taken.
     #[error(
-        "{vpc} is full: all {limit} addresses of {range} are VMs'; delete or detach one, or make a VPC with a larger \
+        "{vpc} is full: all {limit} addresses of {range} are taken; delete or detach one, or make a VPC with a larger \
          range"
     )]
     Full {
@@ -84,7 +94,10 @@ impl NicRefusal {
     #[must_use]
     pub fn fault(&self, code: &'static str) -> Fault {
         match self {
-            Self::NoVpc(vpc) | Self::Taken { vpc, .. } | Self::Outside { vpc, .. } => {
+            Self::NoVpc(vpc)
+            | Self::Taken { vpc, .. }
+            | Self::Hidden { vpc, .. }
+            | Self::Outside { vpc, .. } => {
                 Fault::new(400, code, self.to_string()).with("vpcId", vpc.as_str())
             }
             Self::Edge { .. } => Fault::new(400, code, self.to_string()),
@@ -102,11 +115,11 @@ impl NicRefusal {
     }
 }
 
-/// Where the addresses of a new VPC come from.
+/// Where the addresses of a new VPC come from; none of them may be of `clients`, where VPN clients have theirs.
 ///
 /// # Errors
 /// `BAD_REQUEST`, saying what would be right.
-pub fn range(text: Option<&str>) -> Result<Ipv4Cidr, Fault> {
+pub fn range(text: Option<&str>, clients: Ipv4Cidr) -> Result<Ipv4Cidr, Fault> {
     let text = text.unwrap_or(DEFAULT_VPC_CIDR);
     let bad = |why: String| Fault::new(400, BAD_VPC, why);
     let shown: String = text.chars().take(64).collect();
@@ -124,18 +137,21 @@ pub fn range(text: Option<&str>) -> Result<Ipv4Cidr, Fault> {
         )));
     }
     if let Some((reserved, what)) = RESERVED.iter().find(|(reserved, _)| reserved.overlaps(range)) {
-        return Err(bad(format!("cidr {range} cannot be used: {reserved} {what}; take {}", private())));
-    }
-    if VPN_CLIENTS.overlaps(range) {
         return Err(bad(format!(
-            "cidr {range} cannot be used: {VPN_CLIENTS} is where VPN clients have their addresses; take {}",
-            private()
+            "cidr {range} cannot be used: {reserved} {what}; take {}",
+            private(clients)
+        )));
+    }
+    if clients.overlaps(range) {
+        return Err(bad(format!(
+            "cidr {range} cannot be used: {clients} is where VPN clients have their addresses; take {}",
+            private(clients)
         )));
     }
     if !PRIVATE_RANGES.iter().any(|private| private.encloses(range)) {
         return Err(bad(format!(
             "cidr {range} is not private, and its members could not reach its owners on the Internet; take {}",
-            private()
+            private(clients)
         )));
     }
     Ok(range)
@@ -202,21 +218,22 @@ pub fn fits(vpc: &VpcId, range: Ipv4Cidr, ipv4: Ipv4Addr) -> Result<(), NicRefus
     Ok(())
 }
 
-fn private() -> String {
+fn private(clients: Ipv4Cidr) -> String {
     let ranges = PRIVATE_RANGES.map(|range| range.to_string()).join(", ");
-    format!("a part of {ranges} outside of {VPN_CLIENTS}, for example {DEFAULT_VPC_CIDR}")
+    format!("a part of {ranges} outside of {clients}, for example {DEFAULT_VPC_CIDR}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::net::VPN_CLIENTS;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     #[test]
     fn ranges_are_private_of_a_useful_size_and_nobody_elses() {
-        let range_of = |text: &str| range(Some(text)).map(|range| range.to_string());
-        assert_eq!(range(None).expect("the default").to_string(), "10.0.0.0/16");
+        let range_of = |text: &str| range(Some(text), VPN_CLIENTS).map(|range| range.to_string());
+        assert_eq!(range(None, VPN_CLIENTS).expect("the default").to_string(), "10.0.0.0/16");
         for good in ["10.0.0.0/16", "10.201.0.0/24", "172.31.255.240/28", "192.168.0.0/16", "100.97.0.0/16"] {
             assert_eq!(range_of(good), Ok(good.to_owned()));
         }
@@ -242,11 +259,11 @@ mod tests {
             ("172.32.0.0/16", "not private"),
             ("100.128.0.0/16", "not private"),
         ] {
-            let fault = range(Some(bad)).expect_err(bad);
+            let fault = range(Some(bad), VPN_CLIENTS).expect_err(bad);
             assert_eq!((fault.status, fault.code), (400, "BAD_REQUEST"), "{bad}");
             assert!(fault.message.contains(part), "{bad}: {}", fault.message);
         }
-        let long = range(Some(&"x".repeat(10_000))).expect_err("long");
+        let long = range(Some(&"x".repeat(10_000)), VPN_CLIENTS).expect_err("long");
         assert!(long.message.len() < 300, "{}", long.message);
     }
 
@@ -287,7 +304,7 @@ mod tests {
         #[test]
         fn a_range_that_is_taken_is_nobody_elses(bits: u32, prefix in 0u8..=32) {
             let address = Ipv4Addr::from_bits(bits);
-            if let Ok(range) = range(Some(&format!("{address}/{prefix}"))) {
+            if let Ok(range) = range(Some(&format!("{address}/{prefix}")), VPN_CLIENTS) {
                 prop_assert!(address.is_private() || (address.octets()[0] == 100 && address.octets()[1] != 96));
                 prop_assert!(!address.is_loopback() && !address.is_link_local() && !address.is_multicast());
                 prop_assert!(range.host_count() >= 14 && range.host_count() <= 65534);

@@ -148,7 +148,7 @@ impl Store {
         rows.iter().map(key).collect()
     }
 
-    /// Makes a key worthless. Tells whether there was one.
+    /// Makes a key worthless, and ends the VPN sessions that were made with it. Tells whether there was one.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -158,12 +158,12 @@ impl Store {
         Ok(gone.rows_affected() == 1)
     }
 
-    /// Whose key has this hash, if any; notes the use.
+    /// Whose key has this hash, if any, and which it is; notes the use.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn account_of_key(&self, hash: &str) -> Result<Option<AccountId>, StoreError> {
-        let row = sqlx::query("SELECT account_id, last_used_ms FROM api_keys WHERE hash = $1")
+    pub async fn account_of_key(&self, hash: &str) -> Result<Option<(AccountId, ApiKeyId)>, StoreError> {
+        let row = sqlx::query("SELECT id, account_id, last_used_ms FROM api_keys WHERE hash = $1")
             .bind(hash)
             .fetch_optional(&self.readers)
             .await?;
@@ -176,6 +176,6 @@ impl Store {
                 .execute(&self.writer)
                 .await?;
         }
-        parsed(&row, "account_id").map(Some)
+        Ok(Some((parsed(&row, "account_id")?, parsed(&row, "id")?)))
     }
 }

@@ -1,4 +1,4 @@
-//! What must survive: accounts, keys, VMs, their copies, VPCs, mappings and counters, in SQLite.
+//! What must survive: accounts, keys, VMs, their copies, VPCs and what is in them, mappings and counters, in SQLite.
 //!
 //! One connection writes and several read, so that a transaction that reads before it writes cannot be overtaken.
 //! The statements keep to what PostgreSQL understands too.
@@ -6,14 +6,23 @@
 mod accounts;
 mod forks;
 mod mappings;
+mod peerings;
 mod room;
+mod rules;
+mod secrets;
+mod services;
+mod sessions;
 mod snapshots;
 mod vms;
 mod vpcs;
 
 pub use accounts::{Account, KeyRecord};
 pub use mappings::{MappingRecord, NewMapping, PutMapping};
+pub use peerings::PeeringRecord;
 pub use room::{Admission, Refused};
+pub use rules::RuleRecord;
+pub use services::{MAX_SERVICES_OF_VPC, ServiceRecord};
+pub use sessions::{MAX_SESSIONS_OF_ACCOUNT, MAX_SESSIONS_OF_VPC, NewSession, SessionRecord};
 pub use snapshots::{NewSnapshot, SnapshotRecord, SnapshotState};
 pub use vms::{NewVm, VmRecord};
 pub use vpcs::{DeleteVpc, NewNic, TooManyVpcs, VpcRecord};
@@ -43,6 +52,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("../../migrations/0001_first.sql")),
     (2, "sleep", include_str!("../../migrations/0002_sleep.sql")),
     (3, "vpcs", include_str!("../../migrations/0003_vpcs.sql")),
+    (4, "private", include_str!("../../migrations/0004_private.sql")),
 ];
 
 /// Why the store could not do it. Nothing was changed.
@@ -86,6 +96,14 @@ pub struct Decision {
     pub mappings: Vec<MappingRecord>,
     /// All VPCs.
     pub vpcs: Vec<VpcRecord>,
+    /// All VPN sessions that are not over.
+    pub sessions: Vec<SessionRecord>,
+    /// All rules, in the order in which those of a VPC judge.
+    pub rules: Vec<RuleRecord>,
+    /// All services.
+    pub services: Vec<ServiceRecord>,
+    /// All peerings, also those that wait.
+    pub peerings: Vec<PeeringRecord>,
 }
 
 /// The store. Cheap to clone.
@@ -157,6 +175,10 @@ impl Store {
             vms: vms::all(&mut transaction).await?,
             mappings: mappings::all(&mut transaction).await?,
             vpcs: vpcs::all(&mut transaction).await?,
+            sessions: sessions::all(&mut transaction).await?,
+            rules: rules::all(&mut transaction).await?,
+            services: services::all(&mut transaction).await?,
+            peerings: peerings::all(&mut transaction).await?,
         };
         transaction.commit().await?;
         Ok(decision)

@@ -93,7 +93,7 @@ async fn keys_are_known_by_their_hash_alone_until_they_are_revoked() {
     let id = store.create_key(&account, Some("laptop"), &keys::hash(&secret)).await.expect("key");
     assert_eq!(store.keys().await.expect("keys")[0].last_used_ms, None);
     let found = store.account_of_key(&keys::hash(&secret)).await.expect("store");
-    assert_eq!(found, Some(account.clone()));
+    assert_eq!(found, Some((account.clone(), id.clone())));
     let used = store.keys().await.expect("keys")[0].last_used_ms;
     assert!(used.is_some());
     store.account_of_key(&keys::hash(&secret)).await.expect("store");
@@ -281,7 +281,7 @@ async fn networks_are_apart_and_each_has_an_address_once() {
         sqlx::query("UPDATE vms SET vpc_id = $1 WHERE id = $2").bind(one.as_str()).bind(twin.id.as_str());
     assert!(twice.execute(&store.writer).await.is_err());
     assert_eq!(store.delete_vpc(&other, &one).await.expect("store"), DeleteVpc::NoVpc);
-    assert_eq!(store.delete_vpc(&mine, &one).await.expect("store"), DeleteVpc::InUse(1));
+    assert_eq!(store.delete_vpc(&mine, &one).await.expect("store"), DeleteVpc::InUse { vms: 1, services: 0 });
     let moved = store.detach(&first, network()).await.expect("store");
     assert_eq!((moved.vpc.as_ref(), moved.ipv4), (None, Ipv4Addr::new(10, 201, 0, 1)));
     assert_eq!(store.delete_vpc(&mine, &one).await.expect("store"), DeleteVpc::Done);

@@ -163,7 +163,7 @@ impl Store {
     }
 
     /// Writes down what is meant next for a VM, before it is done. A VM that is to be deleted loses its mappings in
-    /// the same moment; one that is gone loses its record. A new run needs memory, a sleep a place for it on the disk.
+    /// the same moment, and the rules and VPN sessions that hang on it; one that is gone loses its record. A new run needs memory, a sleep a place for it on the disk.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -197,6 +197,7 @@ impl Store {
                 .bind(vm.id.as_str())
                 .execute(&mut *transaction)
                 .await?;
+            vpcs::leave(&mut transaction, &vm.id).await?;
         }
         sqlx::query(
             "UPDATE vms SET phase = $1, instance_id = $2, run = $3, exit_status = $4,

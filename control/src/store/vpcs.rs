@@ -1,11 +1,12 @@
 //! VPCs and who is in them. A VM has one address: in the default network, or in one VPC of its account.
 
 use super::vms::{self, VmRecord};
-use super::{Store, StoreError, now_ms, number, parsed};
+use super::{Store, StoreError, flag, now_ms, number, parsed, rules, sessions};
 use crate::pure::address;
 use crate::pure::vpc::{NicRefusal, fits};
+use crate::pure::wireguard::first_host;
 use crate::random;
-use model::id::{AccountId, VpcId};
+use model::id::{AccountId, VmId, VpcId};
 use model::net::Ipv4Cidr;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{Row, Sqlite, Transaction};
@@ -61,8 +62,13 @@ pub enum DeleteVpc {
     Done,
     /// The account has no such VPC.
     NoVpc,
-    /// So many VMs are in it.
-    InUse(u64),
+    /// There is somebody in it.
+    InUse {
+        /// So many VMs.
+        vms: u64,
+        /// So many services.
+        services: u64,
+    },
 }
 
 impl Store {
@@ -134,7 +140,7 @@ impl Store {
         rows.iter().map(|row| Ok((record(row)?, number(row, "members")?))).collect()
     }
 
-    /// Deletes a VPC that has no members.
+    /// Deletes a VPC that has no members, with its rules, its peerings and the sessions of its VPN clients.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -143,9 +149,16 @@ impl Store {
         if one(&mut transaction, account, id).await?.is_none() {
             return Ok(DeleteVpc::NoVpc);
         }
-        let members = addresses(&mut transaction, id).await?.len() as u64;
-        if members > 0 {
-            return Ok(DeleteVpc::InUse(members));
+        let row = sqlx::query(
+            "SELECT (SELECT COUNT(*) FROM vms WHERE vpc_id = $1) AS vms,
+                 (SELECT COUNT(*) FROM services WHERE vpc_id = $1) AS services",
+        )
+        .bind(id.as_str())
+        .fetch_one(&mut *transaction)
+        .await?;
+        let (vms, services) = (number(&row, "vms")?, number(&row, "services")?);
+        if (vms, services) != (0, 0) {
+            return Ok(DeleteVpc::InUse { vms, services });
         }
         sqlx::query("DELETE FROM vpcs WHERE id = $1").bind(id.as_str()).execute(&mut *transaction).await?;
         transaction.commit().await?;
@@ -185,7 +198,7 @@ impl Store {
         Ok(Ok(moved))
     }
 
-    /// Moves a VM into the default network.
+    /// Moves a VM into the default network. Rules that name it go, and sessions of which it is the gateway end.
     ///
     /// # Errors
     /// [`StoreError`]; [`StoreError::NoAddress`] when that is full.
@@ -193,6 +206,7 @@ impl Store {
         let mut transaction = self.begin().await?;
         let ipv4 = vms::take_address(&mut transaction, network).await?;
         let moved = VmRecord { vpc: None, vpc_default: false, ipv4, ..vm.clone() };
+        leave(&mut transaction, &vm.id).await?;
         vms::set_network(&mut transaction, &moved).await?;
         transaction.commit().await?;
         Ok(moved)
@@ -208,7 +222,16 @@ pub(super) async fn all(
     rows.iter().map(record).collect()
 }
 
-/// Takes an address of a VPC for a VM of the account. One that was given back is used again as late as possible, unless
+/// A VM is no member of its VPC any more: what was there because of it goes.
+pub(super) async fn leave(
+    transaction: &mut Transaction<'static, Sqlite>,
+    vm: &VmId,
+) -> Result<(), StoreError> {
+    rules::forget_vm(transaction, vm).await?;
+    sessions::end_with_gateway(transaction, vm).await
+}
+
+/// Takes an address of a VPC for a VM or a service of the account. One that was given back is used again as late as possible, unless
 /// it is asked for.
 pub(super) async fn take(
     transaction: &mut Transaction<'static, Sqlite>,
@@ -238,10 +261,17 @@ async fn find(
     let Some(vpc) = one(connection, account, &nic.vpc).await? else {
         return Ok(Err(NicRefusal::NoVpc(nic.vpc.clone())));
     };
-    let used = addresses(connection, &vpc.id).await?;
+    let mut used = members(connection, &vpc.id).await?;
+    let (hidden, first) = (hides_clients(connection).await?, first_host(vpc.range));
+    if hidden && nic.ipv4 == Some(first) {
+        return Ok(Err(NicRefusal::Hidden { ipv4: first, vpc: vpc.id }));
+    }
+    if hidden {
+        used.insert(first);
+    }
     let Some(ipv4) = nic.ipv4 else {
         let last = last_address(connection, &vpc.id).await?;
-        let limit = vpc.range.host_count();
+        let limit = vpc.range.host_count().saturating_sub(u64::from(hidden));
         return Ok(address::next(vpc.range, last, &used).ok_or(NicRefusal::Full {
             vpc: vpc.id,
             range: vpc.range,
@@ -253,7 +283,8 @@ async fn find(
         .and_then(|()| if used.contains(&ipv4) { Err(taken()) } else { Ok(ipv4) }))
 }
 
-async fn one(
+/// The account's VPC of that id.
+pub(super) async fn one(
     connection: &mut SqliteConnection,
     account: &AccountId,
     id: &VpcId,
@@ -268,12 +299,25 @@ async fn one(
     row.as_ref().map(record).transpose()
 }
 
-async fn addresses(connection: &mut SqliteConnection, vpc: &VpcId) -> Result<BTreeSet<Ipv4Addr>, StoreError> {
-    let rows = sqlx::query("SELECT ipv4 FROM vms WHERE vpc_id = $1")
-        .bind(vpc.as_str())
-        .fetch_all(connection)
-        .await?;
+/// Addresses of members, VMs and services.
+pub(super) async fn members(
+    connection: &mut SqliteConnection,
+    vpc: &VpcId,
+) -> Result<BTreeSet<Ipv4Addr>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT ipv4 FROM vms WHERE vpc_id = $1 UNION ALL SELECT ipv4 FROM services WHERE vpc_id = $1",
+    )
+    .bind(vpc.as_str())
+    .fetch_all(connection)
+    .await?;
     rows.iter().map(|row| parsed(row, "ipv4")).collect()
+}
+
+/// Whether members see VPN clients under their VPC's first address.
+pub(super) async fn hides_clients(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+    let row =
+        sqlx::query("SELECT value FROM counters WHERE name = 'hidden_clients'").fetch_one(connection).await?;
+    flag(&row, "value")
 }
 
 async fn last_address(connection: &mut SqliteConnection, vpc: &VpcId) -> Result<Ipv4Addr, StoreError> {

@@ -17,6 +17,8 @@ use tokio::time::timeout;
 
 /// More places than there are: the walk ends at the first that is not reached.
 const MAX_PLACES: i64 = 300;
+/// A client's public key, any one.
+const CLIENT_KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 
 pub(super) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime")
@@ -46,6 +48,7 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
     let vpc = call("POST", "/v1/vpcs", "{}").await["vpcId"].as_str().expect("id").to_owned();
     let body = json!({"nics": [{"vpc": vpc, "mode": "routed"}]}).to_string();
     let gone = call("POST", "/v1/vms", &body).await["id"].as_str().expect("id").to_owned();
+    private(&config, &vpc, &gone).await;
     call("POST", &format!("/v1/vms/{gone}/stop"), "{}").await;
     call("DELETE", &format!("/v1/vpcs/{vpc}/members/{gone}"), "{}").await;
     call("POST", &format!("/v1/vpcs/{vpc}/members"), &json!({"vmId": gone, "ipv4": "10.0.7.7"}).to_string())
@@ -73,6 +76,32 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
     call("POST", &format!("/v1/vms/{kept}/suspend"), "{}").await;
     told().vms.remove(&kept);
     call("DELETE", &format!("/v1/vms/{kept}"), "{}").await;
+}
+
+/// What else is done in a private network. All of it ends with the network, or before.
+async fn private(config: &ControlConfig, vpc: &str, member: &str) {
+    let call = async |method: &str, path: &str, body: &str| -> Value {
+        ask(config.places.admin_socket(), method, path, &[], Some(body)).await.good()
+    };
+    let at = |path: &str| format!("/v1/vpcs/{vpc}/{path}");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let session = text(&call("POST", &at("wireguard/ephemeral"), "{}").await["sessionId"]);
+    call("DELETE", &at("wireguard/ephemeral"), &json!({"sessionId": session}).to_string()).await;
+    let peer = json!({"gatewayVmId": member, "clientPublicKey": CLIENT_KEY}).to_string();
+    call("POST", &at("wireguard/peers"), &peer).await;
+    let rule = json!({"action": "deny", "direction": "in", "vm": member}).to_string();
+    let rule = text(&call("POST", &at("rules"), &rule).await["ruleId"]);
+    call("DELETE", &at(&format!("rules/{rule}")), "{}").await;
+    let rules = json!({"rules": [{"action": "allow", "direction": "out", "peer": "vpn"},
+        {"action": "deny", "direction": "in", "peer": member}]});
+    call("PUT", &at("rules"), &rules.to_string()).await;
+    let service = text(&call("POST", &at("services"), r#"{"name":"db"}"#).await["serviceId"]);
+    call("DELETE", &at(&format!("services/{service}")), "{}").await;
+    let other = text(&call("POST", "/v1/vpcs", r#"{"cidr":"172.16.0.0/16"}"#).await["vpcId"]);
+    let peering = json!({ "peerVpcId": other }).to_string();
+    let peering = text(&call("POST", &at("peerings"), &peering).await["peeringId"]);
+    call("DELETE", &at(&format!("peerings/{peering}")), "{}").await;
+    call("DELETE", &format!("/v1/vpcs/{other}"), "{}").await;
 }
 
 /// Starts a control in a runtime of its own and serves.
@@ -129,6 +158,9 @@ async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>)
     if up.len() > rows.len() || disks.len() > rows.len() || ports.len() != rows.len() {
         return Some(format!("{} VMs, but {up:?}, {disks:?}, {} ports", rows.len(), ports.len()));
     }
+    if let Some(why) = private_disagreement(config, &view).await {
+        return Some(why);
+    }
     let snapshots = get("/v1/vms/snapshots").await;
     let ready: BTreeSet<&str> = snapshots["snapshots"]
         .as_array()
@@ -149,6 +181,37 @@ async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>)
     }
     let sleeps = |vm: &String| rows.iter().any(|row| row["id"] == vm.as_str() && row["state"] == "suspended");
     told.asleep.as_ref().filter(|vm| !sleeps(vm)).map(|vm| format!("{vm} does not sleep"))
+}
+
+/// What of private networks does not agree between what control says and what it has published.
+async fn private_disagreement(config: &ControlConfig, view: &Value) -> Option<String> {
+    let get = async |path: &str| ask(config.places.admin_socket(), "GET", path, &[], None).await.body;
+    let told = std::fs::read(config.places.feed().join("vpn.json")).expect("view");
+    let told: Value = serde_json::from_slice(&told).expect("json");
+    let told = ids(&told["sessions"], "id");
+    let mut sessions = BTreeSet::new();
+    for vpc in get("/v1/vpcs").await["vpcs"].as_array().expect("list") {
+        let at = format!("/v1/vpcs/{}", vpc["vpcId"].as_str().expect("id"));
+        let network = view["networks"].as_array().expect("list").iter().find(|at| at["vpc"] == vpc["vpcId"]);
+        let network = network.cloned().unwrap_or_default();
+        let mine = ids(&get(&format!("{at}/wireguard/sessions")).await["sessions"], "sessionId");
+        if network["clients"].is_null() != mine.is_empty() {
+            return Some(format!("{vpc} has {mine:?}, but {network}"));
+        }
+        sessions.extend(mine);
+        for (what, id) in [("rules", "ruleId"), ("services", "serviceId"), ("peerings", "peeringId")] {
+            let said = ids(&get(&format!("{at}/{what}")).await[what], id);
+            if said != ids(&network[what], "id") && !(network.is_null() && what == "rules") {
+                return Some(format!("{vpc} has the {what} {said:?}, but {network}"));
+            }
+        }
+    }
+    (sessions != told).then(|| format!("the sessions are {sessions:?}, and vpn knows {told:?}"))
+}
+
+fn ids(list: &Value, name: &str) -> BTreeSet<String> {
+    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter().filter_map(|entry| entry[name].as_str().map(str::to_owned)).collect()
 }
 
 /// The ports of a view, each with its VPC.

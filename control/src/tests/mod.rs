@@ -4,6 +4,7 @@
 mod copies;
 mod crash;
 mod life;
+mod private;
 mod refusals;
 mod room;
 mod sleep;
@@ -16,7 +17,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
-use model::config::{ControlConfig, Places, VmLimits, VmSize};
+use model::config::{ControlConfig, Places, VmLimits, VmSize, VpnDoor};
 use model::id::VmId;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -66,9 +67,14 @@ impl Bench {
 
     /// With other limits.
     async fn with(change: impl FnOnce(&mut VmLimits)) -> Self {
+        Self::configured(|config| change(&mut config.limits)).await
+    }
+
+    /// With other settings.
+    async fn configured(change: impl FnOnce(&mut ControlConfig)) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let mut config = config(folder.path());
-        change(&mut config.limits);
+        change(&mut config);
         let world = World::start(&config.places.vmm_socket());
         let control = Control::start(config.clone(), FailPoints::default()).await.expect("start");
         let (stop, stopping) = watch::channel(false);
@@ -128,6 +134,8 @@ fn config(folder: &Path) -> ControlConfig {
             snapshots_per_account: 3,
         },
         edge_gid: None,
+        vpn: VpnDoor::default(),
+        vpn_gid: None,
     }
 }
 

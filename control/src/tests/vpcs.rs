@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-fn nic(vpc: &str, ipv4: Value) -> Value {
+pub(super) fn nic(vpc: &str, ipv4: Value) -> Value {
     json!({"nics": [{"vpc": vpc, "mode": "routed", "ipv4": ipv4}]})
 }
 
 impl Bench {
-    async fn vpc(&self, cidr: &str) -> String {
+    pub(super) async fn vpc(&self, cidr: &str) -> String {
         let made = self.admin("POST", "/v1/vpcs", json!({ "cidr": cidr })).await.good();
         made["vpcId"].as_str().expect("id").to_owned()
     }
@@ -29,7 +29,7 @@ impl Bench {
         self.admin("POST", &format!("/v1/vpcs/{vpc}/members"), body).await
     }
 
-    async fn detach(&self, vpc: &str, vm: &str) -> Reply {
+    pub(super) async fn detach(&self, vpc: &str, vm: &str) -> Reply {
         self.admin("DELETE", &format!("/v1/vpcs/{vpc}/members/{vm}"), nothing()).await
     }
 
@@ -44,7 +44,7 @@ impl Bench {
     }
 }
 
-fn refused(reply: &Reply) -> (u16, &str) {
+pub(super) fn refused(reply: &Reply) -> (u16, &str) {
     (reply.status.as_u16(), reply.code())
 }
 

@@ -132,6 +132,11 @@ impl Machines {
         *self.0.observed.synced().borrow()
     }
 
+    /// A named place at which a test lets control die.
+    pub(crate) async fn pass(&self, place: &'static str) {
+        self.0.failpoints.pass(|| place.to_owned()).await;
+    }
+
     /// Makes a VM and waits until it is ready. Goes on when the caller goes away. A VM that cannot be made leaves
     /// nothing.
     ///

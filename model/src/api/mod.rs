@@ -10,12 +10,16 @@ pub mod domain;
 pub mod error;
 pub mod exec;
 pub mod file;
+pub mod peering;
+pub mod rule;
 #[cfg(feature = "schema")]
 mod schema;
+pub mod service;
 pub mod snapshot;
 pub mod spec;
 pub mod vm;
 pub mod vpc;
+pub mod wireguard;
 
 use serde::{Deserialize, Serialize};
 

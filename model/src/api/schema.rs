@@ -2,8 +2,10 @@
 
 use crate::host::HostName;
 use crate::id::{
-    AccountId, ApiKeyId, Generation, MappingId, RequestId, SnapshotId, VmId, VmInstanceId, VpcId,
+    AccountId, ApiKeyId, Generation, MappingId, PeeringId, RequestId, RuleId, ServiceId, SnapshotId, VmId,
+    VmInstanceId, VpcId, WireGuardSessionId,
 };
+use crate::key::PublicKey;
 use crate::net::Ipv4Cidr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -32,6 +34,11 @@ text! {
     ApiKeyId, "^ak-[a-z0-9]{20}$";
     MappingId, "^dm-[a-z0-9]{20}$";
     VpcId, "^vpc-[a-z0-9]{20}$";
+    PeeringId, "^pc-[a-z0-9]{20}$";
+    RuleId, "^fw-[a-z0-9]{20}$";
+    ServiceId, "^sv-[a-z0-9]{20}$";
+    WireGuardSessionId, "^wg-[a-z0-9]{20}$";
+    PublicKey, "^[A-Za-z0-9+/]{43}=$";
     Ipv4Cidr, "^([0-9]{1,3}\\.){3}[0-9]{1,3}/[0-9]{1,2}$";
     RequestId, "^ri-[a-z0-9]{20}$";
     HostName, "^[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?$";

@@ -1,5 +1,6 @@
 //! VPCs: private networks of VMs. `POST /v1/vpcs` is the contract's; the rest goes beyond it.
 
+use super::service::ServiceRow;
 use super::vm::VmState;
 use crate::id::{VmId, VpcId};
 use crate::net::Ipv4Cidr;
@@ -108,6 +109,9 @@ pub struct VpcInfo {
     pub created_at: String,
     /// The VMs in it, by their addresses.
     pub members: Vec<VpcMember>,
+    /// The services of this host in it, by their addresses.
+    #[serde(default)]
+    pub services: Vec<ServiceRow>,
 }
 
 /// A VM in a VPC.
