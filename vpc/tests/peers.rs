@@ -42,7 +42,7 @@ async fn peers_reach_each_other_and_a_third_is_reached_by_nobody() {
     // Another one has the addresses of the first and no peer.
     let alike = member(4, [10, 0, 0, 5], &[]);
     let mut all = networks();
-    all.push(private(4, RANGES[0], &[alike.clone()]));
+    all.push(private(4, RANGES[0], std::slice::from_ref(&alike)));
     let mut world = World::with_networks(vec![], all).await;
     let (one, two) = (Guest::boot(&world, &five(1)).await, Guest::boot(&world, &five(2)).await);
     let (three, alike) = (Guest::boot(&world, &five(3)).await, Guest::boot(&world, &alike).await);
