@@ -14,9 +14,9 @@ use crate::switch::{LiveNetwork, LivePort, Nudges, Progress, Switch, Table};
 use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
 use feed::subscribe::Feed;
-use model::id::Generation;
+use model::id::{Generation, VpcId};
 use model::view::VpcView;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -159,7 +159,7 @@ impl Keel {
 
     async fn look(&mut self, view: Generation) {
         let mut published = Instant::now();
-        let mut lacking = HashSet::new();
+        let mut lacking = BTreeSet::new();
         for _ in 0..MAX_ROUNDS {
             let now = Instant::now();
             let due = self.lines.iter().filter(|(_, line)| line.due() <= now);
@@ -180,13 +180,14 @@ impl Keel {
 
     /// Looks at one network, and has its peers looked at that have something to do. `lacking` are the links that an earlier
     /// one did not find at its side.
-    async fn look_at(&mut self, id: &NetworkId, lacking: &mut HashSet<DeviceName>) {
-        let standing = self.lines.iter().filter(|(_, line)| line.network().is_some());
-        let standing = standing.filter_map(|(id, _)| match id {
-            NetworkId::Private(vpc) => Some(vpc.clone()),
-            NetworkId::Default => None,
-        });
-        let peers = Peers { standing: standing.collect(), lacking: lacking.iter().cloned().collect() };
+    async fn look_at(&mut self, id: &NetworkId, lacking: &mut BTreeSet<DeviceName>) {
+        let Some(line) = self.lines.get(id) else { return };
+        let stands = |vpc: &&VpcId| {
+            let other = self.lines.get(&NetworkId::Private((*vpc).clone()));
+            other.is_some_and(|other| other.network().is_some())
+        };
+        let standing = line.peers().filter(stands).cloned().collect();
+        let peers = Peers { standing, lacking: lacking.clone() };
         let Some(line) = self.lines.get_mut(id) else { return };
         if !line.look(&self.names, id, &mut self.keeper, &peers).await {
             self.lines.remove(id);

@@ -5,10 +5,11 @@
 //!
 //! ```text
 //!   view ──► pure::wanted ──► keel ──► of each network that is due, its line:
-//!                 pure::plan ──► io::ports ──► the kernel ──► io::observe ──┐
-//!                     ▲─────────────────────────────────────────────────────┘
+//!     pure::plan, pure::ways ──► io::ports, io::ways ──► the kernel ──► io::observe ──┐
+//!                     ▲───────────────────────────────────────────────────────────────┘
 //!   keel ──► switch::Table
-//!   client ──► server ──► dial (a socket made in the VM's network) | TAP queues | wakes | status
+//!   client ──► server ──► dial (a socket made in the VM's network) | TAP queues | TUNs | wakes | status
+//!                     ──► keel ──► io::join: a service becomes a member
 //!   guest  ──► resolver of its network ──► pure::zone, or the host's name servers
 //! ```
 

@@ -126,6 +126,15 @@ impl Line {
         wanted && self.clients && !self.broken.contains_key(&device)
     }
 
+    /// Networks that it is to reach.
+    pub fn peers(&self) -> impl Iterator<Item = &VpcId> {
+        let ways = self.wanted.iter().flat_map(|wanted| wanted.ways.values());
+        ways.filter_map(|way| match &way.end {
+            End::Peer { vpc, .. } => Some(vpc),
+            End::Clients { .. } => None,
+        })
+    }
+
     /// Whether it is this network that makes the link to a peer.
     #[must_use]
     pub fn makes(&self, device: &DeviceName) -> bool {

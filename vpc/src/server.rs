@@ -146,6 +146,9 @@ impl Server {
                     return;
                 }
             };
+            // Those that other requests bring along are not wanted, and closed here.
+            let joins = matches!(request, VpcRequest::Join { .. });
+            let descriptors = if joins { descriptors } else { Vec::new() };
             let answered = if rights.may(&request) {
                 match request {
                     VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
@@ -240,8 +243,14 @@ impl Server {
 
     /// A network's TUN. Its one holder is who asked.
     async fn tun(&self, vpc: VpcId) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        let id = NetworkId::Private(vpc.clone());
+        if !self.switch.table().networks.contains_key(&id) {
+            // As for a dial: only after a start is there anything to wait for.
+            let started = self.switch.reached(Generation::default(), SERVER_WAIT).await;
+            debug!(%vpc, started, "looked again for a network that was not there");
+        }
         let table = self.switch.table();
-        let network = table.networks.get(&NetworkId::Private(vpc.clone())).filter(|network| network.clients);
+        let network = table.networks.get(&id).filter(|network| network.clients);
         let network = network.ok_or_else(|| {
             let message = format!("network {vpc} has no VPN clients here, or does not stand");
             No { reason: Refusal::UnknownNetwork, message }

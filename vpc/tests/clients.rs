@@ -40,7 +40,7 @@ fn network(hidden_behind: Option<Ipv4Addr>) -> NetworkEntry {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_reach_members_and_nothing_else() {
     let other = member(2, PEER.octets(), &[]);
-    let mut networks = vec![network(None), private(2, PEER_RANGE, &[other.clone()])];
+    let mut networks = vec![network(None), private(2, PEER_RANGE, std::slice::from_ref(&other))];
     networks[0].peerings = vec![peering(1, 2, PEER_RANGE)].into();
     networks[1].peerings = vec![peering(1, 1, RANGE)].into();
     networks[0].services = vec![service(1, NINE.octets(), &[])].into();
@@ -218,7 +218,7 @@ async fn the_user_of_vpn_may_ask_for_tuns_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_wakes_a_sleeping_member() {
     let sleeper = PortEntry { asleep: true, ..five() };
-    let entry = NetworkEntry { clients: clients(None), ..private(1, RANGE, &[sleeper.clone()]) };
+    let entry = NetworkEntry { clients: clients(None), ..private(1, RANGE, std::slice::from_ref(&sleeper)) };
     let vpc = entry.vpc.clone();
     let world = World::with_networks(vec![], vec![entry]).await;
     let mut guest = Guest::asleep(&world, &sleeper).await;

@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use support::client::{Place, clients, peering, service};
 use support::guest::Guest;
 use support::{PATIENCE, SERVER, World, assert_same, inside, member, port, private, sh, within};
 use tokio::time::timeout;
@@ -360,6 +361,133 @@ async fn a_kill_at_every_border_of_a_change_is_repaired() {
     }
     assert!(killed > 50, "only {killed} borders");
     eprintln!("killed at each of {killed} borders of the change");
+}
+
+/// Networks of one member each, whose ranges differ, with clients and peers.
+fn with_ways(networks: &[(u8, bool, &[u8])]) -> Vec<NetworkEntry> {
+    let range = |number: u8| format!("10.{number}.0.0/24");
+    let network = |(number, with_clients, peers): &(u8, bool, &[u8])| {
+        let mut entry = private(*number, &range(*number), &[member(*number, [10, *number, 0, 5], &[])]);
+        entry.clients = if *with_clients { clients(None) } else { None };
+        // Both sides find the same number for a peering.
+        let peers = peers.iter().map(|other| peering(number + other, *other, &range(*other)));
+        entry.peerings = peers.collect::<Vec<_>>().into();
+        entry
+    };
+    networks.iter().map(network).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_every_border_of_ways_is_repaired() {
+    let nothing = with_ways(&[(3, false, &[])]);
+    let before = with_ways(&[(1, true, &[2]), (2, false, &[1]), (3, false, &[])]);
+    let after = with_ways(&[(1, false, &[3]), (2, true, &[]), (3, true, &[1])]);
+    let mut world = World::with_networks(vec![], after.clone()).await;
+    for (from, to) in [(nothing, before.clone()), (before, after)] {
+        world.networks.clone_from(&to);
+        world.publish(vec![]);
+        world.settled().await;
+        let reference = world.kernel_state();
+        let mut killed = 0;
+        loop {
+            world.networks.clone_from(&from);
+            world.publish(vec![]);
+            world.settled().await;
+            world.kill();
+            world.networks.clone_from(&to);
+            world.publish(vec![]);
+            if !dies_at(&mut world, killed + 1).await {
+                // It would still die at a later border.
+                world.kill();
+                world.start(&[]);
+                world.settled().await;
+                break;
+            }
+            killed += 1;
+            world.start(&[]);
+            world.settled().await;
+            assert_same(&world.kernel_state(), &reference, &format!("after a kill at border {killed}"));
+        }
+        assert!(killed > 30, "only {killed} borders");
+        eprintln!("killed at each of {killed} borders");
+    }
+}
+
+/// Borders that a start passes when all is there already.
+async fn borders_of_a_start(world: &mut World) -> u64 {
+    world.start(&[]);
+    world.settled().await;
+    let mut process = world.process.take().expect("runs");
+    let pid = rustix::process::Pid::from_child(&process);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("told");
+    process.wait().expect("ended");
+    let text = std::fs::read_to_string(world.log()).expect("a log");
+    let said = text.rsplit("borders=").next().expect("said at its end");
+    said.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_every_border_of_a_join_leaves_all_or_nothing() {
+    let mut world = World::new();
+    let entry = service(1, [10, 0, 0, 9], &[]);
+    let id = entry.id.clone();
+    world.networks = networks(&[1]);
+    world.networks[0].services = vec![entry].into();
+    world.publish(vec![]);
+    world.start(&[]);
+    world.settled().await;
+    let without = world.kernel_state();
+    let place = Place::new(&world, "one");
+    world.join(&id, &place.0).await.expect("joined");
+    let with = world.kernel_state();
+    let furnished = || {
+        sh(&format!(
+            "ip -n {0} -o -4 addr | sed 's/^[0-9]*: //'; ip -n {0} route | sed 's/ metric .*//'",
+            place.0
+        ))
+    };
+    let whole = furnished();
+    world.kill();
+    let first = borders_of_a_start(&mut world).await + 1;
+    let mut killed = 0;
+    loop {
+        // Each time it joins anew, from the same place.
+        world.start(&["--abort-after-step", &(first + killed).to_string()]);
+        world.settled().await;
+        let (socket, service) = (world.places().vpc_socket(), id.clone());
+        let file = std::fs::File::open(format!("/run/netns/{}", place.0)).expect("namespace");
+        let generation = model::id::Generation(world.generation);
+        let asked = tokio::task::spawn_blocking(move || {
+            vpc::client::join(&socket, &service, generation, std::os::fd::AsFd::as_fd(&file))
+        });
+        if asked.await.expect("asked").is_ok() {
+            break;
+        }
+        killed += 1;
+        let mut process = world.process.take().expect("started");
+        assert!(!process.wait().expect("ended").success(), "killed");
+        world.start(&[]);
+        world.settled().await;
+        let state = world.kernel_state();
+        let joined = state.iter().any(|line| line.contains(id.as_str()));
+        let expected = if joined { &with } else { &without };
+        assert_same(&state, expected, &format!("after a kill at border {killed}"));
+        let there = furnished();
+        assert!(if joined { there == whole } else { !there.contains("10.0.0") }, "{killed}: {there}");
+        world.join(&id, &place.0).await.expect("joined");
+        assert_same(&world.kernel_state(), &with, &format!("joined after a kill at border {killed}"));
+        world.kill();
+    }
+    assert!(killed > 12, "only {killed} borders");
+    eprintln!("killed at each of {killed} borders of a join");
+    world.kill();
+    // A teardown leaves nothing at the service, either.
+    assert!(world.run(&["--teardown"]).success());
+    assert!(!furnished_at_all(&place.0), "nothing is left");
+}
+
+fn furnished_at_all(namespace: &str) -> bool {
+    sh(&format!("ip -n {namespace} -o link")).lines().any(|line| !line.contains(" lo:"))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,7 @@ async fn peers_reach_each_other_and_a_third_is_reached_by_nobody() {
     // Another one has the addresses of the first and no peer.
     let alike = member(4, [10, 0, 0, 5], &[]);
     let mut all = networks();
-    all.push(private(4, RANGES[0], &[alike.clone()]));
+    all.push(private(4, RANGES[0], std::slice::from_ref(&alike)));
     let mut world = World::with_networks(vec![], all).await;
     let (one, two) = (Guest::boot(&world, &five(1)).await, Guest::boot(&world, &five(2)).await);
     let (three, alike) = (Guest::boot(&world, &five(3)).await, Guest::boot(&world, &alike).await);
@@ -50,6 +50,7 @@ async fn peers_reach_each_other_and_a_third_is_reached_by_nobody() {
         whoami(&guest.namespace, at(guest.port.ipv4, 80));
         whoami_udp(&guest.namespace, at(guest.port.ipv4, 7));
     }
+    world.carriers();
     for (from, to) in [(&one, &two), (&two, &one), (&two, &three), (&three, &two)] {
         let (address, own) = (to.port.ipv4, from.port.ipv4.to_string());
         assert_eq!(from.run(move || pings(address, 3, SOON)).await, 3, "{own} to {address}");
@@ -120,6 +121,7 @@ async fn a_link_stands_when_both_networks_do_and_goes_with_either() {
             world.settled().await;
         }
         let (one, two) = (Guest::boot(&world, &five(1)).await, Guest::boot(&world, &five(2)).await);
+        world.carriers();
         assert_eq!(one.run(|| pings(five(2).ipv4, 2, SOON)).await, 2, "{order:?}");
         drop((one, two));
         world.networks = networks()[2..].to_vec();
@@ -133,6 +135,7 @@ async fn a_link_stands_when_both_networks_do_and_goes_with_either() {
 async fn a_link_outlives_vpc_and_one_that_lost_an_end_is_made_anew() {
     let mut world = World::with_networks(vec![], networks()).await;
     let (one, two) = (Guest::boot(&world, &five(1)).await, Guest::boot(&world, &five(2)).await);
+    world.carriers();
     assert_eq!(one.run(|| pings(five(2).ipv4, 3, SOON)).await, 3);
     let state = world.kernel_state();
     world.kill();
@@ -140,17 +143,21 @@ async fn a_link_outlives_vpc_and_one_that_lost_an_end_is_made_anew() {
     world.start(&[]);
     world.settled().await;
     assert_same(&world.kernel_state(), &state, "adopted as it was");
-    world.kill();
-    // The first network's namespace has another name from now on, and so its end is out of reach.
-    let (space, device) =
-        (world.private(&world.networks[0].vpc), DeviceName::of_peering(&peering(1, 1, RANGES[0]).id));
+    // The end of either has gone to where vpc does not see it.
     let elsewhere = format!("{}-gelsewhere", world.prefix);
-    sh(&format!("ip netns add {elsewhere}; ip -n {space} link set {device} netns {elsewhere}"));
-    world.start(&[]);
-    world.settled().await;
-    assert_eq!(one.run(|| pings(five(2).ipv4, 3, SOON)).await, 3);
-    assert_same(&world.kernel_state(), &state, "made anew");
-    assert!(!sh(&format!("ip -n {elsewhere} -o link")).contains(device.as_str()));
+    sh(&format!("ip netns add {elsewhere}"));
+    let device = DeviceName::of_peering(&peering(1, 1, RANGES[0]).id);
+    for number in [0, 1] {
+        world.kill();
+        let space = world.private(&world.networks[number].vpc);
+        sh(&format!("ip -n {space} link set {device} netns {elsewhere}"));
+        world.start(&[]);
+        world.settled().await;
+        // Which waits for the carrier, too: a packet before it is lost.
+        assert_same(&world.kernel_state(), &state, "made anew");
+        assert_eq!(one.run(|| pings(five(2).ipv4, 3, SOON)).await, 3);
+        assert!(!sh(&format!("ip -n {elsewhere} -o link")).contains(device.as_str()));
+    }
     sh(&format!("ip netns del {elsewhere}"));
     drop(two);
 }

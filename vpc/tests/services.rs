@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 use support::client::{CLIENT, Client, Place, clients, peering, service};
 use support::guest::Guest;
-use support::servers::{ask_tcp, ask_udp, look_up, pings, reaches_tcp, reaches_udp, whoami, whoami_udp};
+use support::servers::{ask_tcp, ask_udp, look_up, pings, reaches_tcp, whoami, whoami_udp};
 use support::{HOST, PATIENCE, SERVER, World, assert_same, inside, member, private, sh};
 use tokio::time::timeout;
 use vpc::client::{Refusal, VpcError};
@@ -123,7 +123,7 @@ async fn a_namespace_that_ends_is_no_error_and_the_service_may_join_from_another
     world.join(&id, &third.0).await.expect("joined");
     whoami(&third.0, at(NINE, 80));
     assert_eq!(guest.run(|| ask_tcp(at(NINE, 80))).await, FIVE.to_string());
-    assert_eq!(second.run(|| TcpStream::connect(at(FIVE, 80)).is_err()).await, true);
+    assert!(second.run(|| TcpStream::connect(at(FIVE, 80)).is_err()).await, "the one before is out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,26 +140,20 @@ async fn a_join_that_would_be_in_somebodys_way_is_refused_and_leaves_nothing() {
     let id = service(1, NINE.octets(), &[]).id;
     let (guest, place) = (Guest::boot(&world, &five()).await, Place::new(&world, "one"));
     let nothing = world.kernel_state();
-    for (add, del) in [
-        ("addr add 10.0.0.77/32 dev lo", "addr del 10.0.0.77/32 dev lo"),
-        ("route add blackhole 10.0.0.0/25", "route del blackhole 10.0.0.0/25"),
+    let somebodys = [
+        ("ip addr add 10.0.0.77/32 dev lo", "ip addr del 10.0.0.77/32 dev lo"),
         (
-            "link add d0 type veth peer name d1; ip link set d0 up; ip link set d1 up; ip route add 10.0.0.0/8 dev d0",
-            "link del d0",
+            "ip link add d0 type veth peer name d1; ip link set d0 up; ip link set d1 up; ip route add 10.0.0.0/8 dev d0",
+            "ip link del d0",
         ),
-    ] {
-        sh(&format!("nsenter --net=/run/netns/{} sh -ec 'ip {add}'", place.0));
-        let outcome = world.join(&id, &place.0).await;
-        if add.contains("blackhole") {
-            // It leads over no device, and the kernel itself finds no clash with one that is longer.
-            outcome.expect("joined");
-        } else {
-            let (reason, message) = refusal(outcome);
-            assert_eq!(reason, Refusal::Kernel);
-            assert!(message.contains("10.0.0.0/24 of the network overlaps with 10."), "{message}");
-            assert_same(&world.kernel_state(), &nothing, "nothing is made");
-        }
-        sh(&format!("ip -n {} {del}", place.0));
+    ];
+    for (add, remove) in somebodys {
+        sh(&format!("nsenter --net=/run/netns/{} sh -ec '{add}'", place.0));
+        let (reason, message) = refusal(world.join(&id, &place.0).await);
+        assert_eq!(reason, Refusal::Kernel);
+        assert!(message.contains("10.0.0.0/24 of the network overlaps with 10."), "{message}");
+        assert_same(&world.kernel_state(), &nothing, "nothing is made");
+        sh(&format!("nsenter --net=/run/netns/{} sh -ec '{remove}'", place.0));
     }
     world.join(&id, &place.0).await.expect("joined");
     let (_, message) = refusal(world.join(&ten.id, &place.0).await);
@@ -167,7 +161,6 @@ async fn a_join_that_would_be_in_somebodys_way_is_refused_and_leaves_nothing() {
     // One of other addresses is no clash, and the host itself may be a member.
     world.join(&eleven.id, &place.0).await.expect("joined");
     assert_eq!(guest.run(|| pings(NINE, 1, SOON)).await, 1);
-    assert!(place.run(|| reaches_udp(at(GATEWAY_IPV4, 53))).await || true);
     world.join(&id, &world.host()).await.expect("joined");
     whoami(&world.host(), at(NINE, 80));
     assert_eq!(guest.run(|| ask_tcp(at(NINE, 80))).await, FIVE.to_string(), "the host as a member");
@@ -186,7 +179,7 @@ async fn a_join_that_would_be_in_somebodys_way_is_refused_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_are_reached_by_peers_and_clients_that_were_there() {
     let other = member(2, [10, 1, 0, 5], &[]);
-    let mut networks = vec![network(), private(2, "10.1.0.0/24", &[other.clone()])];
+    let mut networks = vec![network(), private(2, "10.1.0.0/24", std::slice::from_ref(&other))];
     networks[0].peerings = vec![peering(1, 2, "10.1.0.0/24")].into();
     networks[0].clients = clients(None);
     networks[1].peerings = vec![peering(1, 1, RANGE)].into();

@@ -1,7 +1,8 @@
 //! Executes the steps of a network's ways to its VPN clients and peers, one change of the kernel's state each.
 
-use crate::io::namespace;
-use crate::io::netlink::NewRoute;
+use crate::chaos;
+use crate::io::namespace::{self, Inside};
+use crate::io::netlink::{Netlink, NewRoute};
 use crate::io::network::{Network, NetworkError};
 use crate::io::ports::index;
 use crate::io::settings;
@@ -12,6 +13,7 @@ use crate::sys::tun;
 use model::id::VpcId;
 use model::net::{GATEWAY_IPV4, GATEWAY_MAC};
 use rustix::fd::AsFd;
+use tracing::warn;
 
 /// Executes one step.
 ///
@@ -51,9 +53,15 @@ async fn link(
     vpc: &VpcId,
 ) -> Result<(), NetworkError> {
     let name = names.namespace(&NetworkId::Private(vpc.clone()));
-    let there = namespace::open(&name)?.ok_or(NetworkError::NoNamespace(name))?;
-    let (here, device) = (&network.netlink, device.as_str());
-    Ok(here.add_veth(device, device, there.as_fd()).await?)
+    let there = namespace::open(&name)?.ok_or(NetworkError::NoNamespace(name.clone()))?;
+    let again = namespace::open(&name)?.ok_or(NetworkError::NoNamespace(name))?;
+    let (device, others) = (device.as_str(), Netlink::of(&Inside::start(again)?).await?);
+    if let Some(orphan) = others.link(device).await? {
+        warn!(device, network = %vpc, "its other end is not in the peer's namespace; made anew");
+        others.remove(orphan.index).await?;
+        chaos::border();
+    }
+    Ok(network.netlink.add_veth(device, device, there.as_fd()).await?)
 }
 
 async fn dress(network: &Network, way: &Way) -> Result<(), NetworkError> {

@@ -125,7 +125,15 @@ impl World {
         let asked = tokio::task::spawn_blocking(move || {
             vpc::client::join(&socket, &service, generation, place.as_fd())
         });
-        asked.await.expect("asked")
+        asked.await.expect("asked")?;
+        self.carriers();
+        Ok(())
+    }
+
+    /// Waits until each link that is up has its carrier, which the kernel notes a moment later: a packet before it is lost,
+    /// and a ping is not sent again.
+    pub fn carriers(&self) {
+        drop(self.kernel_state());
     }
 
     /// A counter of a private network's rules.
