@@ -5,6 +5,8 @@
 #[allow(dead_code, reason = "control's tests ask more of it")]
 mod world;
 
+mod private;
+
 use control::Control;
 use control::vms::FailPoints;
 use model::config::{ControlConfig, Places, VmLimits, VmSize, VpnDoor};
