@@ -189,7 +189,10 @@ fn tools(folder: &Path) -> PathBuf {
 }
 
 fn up(bench: &Bench, vpc: &str, path: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gatehouse-under-test"));
+    up_with(Command::new(env!("CARGO_BIN_EXE_gatehouse-under-test")), bench, vpc, path)
+}
+
+fn up_with(mut command: Command, bench: &Bench, vpc: &str, path: &str) -> Command {
     command.arg("--run-dir").arg(bench.folder.path().join("run")).args(["vpn", "up", vpc]);
     for name in FOREIGN {
         command.env_remove(name);
@@ -247,4 +250,47 @@ async fn a_tunnel_is_kept_until_it_is_to_end() {
     let error = String::from_utf8_lossy(&lacking.stderr).into_owned();
     assert!(lacking.status.code() == Some(1) && error.contains("wireguard-tools"), "{error}");
     assert!(bench.sessions(&vpc).await.is_empty(), "none was made");
+}
+
+/// With wireguard-tools and wireguard-go as they are, in a network namespace of its own. Nobody answers there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wg_quick_takes_the_file_as_it_is() {
+    let bench = Bench::with(|config| config.vpn.host = Some("192.0.2.1".to_owned())).await;
+    let vpc = bench.vpc("10.0.0.0/24").await;
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--", env!("CARGO_BIN_EXE_gatehouse-under-test")]);
+    let mut command = up_with(command, &bench, &vpc, path);
+    command.env("WG_QUICK_USERSPACE_IMPLEMENTATION", "wireguard-go").stderr(Stdio::inherit());
+    let mut child = command.spawn().expect("it runs");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    loop {
+        let line = timeout(PATIENCE, lines.next_line()).await.expect("in time").expect("read");
+        if line.expect("a tunnel").contains("Ctrl-C") {
+            break;
+        }
+    }
+    let pid = child.id().expect("it runs").to_string();
+    let inside = async |words: &[&str]| {
+        let inside =
+            Command::new("nsenter").args(["--net", "--target", &pid, "--"]).args(words).output().await;
+        String::from_utf8(inside.expect("it runs").stdout).expect("text")
+    };
+    let routes = inside(&["ip", "-4", "route"]).await;
+    assert!(routes.contains("10.0.0.0/24 dev gh"), "{routes}");
+    let device =
+        routes.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a device").to_owned();
+    let link = inside(&["ip", "-4", "address", "show", "dev", &device]).await;
+    assert!(link.contains("100.96.0.2/32") && link.contains("mtu 1280"), "{link}");
+    let rows = bench.sessions(&vpc).await;
+    let shown = inside(&["wg", "show", &device]).await;
+    assert!(shown.contains("endpoint: 192.0.2.1:51820") && shown.contains("preshared key"), "{shown}");
+    let public = inside(&["wg", "show", &device, "public-key"]).await;
+    assert_eq!(json!(public.trim_end()), rows[0]["clientPublicKey"], "the pair fits");
+
+    let pid = Pid::from_raw(pid.parse().expect("a number")).expect("a pid");
+    kill_process(pid, Signal::TERM).expect("told");
+    let status = timeout(PATIENCE, child.wait()).await.expect("it ends").expect("waited for");
+    assert_eq!(status.code(), Some(0));
+    assert!(bench.sessions(&vpc).await.is_empty(), "closed");
 }
