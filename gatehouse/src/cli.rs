@@ -5,6 +5,7 @@ use crate::client::keys::KeyCommand;
 use crate::client::snapshots::SnapshotsCommand;
 use crate::client::vm::VmCommand;
 use crate::client::vpc::VpcCommand;
+use crate::client::vpn::VpnCommand;
 use crate::client::{self, Connection};
 use crate::doctor::{self, kvm};
 use crate::settings::{self, Host, Settings, Wishes};
@@ -103,6 +104,13 @@ enum Command {
         after_help = "VMs of one VPC reach each other by address, and by name: each is VM.vpc.internal, by its id         and by its name if\nthat is a plain word which it alone has there. They reach the Internet, and no other VM. Names         outside lead to them\nas to any VM. A VM that is in no VPC is in the default network, where it reaches the         Internet alone."
     )]
     Vpc(VpcCommand),
+    /// WireGuard from a computer into a VPC
+    #[command(
+        subcommand,
+        after_help = "The tunnel carries packets for the VPC's range alone; names of its members are known inside it \
+        alone. A session\nends when it is closed, when its client is silent for an hour, or after a day."
+    )]
+    Vpn(VpnCommand),
     /// Public names that lead to VMs
     #[command(subcommand)]
     Domains(DomainsCommand),
@@ -196,6 +204,10 @@ impl Cli {
                 block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
             }
             Command::Vpc(command) => {
+                let (api, socket) = (self.connection.api()?, self.connection.run_folder().join("vpc.sock"));
+                block_on(async { Ok(command.run(&api, &socket).await.map(|()| 0)?) })
+            }
+            Command::Vpn(command) => {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
             }
@@ -289,6 +301,13 @@ mod tests {
             (vec!["vpc", "attach", &vpc, &vm, "--ip", "10.0.0"], "IPv4"),
             (vec!["vpc", "detach", &vm, &vpc], "'vpc-'"),
             (vec!["vpc", "delete"], "<VPC>"),
+            (vec!["vpc", "allow", &vpc, "up"], "in, out"),
+            (vec!["vpc", "deny", &vpc, "in", "--port", "0"], "443 or 8000-8099"),
+            (vec!["vpc", "rule-delete", &vpc, &vm], "'fw-'"),
+            (vec!["vpc", "join", &vpc, "--name", "db"], "--netns"),
+            (vec!["vpc", "join", &vpc, "--name", "db", "--host", "--pid", "1"], "cannot be used"),
+            (vec!["vpn", "up"], "<VPC>"),
+            (vec!["vpn", "close", &vpc, &vm], "'wg-'"),
             (vec!["snapshots", "get", &vm], "'sc-'"),
             (vec!["snapshots", "rename", &snapshot], "<NAME"),
             (vec!["snapshots", "rename", &snapshot, "x", "--no-name"], "cannot be used"),
@@ -308,6 +327,8 @@ mod tests {
             "gatehouse-vm-fork.1",
             "gatehouse-snapshots-rename.1",
             "gatehouse-vpc-attach.1",
+            "gatehouse-vpc-join.1",
+            "gatehouse-vpn-up.1",
         ] {
             assert!(folder.path().join(page).exists(), "{page}");
         }

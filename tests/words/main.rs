@@ -5,6 +5,8 @@
 #[allow(dead_code, reason = "control's tests ask more of it")]
 mod world;
 
+mod private;
+
 use control::Control;
 use control::vms::FailPoints;
 use model::config::{ControlConfig, Places, VmLimits, VmSize, VpnDoor};
@@ -40,8 +42,14 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With other settings.
+    async fn with(change: impl FnOnce(&mut ControlConfig)) -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        let config = config(folder.path());
+        let mut config = config(folder.path());
+        change(&mut config);
         let world = World::start(&config.places.vmm_socket());
         let control = Control::start(config, FailPoints::default()).await.expect("start");
         let (stop, stopping) = watch::channel(false);

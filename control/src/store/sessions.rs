@@ -347,3 +347,63 @@ fn record(row: &SqliteRow) -> Result<SessionRecord, StoreError> {
         expires_ms: number(row, "expires_ms")?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_has_more_than_may_be_and_what_is_over_is_in_nobodys_way() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(&folder.path().join("control.db")).await.expect("opened");
+        let account = store.default_account().await.expect("account").id;
+        let range = "10.0.0.0/24".parse().expect("range");
+        let mut vpcs = Vec::new();
+        for _ in 0..5 {
+            let made = store.insert_vpc(&account, None, range).await.expect("store").expect("made");
+            vpcs.push(made.id);
+        }
+        let session = |number: u64, vpc: &VpcId, lasts_ms: i64| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&number.to_le_bytes());
+            NewSession {
+                id: WireGuardSessionId::from_random(crate::random::bytes()),
+                vpc: vpc.clone(),
+                account: account.clone(),
+                key: None,
+                gateway: None,
+                client_key: PublicKey(key),
+                preshared: String::new(),
+                lasts_ms,
+                pool: "100.96.0.0/16".parse().expect("pool"),
+            }
+        };
+        let open = async |new: NewSession| store.open_session(&new).await.expect("store");
+        for number in 0..MAX_SESSIONS_OF_ACCOUNT {
+            let vpc = &vpcs[usize::try_from(number / MAX_SESSIONS_OF_VPC).expect("small")];
+            open(session(number, vpc, 60_000)).await.expect("made");
+            if number + 1 == MAX_SESSIONS_OF_VPC {
+                let more = open(session(u64::MAX, vpc, 60_000)).await.expect_err("full");
+                let limit = MAX_SESSIONS_OF_VPC;
+                assert_eq!(more, SessionRefusal::TooMany { whose: "the VPC", limit, current: limit });
+            }
+        }
+        let more = open(session(u64::MAX, &vpcs[4], 60_000)).await.expect_err("full");
+        let limit = MAX_SESSIONS_OF_ACCOUNT;
+        assert_eq!(more, SessionRefusal::TooMany { whose: "the account", limit, current: limit });
+
+        let id = store.sessions_of(&vpcs[0]).await.expect("store")[0].id.clone();
+        assert!(store.close_session(&vpcs[0], &id).await.expect("store"));
+        let over = open(session(0, &vpcs[4], 0)).await.expect("made");
+        assert!(store.sessions_of(&vpcs[4]).await.expect("store").is_empty());
+        let same = open(session(0, &vpcs[4], 60_000)).await.expect("its key is free again");
+        assert_ne!((same.id, same.ipv4), (over.id, over.ipv4));
+        let (ended, next) = store.end_sessions().await.expect("store");
+        assert!(ended == 0 && next.is_some_and(|next| next > now_ms()), "{ended} {next:?}");
+        let gone = NewSession { key: Some(ApiKeyId::from_random([1; 20])), ..session(0, &vpcs[3], 1) };
+        assert_eq!(open(gone).await.expect_err("revoked"), SessionRefusal::KeyRevoked);
+
+        store.settle_clients("100.97.0.0/16".parse().expect("pool"), true).await.expect("store");
+        assert_eq!(store.end_sessions().await.expect("store"), (0, None), "none is of the new pool");
+    }
+}

@@ -315,6 +315,15 @@ fn control_may_die_anywhere() {
         "thawed",
         "resized",
         "moved",
+        "session made",
+        "session closed",
+        "rule made",
+        "rules put",
+        "service made",
+        "service removed",
+        "peering active",
+        "peering ended",
+        "VPC deleted",
     ] {
         assert!(places.iter().any(|place| place == needed), "{needed} is not among {places:?}");
     }

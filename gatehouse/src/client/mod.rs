@@ -6,6 +6,7 @@ pub mod snapshots;
 pub mod status;
 pub mod vm;
 pub mod vpc;
+pub mod vpn;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -115,6 +116,15 @@ pub enum ClientError {
         /// Why.
         source: Box<ClientError>,
     },
+    /// A file of firewall rules cannot be taken.
+    #[error(transparent)]
+    RulesFile(#[from] vpc::RulesFileError),
+    /// A service did not join its network.
+    #[error(transparent)]
+    Join(#[from] vpc::JoinError),
+    /// There is no tunnel.
+    #[error(transparent)]
+    Vpn(#[from] vpn::VpnError),
     /// The terminal or pipe is gone.
     #[error("the output cannot be written: {0}")]
     Output(#[source] io::Error),
@@ -132,14 +142,19 @@ pub struct Api {
 }
 
 impl Connection {
+    /// The folder of the house's sockets on this host.
+    #[must_use]
+    pub fn run_folder(&self) -> &Path {
+        self.run_dir.as_deref().unwrap_or(Path::new(crate::settings::RUN_DIR))
+    }
+
     /// Prepares the connection; nothing is sent yet.
     ///
     /// # Errors
     /// When the arguments do not fit.
     pub fn api(&self) -> Result<Api, ClientError> {
         let Some(url) = &self.url else {
-            let folder = self.run_dir.as_deref().unwrap_or(Path::new(crate::settings::RUN_DIR));
-            let mut api = Api::operator(&folder.join("admin.sock"))?;
+            let mut api = Api::operator(&self.run_folder().join("admin.sock"))?;
             api.account.clone_from(&self.account);
             return Ok(api);
         };
@@ -243,6 +258,30 @@ impl Api {
         self.send(self.request(Method::PATCH, path).json(body)).await
     }
 
+    /// `PUT` with a body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn put<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+    ) -> Result<T, ClientError> {
+        self.send(self.request(Method::PUT, path).json(body)).await
+    }
+
+    /// `DELETE` with a body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_with<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &B,
+    ) -> Result<T, ClientError> {
+        self.send(self.request(Method::DELETE, path).json(body)).await
+    }
+
     /// `DELETE`.
     ///
     /// # Errors
@@ -308,13 +347,25 @@ fn late_refusal(body: &[u8]) -> Option<ErrorBody> {
 }
 
 fn refused(status: StatusCode, body: ErrorBody, trace: Option<String>) -> ClientError {
-    let next = if body.code == "NOT_FOUND" && body.fields.contains_key("vpcId") {
-        "\nSee which VPCs there are: gatehouse vpc list"
-    } else {
-        next_step(&body.code)
+    let next = match body.code.as_str() {
+        "NOT_FOUND" => missing(&body),
+        code => next_step(code),
     };
     let message = format!("{}{next}", if body.message.is_empty() { &body.code } else { &body.message });
     ClientError::Refused { status, code: body.code.clone(), message, trace, body: Box::new(body) }
+}
+
+/// Where a person sees what there is.
+fn missing(body: &ErrorBody) -> &'static str {
+    let seen = [
+        ("sessionId", "\nSee which there are: gatehouse vpn sessions VPC"),
+        ("ruleId", "\nSee which there are: gatehouse vpc rules VPC"),
+        ("serviceId", "\nSee which there are: gatehouse vpc services VPC"),
+        ("peeringId", "\nSee which there are: gatehouse vpc peerings VPC"),
+        ("vpcId", "\nSee which VPCs there are: gatehouse vpc list"),
+    ];
+    let found = seen.iter().find(|(field, _)| body.fields.contains_key(*field));
+    found.map_or_else(|| next_step("VM_NOT_FOUND"), |(_, next)| next)
 }
 
 /// What a person may do about a refusal, where the refusal does not say it itself.
@@ -323,7 +374,7 @@ fn next_step(code: &str) -> &'static str {
         "UNAUTHORIZED_ERROR" | "UNAUTHORIZED" => {
             "\nMake a key on the host: gatehouse api-key create --name NAME"
         }
-        "VM_NOT_FOUND" | "NOT_FOUND" | "INTERNAL_VM_NOT_FOUND" | "FORK_VM_NOT_FOUND" | "INVALID_VM_ID" => {
+        "VM_NOT_FOUND" | "INTERNAL_VM_NOT_FOUND" | "FORK_VM_NOT_FOUND" | "INVALID_VM_ID" => {
             "\nSee which VMs there are: gatehouse vm list"
         }
         "VM_NOT_RUNNING" => "\nStart it: gatehouse vm start VM",
@@ -342,9 +393,10 @@ fn next_step(code: &str) -> &'static str {
             "\nMake room: gatehouse snapshots list, gatehouse snapshots delete SNAPSHOT"
         }
         "VM_NOT_STOPPED" => "\nStop it: gatehouse vm stop VM",
-        "VPC_IN_USE" => "\nSee which VMs are in it: gatehouse vpc get VPC",
+        "VPC_IN_USE" => "\nSee who is in it: gatehouse vpc get VPC",
         "VM_IN_VPC" => "\nMove it out: gatehouse vpc detach VPC VM",
-        "LIMIT_EXCEEDED" => "\nMake room: gatehouse vpc list, gatehouse vpc delete VPC",
+        "SERVICE_EXISTS" => "\nSee where it is: gatehouse vpc services VPC",
+        "VPC_RANGES_OVERLAP" => "\nSee which networks meet: gatehouse vpc peerings VPC",
         "VPC_FORK_UNSUPPORTED" => {
             "\nCopy it so: gatehouse vm snapshot VM, gatehouse vm create --snapshot SNAPSHOT --vpc VPC"
         }

@@ -1,5 +1,12 @@
 //! `gatehouse vpc`: private networks of VMs.
 
+mod peerings;
+mod rules;
+mod services;
+
+pub use rules::RulesFileError;
+pub use services::JoinError;
+
 use super::{Api, ClientError, each, print_json, print_line};
 use crate::table::Table;
 use clap::Subcommand;
@@ -7,9 +14,13 @@ use model::api::Empty;
 use model::api::vpc::{
     AttachVm, CreateVpc, NicIpv4, VmDetached, VpcCreated, VpcInfo, VpcList, VpcMember, VpcRow,
 };
-use model::id::{VmId, VpcId};
+use model::firewall::RuleAction;
+use model::id::{RuleId, VmId, VpcId};
 use model::net::Ipv4Cidr;
+use rules::RuleArgs;
+use services::JoinArgs;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 /// What can be done with VPCs.
 #[derive(Clone, Debug, Subcommand)]
@@ -87,15 +98,131 @@ pub enum VpcCommand {
         #[arg(long)]
         json: bool,
     },
+    /// List the rules of a VPC's firewall, in the order in which they judge, with what they have judged
+    Rules {
+        /// The VPC
+        vpc: VpcId,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a rule that lets connections pass
+    #[command(after_help = RULE_HELP)]
+    Allow(RuleArgs),
+    /// Add a rule that drops connections
+    #[command(after_help = RULE_HELP)]
+    Deny(RuleArgs),
+    /// Remove rules
+    RuleDelete {
+        /// The VPC
+        vpc: VpcId,
+        /// The rules
+        #[arg(required = true, value_name = "RULE")]
+        rules: Vec<RuleId>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put the rules of a file in the place of all, in one step
+    #[command(after_help = "Their ids are printed.\n\nExample:\n  \
+        gatehouse vpc rules VPC --json > rules.json\n  gatehouse vpc rules-put VPC rules.json")]
+    RulesPut {
+        /// The VPC
+        vpc: VpcId,
+        /// The file, as `vpc rules --json` prints it; ids and counters in it say nothing
+        file: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have two VPCs reach each other
+    #[command(
+        after_help = "At once when both are one account's; else the other one's owner must ask for the same. \
+        Their ranges, and those\nof the others that they reach, have no address in common. A peer's peers are not \
+        reached.\n\nExample:\n  gatehouse vpc peer VPC OTHER"
+    )]
+    Peer {
+        /// The VPC
+        vpc: VpcId,
+        /// The other one
+        other: VpcId,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End that, from either side
+    Unpeer {
+        /// The VPC
+        vpc: VpcId,
+        /// The other one
+        other: VpcId,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the VPCs that a VPC reaches, or that are asked to
+    Peerings {
+        /// The VPC
+        vpc: VpcId,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the services of this host in a VPC
+    Services {
+        /// The VPC
+        vpc: VpcId,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a service of this host a member of a VPC (on the host, as root)
+    #[command(
+        after_help = "Its network namespace gets a device with its address, which is printed. Asked again, the \
+        device is made anew,\nfor example after the namespace or the house was started again.\n\nExamples:\n  \
+        gatehouse vpc join VPC --name db --netns db\n  \
+        gatehouse vpc join VPC --name redis --pid $(docker inspect -f '{{.State.Pid}}' redis)\n  \
+        gatehouse vpc join VPC --name host --host --ip 10.0.0.200"
+    )]
+    Join(JoinArgs),
+    /// Take a service out of a VPC
+    Leave {
+        /// The VPC
+        vpc: VpcId,
+        /// The service's name
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
+/// What `allow` and `deny` have in common.
+const RULE_HELP: &str = "The first rule that fits decides about a connection, the lowest priority first; answers follow \
+    it. Where none\nfits, all may come in that reach the network, and members may go out to all but VPN clients. The \
+    rule's id is printed.\n\nExamples:\n  \
+    gatehouse vpc allow VPC in --vm DB --peer WEB --protocol tcp --port 5432\n  \
+    gatehouse vpc deny VPC in --vm DB --priority 2000\n  \
+    gatehouse vpc deny VPC out --peer 192.0.2.0/24";
+
 impl VpcCommand {
-    /// Does it.
+    /// Does it. Who joins is told at `socket`.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn run(self, api: &Api) -> Result<(), ClientError> {
+    pub async fn run(self, api: &Api, socket: &Path) -> Result<(), ClientError> {
         match self {
+            Self::Rules { vpc, json } => rules::list(api, &vpc, json).await,
+            Self::Allow(rule) => rule.run(api, RuleAction::Allow).await,
+            Self::Deny(rule) => rule.run(api, RuleAction::Deny).await,
+            Self::RuleDelete { vpc, rules, json } => rules::delete(api, &vpc, rules, json).await,
+            Self::RulesPut { vpc, file, json } => rules::put(api, &vpc, &file, json).await,
+            Self::Peer { vpc, other, json } => peerings::peer(api, &vpc, &other, json).await,
+            Self::Unpeer { vpc, other, json } => peerings::unpeer(api, &vpc, &other, json).await,
+            Self::Peerings { vpc, json } => peerings::list(api, &vpc, json).await,
+            Self::Services { vpc, json } => services::list(api, &vpc, json).await,
+            Self::Join(join) => join.run(api, socket).await,
+            Self::Leave { vpc, name, json } => services::leave(api, &vpc, &name, json).await,
             Self::Create { cidr, name, json } => create(api, cidr, name, json).await,
             Self::List { json } => {
                 let list: VpcList = api.get(&["v1", "vpcs"], &[]).await?;
@@ -173,25 +300,31 @@ fn table(vpcs: Vec<VpcRow>) -> Table {
     table
 }
 
-/// The VPC, and below it its VMs.
+/// The VPC, and below it its VMs and services.
 fn card(info: VpcInfo) -> String {
     let mut card = Table::new(&["ID", info.vpc_id.as_str()]);
     card.row(["NAME".into(), info.name.unwrap_or_default()]);
     card.row(["RANGE".into(), info.cidr.to_string()]);
     card.row(["CREATED".into(), info.created_at]);
+    let mut text = card.to_string();
     if info.members.is_empty() {
-        return format!("{card}\n\nNo VMs are in it.");
+        text.push_str("\n\nNo VMs are in it.");
+    } else {
+        let mut members = Table::new(&["VM", "NAME", "ADDRESS", "STATE"]);
+        for member in info.members {
+            members.row([
+                member.vm_id.to_string(),
+                member.name.unwrap_or_default(),
+                member.ipv4.to_string(),
+                member.state.to_string(),
+            ]);
+        }
+        text.push_str(&format!("\n\n{members}"));
     }
-    let mut members = Table::new(&["VM", "NAME", "ADDRESS", "STATE"]);
-    for member in info.members {
-        members.row([
-            member.vm_id.to_string(),
-            member.name.unwrap_or_default(),
-            member.ipv4.to_string(),
-            member.state.to_string(),
-        ]);
+    if !info.services.is_empty() {
+        text.push_str(&format!("\n\n{}", services::table(info.services)));
     }
-    format!("{card}\n\n{members}")
+    text
 }
 
 #[cfg(test)]
@@ -224,8 +357,14 @@ mod tests {
             default: false,
             state: VmState::Suspended,
         };
-        let info =
-            VpcInfo { vpc_id: vpc, cidr, name: None, created_at: String::new(), members: vec![member] };
+        let info = VpcInfo {
+            vpc_id: vpc,
+            cidr,
+            name: None,
+            created_at: String::new(),
+            members: vec![member],
+            services: vec![],
+        };
         let text = card(info.clone());
         assert_eq!(cells(text.lines().last().expect("a line")), [vm.as_str(), "db", "10.0.0.5", "suspended"]);
         assert!(card(VpcInfo { members: vec![], ..info }).ends_with("No VMs are in it."));
