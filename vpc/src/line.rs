@@ -3,12 +3,14 @@
 //!
 //! One that is broken holds up no other: its own ports are not in service, and say why.
 
+use crate::io::firewall;
 use crate::io::network::{self, Network, NetworkError};
 use crate::io::observe::{Memory, observe};
 use crate::io::ports;
 use crate::keeper::Keeper;
 use crate::pure::names::{DeviceName, Names, NetworkId};
 use crate::pure::plan::{Seen, Step, plan};
+use crate::pure::rules::Logged;
 use crate::pure::schedule::{Outcome, Schedule};
 use crate::pure::wanted::{Port, WantedNetwork};
 use crate::pure::zone::Zone;
@@ -23,6 +25,7 @@ const MAX_PASSES: usize = 3;
 /// One network.
 #[derive(Debug)]
 pub struct Line {
+    logged: Logged,
     /// What it must be; none when it must not be.
     wanted: Option<WantedNetwork>,
     zone: Arc<Zone>,
@@ -40,8 +43,9 @@ pub struct Line {
 impl Line {
     /// Of a network of which something may be there, and which nobody wants so far.
     #[must_use]
-    pub fn unwanted(now: Instant) -> Self {
+    pub fn unwanted(logged: Logged, now: Instant) -> Self {
         Self {
+            logged,
             wanted: None,
             zone: Arc::default(),
             network: None,
@@ -175,11 +179,16 @@ impl Line {
         let network = match &self.network {
             Some(network) if network.range == wanted.range && !self.suspect => network.clone(),
             Some(_) | None => {
-                let network = Network::ensure(names, id, wanted.range).await?;
+                let network = Network::ensure(names, id, wanted.range, self.logged).await?;
                 self.suspect = false;
+                self.memory.firewall = None;
                 self.network.insert(network).clone()
             }
         };
+        if matches!(id, NetworkId::Private(_)) {
+            // Before any port that it is to guard.
+            firewall::ensure(&network, &mut self.memory.firewall, &wanted.firewall, self.logged).await?;
+        }
         self.reconcile(&network, keeper, id, wanted).await
     }
 

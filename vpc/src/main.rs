@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 use vpc::pure::names::Names;
+use vpc::pure::rules::Logged;
 use vpc::resolver::{Resolver, upstream::Upstreams};
 use vpc::server::Server;
 use vpc::{io, keel, keeper};
@@ -84,7 +85,7 @@ async fn serve(
     // Before anybody can ask for anything: who finds the socket finds the networks soon after.
     io::modules::load().await;
     let keeper = keeper::Keeper::adopt(keeper_socket, config_path).await;
-    let (switch, keel) = keel::new(names, feed, keeper);
+    let (switch, keel) = keel::new(names, feed, keeper, Logged::No);
     // Any local process may connect; the kernel says who it is, and the server whom it serves.
     let listener = WireListener::bind(&places.vpc_socket(), 0o666)?;
     let resolver = Resolver::new(switch.clone(), Upstreams::new(config.upstream_dns.clone()));

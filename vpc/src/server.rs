@@ -2,10 +2,12 @@
 
 use crate::client::{Refusal, SERVER_WAIT, VpcReply, VpcRequest, VpcStatus};
 use crate::dial::dial;
+use crate::io::firewall;
+use crate::pure::names::NetworkId;
 use crate::pure::plan::WAITING_FRAMES;
 use crate::switch::{LivePort, Switch, Table};
 use feed::wire::{Wire, WireError, WireListener};
-use model::id::{Generation, VmId};
+use model::id::{Generation, VmId, VpcId};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -116,7 +118,12 @@ impl Server {
             let answered = match request {
                 VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
                 VpcRequest::Tap { vm, generation } => self.tap(&vm, generation).await,
-                VpcRequest::Tun { .. } | VpcRequest::Join { .. } | VpcRequest::Rules { .. } => {
+                VpcRequest::Rules { .. } if peer.uid != 0 => {
+                    let message = format!("user {} may not read firewalls", peer.uid);
+                    Err(No { reason: Refusal::NotAllowed, message })
+                }
+                VpcRequest::Rules { vpc } => self.rules(vpc).await,
+                VpcRequest::Tun { .. } | VpcRequest::Join { .. } => {
                     Err(No { reason: Refusal::Kernel, message: "not yet".to_owned() })
                 }
                 VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
@@ -204,6 +211,18 @@ impl Server {
         let duplicates = duplicates.map_err(|error| kernel(error.to_string()))?;
         self.switch.wakes().taken(vm);
         Ok((VpcReply::Tap, duplicates))
+    }
+
+    async fn rules(&self, vpc: VpcId) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        let id = NetworkId::Private(vpc);
+        let sockets = self.switch.table().networks.get(&id).map(|network| network.sockets.clone());
+        let sockets = sockets.ok_or_else(|| {
+            let message = format!("network {id} does not stand here");
+            No { reason: Refusal::UnknownNetwork, message }
+        })?;
+        let counts = firewall::counts(&sockets).await;
+        let counts = counts.map_err(|error| No { reason: Refusal::Kernel, message: error.to_string() })?;
+        Ok((VpcReply::Rules { counts }, Vec::new()))
     }
 
     fn status(&self) -> VpcStatus {

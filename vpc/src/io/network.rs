@@ -11,7 +11,7 @@ use crate::io::nft::{self, NftError, Where};
 use crate::io::settings::{self, SettingError};
 use crate::io::uplink;
 use crate::pure::names::{Names, NetworkId};
-use crate::pure::rules::{self, Inward};
+use crate::pure::rules::{self, Inward, Logged};
 use model::net::{GATEWAY_IPV4, Ipv4Cidr};
 use std::collections::BTreeSet;
 use std::io;
@@ -77,7 +77,12 @@ impl Network {
     ///
     /// # Errors
     /// See [`NetworkError`]; a later call goes on where this one ended.
-    pub async fn ensure(names: &Names, id: &NetworkId, range: Ipv4Cidr) -> Result<Self, NetworkError> {
+    pub async fn ensure(
+        names: &Names,
+        id: &NetworkId,
+        range: Ipv4Cidr,
+        logged: Logged,
+    ) -> Result<Self, NetworkError> {
         let name = names.namespace(id);
         let made = name.clone();
         let namespace = tokio::task::spawn_blocking(move || namespace::ensure(&made)).await??;
@@ -92,7 +97,7 @@ impl Network {
             NetworkId::Private(_) => Inward::Together,
         };
         // Rules come before the link over which anything could flow.
-        nft::apply(Where::Network(&inside), rules::network(range, inward)).await?;
+        nft::apply(Where::Network(&inside), rules::network(range, inward, logged)).await?;
         chaos::border();
         ensure_gateway(&netlink).await?;
         uplink::ensure(names, id, &netlink).await?;

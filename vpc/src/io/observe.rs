@@ -22,6 +22,8 @@ pub struct Memory {
     pub filters: BTreeMap<DeviceName, (MacAddress, Ipv4Addr)>,
     /// Chains that are there, as far as is known; none when the kernel must be asked (again).
     pub chains: Option<BTreeSet<DeviceName>>,
+    /// The firewall that this process wrote; none when it must be written (again).
+    pub firewall: Option<crate::io::firewall::Standing>,
 }
 
 impl Memory {

@@ -3,7 +3,9 @@
 
 pub mod bucket;
 pub mod dns;
+pub mod firewall;
 pub mod names;
+pub mod netlink;
 pub mod plan;
 pub mod rules;
 pub mod schedule;

@@ -182,6 +182,7 @@ mod tests {
         WantedNetwork {
             range: "10.201.0.0/16".parse().expect("network"),
             ports: ports.into_iter().map(|port| (port.device.clone(), port)).collect(),
+            firewall: crate::pure::firewall::Firewall::default(),
         }
     }
 

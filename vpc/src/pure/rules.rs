@@ -3,6 +3,7 @@
 //!
 //! Counters are named by reason and outlive a new application, so that no dropped packet goes unexplained.
 
+use crate::pure::firewall::{RULES_IN, RULES_OUT};
 use crate::pure::names::{INNER_UPLINK, Names, TABLE};
 use crate::pure::transfer::Transfer;
 use crate::pure::wanted::Port;
@@ -29,14 +30,26 @@ pub const NOT_INTERNET: [(&str, &str); 12] = [
 
 /// Echo requests to the gateway that a guest has answered, a second: enough for people, too few for a flood.
 pub const PINGS_PER_SECOND: u32 = 20;
-/// Guests that the echo limit tells apart at once; as many as there may be ports.
-const PING_SOURCES: usize = crate::pure::wanted::MAX_PORTS;
+/// Guests that a limit tells apart at once; as many as there may be ports.
+const SOURCES: usize = crate::pure::wanted::MAX_PORTS;
+/// Tracked flows of one port, of those that it began: several times what a busy server has, and 32 such ports are needed to
+/// fill the kernel's usual table of 262,144 for the whole network. The kernel walks a port's list for each new flow, no more
+/// than once a tick, so a longer one would be a burden.
+pub const MAX_FLOWS_OF_ONE: u32 = 8192;
+/// Refused packets of one port that are told, a second; the counters have all of them.
+const TOLD_PER_SECOND: u32 = 20;
+/// The same, at once.
+const TOLD_AT_ONCE: u32 = 40;
+/// Bytes of a refused packet that are told: the longest IPv4 header and the ports behind it.
+const TOLD_BYTES: u32 = 68;
+/// Where refused packets are told; nobody else listens in a namespace of ours.
+pub const LOG_GROUP: u16 = 1;
 
 /// Counters of the per-port chains (family netdev, in the namespace).
 pub const PORT_COUNTERS: [&str; 5] =
     ["spoofed_mac", "spoofed_address", "spoofed_arp", "ipv6_frame", "unknown_frame"];
 /// Counters of the network (family inet, in the namespace).
-pub const NETWORK_COUNTERS: [&str; 9] = [
+pub const NETWORK_COUNTERS: [&str; 10] = [
     "invalid",
     // Of the default network alone.
     "to_other_vm",
@@ -47,6 +60,7 @@ pub const NETWORK_COUNTERS: [&str; 9] = [
     "too_many_pings",
     "unasked",
     "not_from_a_port",
+    "too_many_flows",
 ];
 /// Counters in the host's namespace (family inet).
 pub const HOST_COUNTERS: [&str; 5] = ["to_host", "to_private_range", "unasked", "wrong_source", "ipv6"];
@@ -60,6 +74,15 @@ pub enum Inward {
     Together,
 }
 
+/// Whether flows and refused packets are told to who keeps the flow log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logged {
+    /// Nobody listens.
+    No,
+    /// Refused packets are told up to a rate.
+    Yes,
+}
+
 /// The link of one network, as the host sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -71,7 +94,7 @@ pub struct Link {
 
 /// The rules of a namespace that do not depend on its ports, and the empty table for those that do.
 #[must_use]
-pub fn network(network: Ipv4Cidr, inward: Inward) -> String {
+pub fn network(network: Ipv4Cidr, inward: Inward, logged: Logged) -> String {
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
     text.push_str(&table_with_counters("inet", TABLE, &NETWORK_COUNTERS));
     let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
@@ -79,27 +102,28 @@ pub fn network(network: Ipv4Cidr, inward: Inward) -> String {
         "add set inet T private_ranges { type ipv4_addr; flags interval; }".to_owned(),
         "flush set inet T private_ranges".to_owned(),
         format!("add element inet T private_ranges {{ {ranges} }}"),
-        format!(
-            "add set inet T pings {{ type ifname; size {PING_SOURCES}; flags dynamic,timeout; timeout 1m; }}"
-        ),
-        // Every flow carries its port's mark, so that all of a port's flows can be forgotten with it.
+        format!("add set inet T pings {{ type ifname; size {SOURCES}; flags dynamic,timeout; timeout 1m; }}"),
+        format!("add set inet T flows {{ type mark; size {SOURCES}; flags dynamic; }}"),
+        format!("add set inet T told {{ type mark; size {SOURCES}; flags dynamic,timeout; timeout 1m; }}"),
+        // Every flow carries the mark of the port that began it, or was begun with it, so that all of a port's flows can
+        // be forgotten with it.
         chain("inet", "mark_in", "filter hook prerouting priority mangle; policy accept;"),
-        "add rule inet T mark_in meta mark != 0 ct mark set meta mark".to_owned(),
+        "add rule inet T mark_in meta mark != 0 ct mark 0 ct mark set meta mark".to_owned(),
+        format!(
+            "add rule inet T mark_in meta mark != 0 ct state new ct direction original \
+             add @flows {{ meta mark ct count over {MAX_FLOWS_OF_ONE} }} counter name too_many_flows drop"
+        ),
         chain("inet", "mark_out", "filter hook output priority mangle; policy accept;"),
         "add rule inet T mark_out meta mark != 0 ct mark set meta mark".to_owned(),
-        chain("inet", "untrack", "filter hook prerouting priority raw; policy accept;"),
+        // Written with the firewall's rules (see [`crate::pure::firewall`]), which a new start must not take away.
+        format!("add chain inet T {RULES_OUT}"),
+        format!("add chain inet T {RULES_IN}"),
         chain("inet", "forward", "filter hook forward priority filter; policy drop;"),
     ];
     push(&mut text, TABLE, &lines);
-    if inward == Inward::Together {
-        // What members say to each other passes in any state, so none is kept: no table that they could fill, and no
-        // flow of two ports, which could carry one mark only.
-        let rule = format!("add rule inet T untrack meta mark != 0 ip daddr {network} notrack");
-        push(&mut text, TABLE, &[rule]);
-    }
     push(&mut text, TABLE, &forward_rules(network, inward));
     push(&mut text, TABLE, &input_rules());
-    text
+    with_log(text, logged)
 }
 
 /// One port's anti-spoofing chain, at the first place where the kernel sees a frame of the guest.
@@ -201,18 +225,27 @@ fn forward_rules(network: Ipv4Cidr, inward: Inward) -> Vec<String> {
         // A member that is not there is worth a word, so that a guest need not wait for one.
         Inward::Together => ("accept", "reject with icmp type host-unreachable"),
     };
-    let rules = [
+    let mut rules = vec![
         "ct state invalid counter name invalid drop".to_owned(),
         CLAMP.to_owned(),
         format!("iifname \"{INNER_UPLINK}\" ct state established,related accept"),
         format!("iifname \"{INNER_UPLINK}\" counter name unasked drop"),
         "meta mark 0 counter name not_from_a_port drop".to_owned(),
+    ];
+    if inward == Inward::Together {
+        rules.extend([
+            "ct direction reply ct state established,related accept".to_owned(),
+            format!("meta mark != 0 jump {RULES_OUT}"),
+            format!("ip daddr {network} jump {RULES_IN}"),
+        ]);
+    }
+    rules.extend([
         format!("oifname != \"{INNER_UPLINK}\" {to_port}"),
         "ip daddr 169.254.0.0/16 counter name to_link_local drop".to_owned(),
         format!("ip daddr {network} counter name to_own_network {to_nobody}"),
         "ip daddr @private_ranges counter name to_private_range drop".to_owned(),
         "accept".to_owned(),
-    ];
+    ]);
     rules.into_iter().map(|rule| format!("add rule inet T forward {rule}")).collect()
 }
 
@@ -240,7 +273,34 @@ fn input_rules() -> Vec<String> {
     lines
 }
 
-fn table_with_counters(family: &str, table: &str, counters: &[&str]) -> String {
+/// With a line before each that refuses, which tells of the packet. What a limit refuses is not told: asking the limit
+/// twice would halve it.
+#[must_use]
+pub fn with_log(text: String, logged: Logged) -> String {
+    if logged == Logged::No {
+        return text;
+    }
+    let mut told = String::with_capacity(text.len() * 2);
+    for line in text.lines() {
+        let refuses =
+            line.starts_with("add rule inet") && (line.contains(" drop") || line.contains(" reject"));
+        let limit = line.contains(" add @") || line.contains(" update @");
+        if let Some((fits, rest)) = line.split_once("counter name ").filter(|_| refuses && !limit) {
+            let reason = rest.split(' ').next().unwrap_or_default();
+            told.push_str(&format!(
+                "{fits}update @told {{ meta mark limit rate {TOLD_PER_SECOND}/second burst {TOLD_AT_ONCE} packets }} \
+                 log prefix \"{reason}\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+            ));
+        }
+        told.push_str(line);
+        told.push('\n');
+    }
+    told
+}
+
+/// Adds a table and what it counts.
+#[must_use]
+pub fn table_with_counters(family: &str, table: &str, counters: &[&str]) -> String {
     let mut text = format!("add table {family} {table}\n");
     for counter in counters {
         // Writing to a String cannot fail.
@@ -256,7 +316,7 @@ fn chain(family: &str, name: &str, hook: &str) -> String {
 }
 
 /// Appends lines in which the word `T` stands for the table.
-fn push(text: &mut String, table: &str, lines: &[String]) {
+pub fn push(text: &mut String, table: &str, lines: &[String]) {
     for line in lines {
         for line in line.lines() {
             let mut words = line.splitn(4, ' ');
@@ -309,8 +369,8 @@ mod tests {
         // In a private network one VM may reach another.
         let together: Vec<_> = NETWORK_COUNTERS.into_iter().filter(|name| *name != "to_other_vm").collect();
         let texts = [
-            (network(range, Inward::Apart), NETWORK_COUNTERS.as_slice()),
-            (network(range, Inward::Together), &together),
+            (network(range, Inward::Apart, Logged::No), NETWORK_COUNTERS.as_slice()),
+            (network(range, Inward::Together, Logged::No), &together),
             (port(&port_of([1; 20])), PORT_COUNTERS.as_slice()),
             (host(&names, &links), HOST_COUNTERS.as_slice()),
             (host(&names, &[]), HOST_COUNTERS.as_slice()),
@@ -334,13 +394,11 @@ mod tests {
     #[test]
     fn only_members_of_a_private_network_pass_to_each_other() {
         let range = "10.201.0.0/16".parse().expect("network");
-        let (apart, together) = (network(range, Inward::Apart), network(range, Inward::Together));
+        let (apart, together) =
+            (network(range, Inward::Apart, Logged::No), network(range, Inward::Together, Logged::No));
         let passes = format!("add rule inet gatehouse forward oifname != \"{INNER_UPLINK}\" accept");
         assert!(together.lines().any(|line| line == passes), "{together}");
-        assert!(
-            !apart.contains(&passes) && !apart.contains("notrack") && !apart.contains("reject"),
-            "{apart}"
-        );
+        assert!(!apart.contains(&passes) && !apart.contains("jump") && !apart.contains("reject"), "{apart}");
         let differ = apart.lines().filter(|line| !together.lines().any(|other| other == *line)).count();
         assert_eq!(differ, 2, "the two networks differ in nothing else");
     }

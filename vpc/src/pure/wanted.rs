@@ -1,7 +1,8 @@
 //! What a view asks for, checked: an entry that cannot be served is left out alone, with its reason.
 
+use crate::pure::firewall::{Firewall, RuleRejection};
 use crate::pure::names::{DeviceName, NetworkId, uplink_end};
-use model::id::{Generation, VmId, VpcId};
+use model::id::{Generation, RuleId, VmId, VpcId};
 use model::net::{GATEWAY_IPV4, GATEWAY_MAC, Ipv4Cidr, MacAddress};
 use model::view::{NetworkEntry, PortEntry, VpcView};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -130,6 +131,10 @@ pub enum LeftOut {
     Network(VpcId, NetworkRejection),
     /// A name of a port.
     Name(VmId, String, NameRejection),
+    /// A rule of a private network's firewall.
+    Rule(VpcId, RuleId, RuleRejection),
+    /// So many rules that cannot be read.
+    Rules(VpcId, usize),
 }
 
 impl fmt::Display for LeftOut {
@@ -138,6 +143,11 @@ impl fmt::Display for LeftOut {
             Self::Port(vm, why) => write!(f, "the port of VM {vm}: {why}"),
             Self::Network(vpc, why) => write!(f, "network {vpc}: {why}"),
             Self::Name(vm, name, why) => write!(f, "the name {name:?} of VM {vm}: {why}"),
+            Self::Rule(vpc, rule, why) => write!(f, "rule {rule} of network {vpc}: {why}"),
+            Self::Rules(vpc, count) => write!(
+                f,
+                "{count} rules of network {vpc} cannot be read; one of them may deny anything, so no new packet passes in it"
+            ),
         }
     }
 }
@@ -149,6 +159,8 @@ pub struct WantedNetwork {
     pub range: Ipv4Cidr,
     /// Ports by device.
     pub ports: BTreeMap<DeviceName, Port>,
+    /// Its firewall; of the default network, one without rules.
+    pub firewall: Firewall,
 }
 
 /// The state that the kernel must be brought to.
@@ -169,7 +181,7 @@ impl Wanted {
     pub fn of(view: &VpcView) -> Self {
         let mut check = Check::default();
         let ports = check.ports(view.default_network, &view.ports, false);
-        let default = WantedNetwork { range: view.default_network, ports };
+        let default = WantedNetwork { range: view.default_network, ports, firewall: Firewall::default() };
         let mut networks = BTreeMap::from([(NetworkId::Default, default)]);
         for entry in &view.networks {
             if let Err(why) = check.network(entry) {
@@ -179,7 +191,8 @@ impl Wanted {
             let ports = check.ports(entry.range, &entry.ports, true);
             if !ports.is_empty() {
                 check.with_ports += 1;
-                let network = WantedNetwork { range: entry.range, ports };
+                let firewall = check.firewall(entry);
+                let network = WantedNetwork { range: entry.range, ports, firewall };
                 networks.insert(NetworkId::Private(entry.vpc.clone()), network);
             }
         }
@@ -226,6 +239,16 @@ impl<'a> Check<'a> {
             return Err(NetworkRejection::Full);
         }
         Ok(())
+    }
+
+    fn firewall(&mut self, entry: &NetworkEntry) -> Firewall {
+        if entry.rules.rejected() > 0 {
+            self.left_out.push(LeftOut::Rules(entry.vpc.clone(), entry.rules.rejected()));
+        }
+        let left_out = &mut self.left_out;
+        Firewall::of(&entry.rules, entry.clients.map(|clients| clients.pool), |rule, why| {
+            left_out.push(LeftOut::Rule(entry.vpc.clone(), rule.clone(), why));
+        })
     }
 
     fn ports(
@@ -396,7 +419,9 @@ mod tests {
         let wanted = wanted(entries, vec![]);
         let reasons = wanted.left_out.iter().map(|left_out| match left_out {
             LeftOut::Port(_, why) => *why,
-            LeftOut::Network(..) | LeftOut::Name(..) => panic!("{left_out}"),
+            LeftOut::Network(..) | LeftOut::Name(..) | LeftOut::Rule(..) | LeftOut::Rules(..) => {
+                panic!("{left_out}")
+            }
         });
         let reasons: Vec<_> = reasons.collect();
         assert_eq!(

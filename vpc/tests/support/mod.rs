@@ -9,7 +9,7 @@ use feed::publish::Publisher;
 use model::config::{Places, VpcConfig};
 use model::id::{Generation, VmId, VpcId};
 use model::net::{Ipv4Cidr, MacAddress};
-use model::view::{NetworkEntry, PortEntry, VIEW_VERSION, VpcView};
+use model::view::{NetworkEntry, PortEntry, VIEW_VERSION, View, VpcView};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -40,6 +40,34 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 
+/// vpc's view, as a newer control may write it.
+struct RawView(serde_json::Value, Generation);
+
+impl serde::Serialize for RawView {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for RawView {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(serde_json::Value::deserialize(deserializer)?, Generation::default()))
+    }
+}
+
+impl View for RawView {
+    const NAME: &'static str = VpcView::NAME;
+    fn version(&self) -> u32 {
+        VIEW_VERSION
+    }
+    fn generation(&self) -> Generation {
+        self.1
+    }
+    fn rejected(&self) -> usize {
+        0
+    }
+}
+
 pub struct World {
     pub prefix: String,
     pub folder: TempDir,
@@ -49,6 +77,7 @@ pub struct World {
     pub generation: u64,
     /// Private networks, from the next view on.
     pub networks: Vec<NetworkEntry>,
+    flow_log: bool,
 }
 
 impl World {
@@ -66,8 +95,16 @@ impl World {
             let (publisher, socket) = (publisher.clone(), places.feed_socket());
             async move { publisher.announce(&socket).await.expect("announces") }
         });
-        let world =
-            Self { prefix, folder, publisher, announcing, process: None, generation: 0, networks: vec![] };
+        let world = Self {
+            prefix,
+            folder,
+            publisher,
+            announcing,
+            process: None,
+            generation: 0,
+            networks: vec![],
+            flow_log: false,
+        };
         world.build();
         world
     }
@@ -105,6 +142,8 @@ impl World {
             places: self.places(),
             prefix: self.prefix.clone(),
             allowed_uids: vec![64_501],
+            vpn_uid: None,
+            flow_log: self.flow_log,
             upstream_dns: vec![SocketAddr::from((DNS, 53))],
         };
         std::fs::write(self.config(), toml::to_string(&config).expect("toml")).expect("config");
@@ -143,6 +182,17 @@ impl World {
     pub fn publish(&mut self, ports: Vec<PortEntry>) {
         self.generation += 1;
         self.publisher.publish(&self.view(ports), None).expect("published");
+    }
+
+    /// The next view as it stands in its file, to be changed and published.
+    pub fn view_of(&mut self, ports: Vec<PortEntry>) -> serde_json::Value {
+        self.generation += 1;
+        serde_json::to_value(self.view(ports)).expect("a view")
+    }
+
+    /// Publishes what may have entries that this build cannot read.
+    pub fn publish_raw(&self, view: serde_json::Value) {
+        self.publisher.publish(&RawView(view, Generation(self.generation)), None).expect("published");
     }
 
     fn view(&self, ports: Vec<PortEntry>) -> VpcView {
