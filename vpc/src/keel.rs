@@ -186,6 +186,9 @@ impl Keel {
                 sockets: network.sockets.clone(),
                 addresses: serving.iter().map(|port| port.ipv4).collect(),
                 zone: Arc::clone(line.zone()),
+                range: network.range,
+                vms: Arc::clone(line.vms()),
+                firewall: Arc::clone(line.firewall()),
             };
             table.networks.insert(id.clone(), live);
             table.ports.extend(serving.into_iter().map(|port| {

@@ -10,6 +10,7 @@
 //!   keel ──► switch::Table
 //!   client ──► server ──► dial (a socket made in the VM's network) | TAP queues | wakes | status
 //!   guest  ──► resolver of its network ──► pure::zone, or the host's name servers
+//!   kernel ─ ends of flows, refused packets ─► flowlog ─► files
 //! ```
 
 pub mod client;
@@ -18,6 +19,8 @@ pub mod client;
 pub mod chaos;
 #[cfg(feature = "switch")]
 pub mod dial;
+#[cfg(feature = "switch")]
+pub mod flowlog;
 #[cfg(feature = "switch")]
 pub mod io;
 #[cfg(feature = "switch")]

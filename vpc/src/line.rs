@@ -8,13 +8,16 @@ use crate::io::network::{self, Network, NetworkError};
 use crate::io::observe::{Memory, observe};
 use crate::io::ports;
 use crate::keeper::Keeper;
+use crate::pure::firewall::Firewall;
 use crate::pure::names::{DeviceName, Names, NetworkId};
 use crate::pure::plan::{Seen, Step, plan};
 use crate::pure::rules::Logged;
 use crate::pure::schedule::{Outcome, Schedule};
 use crate::pure::wanted::{Port, WantedNetwork};
 use crate::pure::zone::Zone;
-use std::collections::BTreeMap;
+use model::id::VmId;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -29,6 +32,8 @@ pub struct Line {
     /// What it must be; none when it must not be.
     wanted: Option<WantedNetwork>,
     zone: Arc<Zone>,
+    firewall: Arc<Firewall>,
+    vms: Arc<HashMap<Ipv4Addr, VmId>>,
     network: Option<Network>,
     /// Its frame itself may be broken: the next look ensures it anew.
     suspect: bool,
@@ -48,6 +53,8 @@ impl Line {
             logged,
             wanted: None,
             zone: Arc::default(),
+            firewall: Arc::default(),
+            vms: Arc::default(),
             network: None,
             suspect: false,
             memory: Memory::default(),
@@ -69,6 +76,9 @@ impl Line {
             }
             (NetworkId::Default, _) | (_, None) => Arc::default(),
         };
+        self.firewall = Arc::new(wanted.map(|wanted| wanted.firewall.clone()).unwrap_or_default());
+        let ports = wanted.into_iter().flat_map(|wanted| wanted.ports.values());
+        self.vms = Arc::new(ports.map(|port| (port.ipv4, port.vm.clone())).collect());
         self.hurry(now);
     }
 
@@ -99,6 +109,18 @@ impl Line {
     #[must_use]
     pub fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
+    }
+
+    /// Its firewall, as it is wanted.
+    #[must_use]
+    pub fn firewall(&self) -> &Arc<Firewall> {
+        &self.firewall
+    }
+
+    /// The VMs of its wanted ports, by address.
+    #[must_use]
+    pub fn vms(&self) -> &Arc<HashMap<Ipv4Addr, VmId>> {
+        &self.vms
     }
 
     /// Its wanted ports.

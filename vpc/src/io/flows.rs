@@ -7,7 +7,7 @@
 
 use crate::io::namespace::{Inside, NamespaceError};
 use crate::pure::netlink::{
-    Attributes, IPV4_DESTINATION, Message, ORIGINAL, TUPLE_ADDRESSES, attribute, messages,
+    Attributes, IPV4_DESTINATION, Message, NLM_F_ACK, ORIGINAL, TUPLE_ADDRESSES, attribute, messages, request,
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use std::io;
@@ -15,8 +15,6 @@ use std::net::Ipv4Addr;
 use thiserror::Error;
 
 // include/uapi/linux/netlink.h and netfilter/nfnetlink*.h
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
@@ -24,7 +22,6 @@ const NLMSG_DONE: u16 = 3;
 const NEW_FLOW: u16 = 1 << 8;
 const GET_FLOWS: u16 = (1 << 8) | 1;
 const DELETE_FLOWS: u16 = (1 << 8) | 2;
-const AF_INET: u8 = 2;
 const NESTED: u16 = 1 << 15;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
@@ -64,7 +61,7 @@ fn delete(address: Ipv4Addr) -> io::Result<()> {
     for _ in 0..MAX_LISTS {
         let (flows, whole) = list(&socket, address)?;
         for flow in &flows {
-            match acknowledged(&socket, &request(DELETE_FLOWS, NLM_F_ACK, flow)) {
+            match acknowledged(&socket, &request(DELETE_FLOWS, NLM_F_ACK, 0, flow)) {
                 // It has ended by itself.
                 Err(error) if error.raw_os_error() == Some(ENOENT) => {}
                 other => other?,
@@ -79,7 +76,7 @@ fn delete(address: Ipv4Addr) -> io::Result<()> {
 
 /// What names each flow to an address, and whether the list is whole.
 fn list(socket: &Socket, address: Ipv4Addr) -> io::Result<(Vec<Vec<u8>>, bool)> {
-    socket.send(&request(GET_FLOWS, NLM_F_DUMP, &by_destination(address)), 0)?;
+    socket.send(&request(GET_FLOWS, NLM_F_DUMP, 0, &by_destination(address)), 0)?;
     let (mut flows, mut whole) = (Vec::new(), true);
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -110,7 +107,11 @@ fn named(message: &Message<'_>, address: Ipv4Addr) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn acknowledged(socket: &Socket, request: &[u8]) -> io::Result<()> {
+/// Sends a request and waits for the kernel's word that it is done.
+///
+/// # Errors
+/// What the kernel says against it.
+pub fn acknowledged(socket: &Socket, request: &[u8]) -> io::Result<()> {
     socket.send(request, 0)?;
     let (answer, _) = socket.recv_from_full()?;
     let answer = messages(&answer).next().ok_or(io::ErrorKind::InvalidData)?;
@@ -131,26 +132,13 @@ fn error_of(message: &Message<'_>) -> Option<io::Error> {
 fn by_mark(mark: u32) -> Vec<u8> {
     let fields = [(CTA_MARK, mark), (CTA_MARK_MASK, u32::MAX)];
     let attributes = fields.map(|(kind, value)| attribute(kind, &value.to_be_bytes())).concat();
-    request(DELETE_FLOWS, NLM_F_ACK, &attributes)
+    request(DELETE_FLOWS, NLM_F_ACK, 0, &attributes)
 }
 
 fn by_destination(address: Ipv4Addr) -> Vec<u8> {
     let addresses = attribute(TUPLE_ADDRESSES | NESTED, &attribute(IPV4_DESTINATION, &address.octets()));
     let filter = attribute(CTA_FILTER_ORIG_FLAGS, &CTA_FILTER_F_CTA_IP_DST.to_ne_bytes());
     [attribute(ORIGINAL | NESTED, &addresses), attribute(CTA_FILTER | NESTED, &filter)].concat()
-}
-
-/// A whole message: headers of 16 and 4 bytes, and attributes.
-fn request(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; 4];
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    bytes.extend([1u32.to_ne_bytes(), 0u32.to_ne_bytes()].concat());
-    bytes.extend([AF_INET, 0, 0, 0]);
-    bytes.extend(attributes);
-    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    bytes.splice(..4, length.to_ne_bytes());
-    bytes
 }
 
 #[cfg(test)]

@@ -99,6 +99,10 @@ impl Network {
         // Rules come before the link over which anything could flow.
         nft::apply(Where::Network(&inside), rules::network(range, inward, logged)).await?;
         chaos::border();
+        if logged != Logged::No {
+            // The rules have brought flows' tracking along, if it was a module.
+            inside.run(|| settings::apply(&settings::FLOW_LOG, "")).await??;
+        }
         ensure_gateway(&netlink).await?;
         uplink::ensure(names, id, &netlink).await?;
         Ok(Self { inside, sockets, netlink, range })

@@ -62,6 +62,14 @@ pub async fn apply(place: Where<'_>, text: String) -> Result<(), NftError> {
     run(place, &["-f", "-"], text.as_bytes()).await.map(drop)
 }
 
+/// Whether the kernel would take a text; nothing is changed.
+///
+/// # Errors
+/// See [`NftError`]; [`NftError::Refused`] when it would not.
+pub async fn check(place: Where<'_>, text: String) -> Result<(), NftError> {
+    run(place, &["-c", "-f", "-"], text.as_bytes()).await.map(drop)
+}
+
 /// Per-port chains of the table; none when the table is not there.
 ///
 /// # Errors

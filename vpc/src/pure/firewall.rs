@@ -364,7 +364,7 @@ mod tests {
     fn a_network_without_rules_tracks_only_when_it_is_logged() {
         let (firewall, _) = of(vec![]);
         assert!(text(&firewall).contains("ip daddr 10.0.0.0/24 notrack"));
-        let logged = firewall.text(range(), Logged::Yes, &BTreeSet::new());
+        let logged = firewall.text(range(), Logged::All, &BTreeSet::new());
         assert!(!logged.contains("notrack"));
         assert!(logged.contains("log prefix \"to_client\""), "{logged}");
     }

@@ -4,6 +4,7 @@
 pub mod bucket;
 pub mod dns;
 pub mod firewall;
+pub mod flow;
 pub mod names;
 pub mod netlink;
 pub mod plan;

@@ -7,6 +7,11 @@ pub const ORIGINAL: u16 = 1;
 pub const TUPLE_ADDRESSES: u16 = 1;
 /// `CTA_IP_V4_DST`.
 pub const IPV4_DESTINATION: u16 = 2;
+/// Flags of a request: the kernel says whether it did it.
+pub const NLM_F_ACK: u16 = 4;
+/// Any request has it.
+const NLM_F_REQUEST: u16 = 1;
+const AF_INET: u8 = 2;
 
 /// Bytes of a message's header.
 const HEADER: usize = 16;
@@ -91,6 +96,21 @@ pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
     bytes.extend(value);
     bytes.resize(aligned(bytes.len()), 0);
+    bytes
+}
+
+/// A whole message of the packet filter for the resource, in IPv4's family.
+#[must_use]
+pub fn request(kind: u16, flags: u16, resource: u16, attributes: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0; 4];
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
+    bytes.extend([1u32.to_ne_bytes(), 0u32.to_ne_bytes()].concat());
+    bytes.extend([AF_INET, 0]);
+    bytes.extend(resource.to_be_bytes());
+    bytes.extend(attributes);
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    bytes.splice(..4, length.to_ne_bytes());
     bytes
 }
 

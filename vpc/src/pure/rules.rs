@@ -41,7 +41,7 @@ const TOLD_PER_SECOND: u32 = 20;
 /// The same, at once.
 const TOLD_AT_ONCE: u32 = 40;
 /// Bytes of a refused packet that are told: the longest IPv4 header and the ports behind it.
-const TOLD_BYTES: u32 = 68;
+pub const TOLD_BYTES: u32 = 68;
 /// Where refused packets are told; nobody else listens in a namespace of ours.
 pub const LOG_GROUP: u16 = 1;
 
@@ -79,8 +79,10 @@ pub enum Inward {
 pub enum Logged {
     /// Nobody listens.
     No,
-    /// Refused packets are told up to a rate.
-    Yes,
+    /// Ends of flows are; this kernel cannot tell of refused packets.
+    Flows,
+    /// Refused packets, too, up to a rate.
+    All,
 }
 
 /// The link of one network, as the host sees it.
@@ -273,11 +275,20 @@ fn input_rules() -> Vec<String> {
     lines
 }
 
+/// A rule that tells of packets, to see whether this kernel can. For `nft --check`, since it is good for nothing.
+#[must_use]
+pub fn log_probe() -> String {
+    format!(
+        "add table inet probe\nadd chain inet probe c\n\
+         add rule inet probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+    )
+}
+
 /// With a line before each that refuses, which tells of the packet. What a limit refuses is not told: asking the limit
 /// twice would halve it.
 #[must_use]
 pub fn with_log(text: String, logged: Logged) -> String {
-    if logged == Logged::No {
+    if logged != Logged::All {
         return text;
     }
     let mut told = String::with_capacity(text.len() * 2);

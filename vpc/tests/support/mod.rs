@@ -77,7 +77,8 @@ pub struct World {
     pub generation: u64,
     /// Private networks, from the next view on.
     pub networks: Vec<NetworkEntry>,
-    flow_log: bool,
+    /// Whether flows are logged, from the next start on.
+    pub flow_log: bool,
 }
 
 impl World {
@@ -109,6 +110,12 @@ impl World {
         world
     }
 
+    /// From the next start on, flows are logged.
+    pub fn log_flows(&mut self) {
+        self.flow_log = true;
+        self.configure();
+    }
+
     /// A world with vpc running and these guests' ports.
     pub async fn with_ports(ports: Vec<PortEntry>) -> Self {
         Self::with_networks(ports, vec![]).await
@@ -138,6 +145,10 @@ impl World {
              ip -n {host} route add default via {ROUTER}
              for a in {SERVER} {DNS} {PRIVATE} {METADATA}; do ip -n {internet} addr add $a/32 dev lo; done"
         ));
+        self.configure();
+    }
+
+    fn configure(&self) {
         let config = VpcConfig {
             places: self.places(),
             prefix: self.prefix.clone(),
