@@ -10,6 +10,7 @@
 //!   keel ──► switch::Table
 //!   client ──► server ──► dial (a socket made in the VM's network) | TAP queues | wakes | status
 //!   guest  ──► resolver of its network ──► pure::zone, or the host's name servers
+//!   guest  ──► dhcp of its network ──► what its port is
 //!   kernel ─ ends of flows, refused packets ─► flowlog ─► files
 //! ```
 
@@ -17,6 +18,8 @@ pub mod client;
 
 #[cfg(feature = "switch")]
 pub mod chaos;
+#[cfg(feature = "switch")]
+pub mod dhcp;
 #[cfg(feature = "switch")]
 pub mod dial;
 #[cfg(feature = "switch")]

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
+use vpc::dhcp::Dhcp;
 use vpc::flowlog::FlowLog;
 use vpc::pure::names::Names;
 use vpc::resolver::{Resolver, upstream::Upstreams};
@@ -90,6 +91,7 @@ async fn serve(
     // Any local process may connect; the kernel says who it is, and the server whom it serves.
     let listener = WireListener::bind(&places.vpc_socket(), 0o666)?;
     let resolver = Resolver::new(switch.clone(), Upstreams::new(config.upstream_dns.clone()));
+    let dhcp = Dhcp::new(switch.clone());
     let (writer, writing) = flowlog::writer::new(places.flow_log(), flowlog::writer::MAX_FILE_BYTES);
     let flow_log = FlowLog::new(switch.clone(), writer, logged);
     tokio::spawn(writing.run());
@@ -100,6 +102,7 @@ async fn serve(
         () = keel.run() => anyhow::bail!("the view cannot be followed any more"),
         () = server.run(listener) => anyhow::bail!("requests cannot be served any more"),
         () = resolver.run() => anyhow::bail!("names cannot be resolved any more"),
+        () = dhcp.run() => anyhow::bail!("guests cannot be told their addresses any more"),
         () = flow_log.run() => anyhow::bail!("flows cannot be logged any more"),
         _ = ended.recv() => {}
         _ = interrupted.recv() => {}

@@ -58,21 +58,26 @@ fn now_ms() -> u64 {
         .expect("fits")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn flows_that_passed_and_packets_that_did_not_are_told() {
-    let members: Vec<PortEntry> = [FIVE, SIX].map(|address| member(1, address.octets(), &[])).to_vec();
+/// A private network with two rules, beside the default one.
+async fn logged(members: &[PortEntry]) -> World {
     let rules = vec![
         rule(1, RuleAction::Allow, RuleDirection::In, "80"),
         rule(2, RuleAction::Deny, RuleDirection::In, "81"),
     ];
-    let network = NetworkEntry { rules: rules.into(), ..private(1, RANGE, &members) };
-    let vpc = network.vpc.to_string();
     let mut world = World::new();
     world.log_flows();
-    world.networks = vec![network];
+    world.networks = vec![NetworkEntry { rules: rules.into(), ..private(1, RANGE, members) }];
     world.publish(vec![port(5, 1, &[])]);
     world.start(&[]);
     world.settled().await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flows_that_passed_and_packets_that_did_not_are_told() {
+    let members: Vec<PortEntry> = [FIVE, SIX].map(|address| member(1, address.octets(), &[])).to_vec();
+    let mut world = logged(&members).await;
+    let vpc = world.networks[0].vpc.to_string();
     let begun_ms = now_ms();
     let (five, six) = (Guest::boot(&world, &members[0]).await, Guest::boot(&world, &members[1]).await);
     let default = Guest::boot(&world, &port(5, 1, &[])).await;

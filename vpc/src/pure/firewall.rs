@@ -14,7 +14,7 @@ use model::firewall::{
     MAX_PORT_RANGES, MAX_RULES, PortRange, RuleAction, RuleDirection, RuleEntry, RulePeer, RuleProtocol,
 };
 use model::id::RuleId;
-use model::net::Ipv4Cidr;
+use model::net::{GATEWAY_IPV4, Ipv4Cidr};
 use model::view::Entries;
 use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
@@ -131,6 +131,10 @@ impl Firewall {
     /// direction in which no rule fits.
     #[must_use]
     pub fn allowed_by(&self, range: Ipv4Cidr, connection: Connection) -> Vec<&RuleId> {
+        // The doors come from the gateway, and what is asked of it goes no further.
+        if [connection.source, connection.destination].contains(&GATEWAY_IPV4) {
+            return Vec::new();
+        }
         let judged = [
             (RuleDirection::Out, range.contains(connection.source)),
             (RuleDirection::In, range.contains(connection.destination)),
@@ -448,6 +452,7 @@ mod tests {
         assert_eq!(by(connection([10, 0, 0, 7], 81)), [id(1)]);
         assert_eq!(by(connection([10, 0, 0, 7], 82)), []);
         assert_eq!(by(connection([10, 9, 0, 7], 80)), [id(1)], "from elsewhere only what comes in is judged");
+        assert_eq!(by(connection(GATEWAY_IPV4.octets(), 80)), [], "the doors are not judged");
     }
 
     proptest! {

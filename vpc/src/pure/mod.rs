@@ -2,6 +2,7 @@
 //! Decisions without clock, file, socket or task: what is wanted, what must be done, which rules, which names.
 
 pub mod bucket;
+pub mod dhcp;
 pub mod dns;
 pub mod firewall;
 pub mod flow;

@@ -32,10 +32,19 @@ pub const NOT_INTERNET: [(&str, &str); 12] = [
 pub const PINGS_PER_SECOND: u32 = 20;
 /// Guests that a limit tells apart at once; as many as there may be ports.
 const SOURCES: usize = crate::pure::wanted::MAX_PORTS;
+/// Questions of one guest without an address for what it is, a second and at once: a client asks twice, and again after
+/// seconds.
+const DHCP_PER_SECOND: u32 = 5;
+const DHCP_AT_ONCE: u32 = 10;
+/// Where a message of DHCP has the client's Ethernet address, in bits from the UDP header on, and how many bits that is.
+const DHCP_MAC: &str = "@th,288,48";
+
 /// Tracked flows of one port, of those that it began: several times what a busy server has, and 32 such ports are needed to
 /// fill the kernel's usual table of 262,144 for the whole network. The kernel walks a port's list for each new flow, no more
 /// than once a tick, so a longer one would be a burden.
 pub const MAX_FLOWS_OF_ONE: u32 = 8192;
+/// Of a tracked flow's state: it has a place in the table (`IPS_CONFIRMED` of nf_conntrack_common.h).
+const CONFIRMED: u32 = 1 << 3;
 /// Refused packets of one port that are told, a second; the counters have all of them.
 const TOLD_PER_SECOND: u32 = 20;
 /// The same, at once.
@@ -46,8 +55,8 @@ pub const TOLD_BYTES: u32 = 68;
 pub const LOG_GROUP: u16 = 1;
 
 /// Counters of the per-port chains (family netdev, in the namespace).
-pub const PORT_COUNTERS: [&str; 5] =
-    ["spoofed_mac", "spoofed_address", "spoofed_arp", "ipv6_frame", "unknown_frame"];
+pub const PORT_COUNTERS: [&str; 6] =
+    ["spoofed_mac", "spoofed_address", "spoofed_arp", "too_many_dhcp", "ipv6_frame", "unknown_frame"];
 /// Counters of the network (family inet, in the namespace).
 pub const NETWORK_COUNTERS: [&str; 10] = [
     "invalid",
@@ -100,6 +109,10 @@ pub fn network(network: Ipv4Cidr, inward: Inward, logged: Logged) -> String {
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
     text.push_str(&table_with_counters("inet", TABLE, &NETWORK_COUNTERS));
     let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
+    let too_many_flows = format!(
+        "meta mark != 0 ct state new ct status & {CONFIRMED} == 0 \
+         add @flows {{ meta mark ct count over {MAX_FLOWS_OF_ONE} }} counter name too_many_flows drop"
+    );
     let lines = [
         "add set inet T private_ranges { type ipv4_addr; flags interval; }".to_owned(),
         "flush set inet T private_ranges".to_owned(),
@@ -111,16 +124,17 @@ pub fn network(network: Ipv4Cidr, inward: Inward, logged: Logged) -> String {
         // be forgotten with it.
         chain("inet", "mark_in", "filter hook prerouting priority mangle; policy accept;"),
         "add rule inet T mark_in meta mark != 0 ct mark 0 ct mark set meta mark".to_owned(),
-        format!(
-            "add rule inet T mark_in meta mark != 0 ct state new ct direction original \
-             add @flows {{ meta mark ct count over {MAX_FLOWS_OF_ONE} }} counter name too_many_flows drop"
-        ),
         chain("inet", "mark_out", "filter hook output priority mangle; policy accept;"),
         "add rule inet T mark_out meta mark != 0 ct mark set meta mark".to_owned(),
         // Written with the firewall's rules (see [`crate::pure::firewall`]), which a new start must not take away.
         format!("add chain inet T {RULES_OUT}"),
         format!("add chain inet T {RULES_IN}"),
         chain("inet", "forward", "filter hook forward priority filter; policy drop;"),
+        // Behind the judgement, so that only flows that come to be are counted, and each once, by its first packet.
+        chain("inet", "bound", "filter hook forward priority filter + 10; policy accept;"),
+        format!("add rule inet T bound {too_many_flows}"),
+        chain("inet", "bound_in", "filter hook input priority filter + 10; policy accept;"),
+        format!("add rule inet T bound_in {too_many_flows}"),
     ];
     push(&mut text, TABLE, &lines);
     push(&mut text, TABLE, &forward_rules(network, inward));
@@ -133,6 +147,8 @@ pub fn network(network: Ipv4Cidr, inward: Inward, logged: Logged) -> String {
 pub fn port(port: &Port) -> String {
     let (device, mac, ipv4) = (&port.device, port.mac, port.ipv4);
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
+    // A guest that does not know its address yet, with its own Ethernet address in the message as well.
+    let dhcp = format!("{} {DHCP_MAC} 0x{}", DHCP_ASKS, mac.to_string().replace(':', ""));
     let rule = |rule: &str| format!("add rule netdev T {device} {rule}");
     let lines = [
         chain(
@@ -141,6 +157,11 @@ pub fn port(port: &Port) -> String {
             &format!("filter hook ingress device \"{device}\" priority -500; policy drop;"),
         ),
         rule(&format!("ether saddr != {mac} counter name spoofed_mac drop")),
+        rule(&format!(
+            "{dhcp} limit rate over {DHCP_PER_SECOND}/second burst {DHCP_AT_ONCE} packets \
+             counter name too_many_dhcp drop"
+        )),
+        rule(&format!("{dhcp} meta mark set {:#010x} accept", port.mark())),
         rule(&format!("ether type ip ip saddr != {ipv4} counter name spoofed_address drop")),
         rule(&format!("ether type ip meta mark set {:#010x} accept", port.mark())),
         // Probes (RFC 5227) say 0.0.0.0; the address itself is announced and asked for with the guest's own.
@@ -218,6 +239,8 @@ pub fn without_host(names: &Names) -> String {
     format!("add table inet {table}\ndelete table inet {table}\n")
 }
 
+/// What a guest without an address sends to servers of DHCP.
+const DHCP_ASKS: &str = "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67";
 /// A SYN says no larger segment than the path's first link takes (RFC 4459 section 3.2 says why).
 const CLAMP: &str = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
 
@@ -261,6 +284,8 @@ fn input_rules() -> Vec<String> {
         "ct direction reply ct state established,related accept".to_owned(),
         format!("ip daddr {GATEWAY_IPV4} udp dport 53 accept"),
         format!("ip daddr {GATEWAY_IPV4} tcp dport 53 accept"),
+        format!("meta mark != 0 {DHCP_ASKS} accept"),
+        format!("meta mark != 0 ip daddr {GATEWAY_IPV4} udp sport 68 udp dport 67 accept"),
         format!(
             "ip daddr {GATEWAY_IPV4} {ping} update @pings {{ iifname limit rate over \
              {PINGS_PER_SECOND}/second burst {PINGS_PER_SECOND} packets }} counter name too_many_pings drop"
