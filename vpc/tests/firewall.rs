@@ -255,6 +255,14 @@ async fn one_member_cannot_fill_the_table_of_flows_and_its_flows_go_with_it() {
             }
         }
     };
+    let stream = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+        for _ in 0..2 * MAX_FLOWS_OF_ONE {
+            socket.send_to(b"x", at(SIX, 5)).expect("sent");
+        }
+    };
+    bench.seven.run(stream).await;
+    assert!(bench.seven.run(|| reaches_udp(at(SIX, 7))).await, "a stream without answers is one flow");
     let refused = || bench.world.counter(&space, "inet", TABLE, "too_many_flows");
     let begun = Instant::now();
     while refused() < 100 {
@@ -278,4 +286,48 @@ async fn one_member_cannot_fill_the_table_of_flows_and_its_flows_go_with_it() {
         !flows(space.clone()).await.contains("dst=10.0.0.6"),
         "nothing to an address that another may have tomorrow"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_reach_clients_only_by_a_rule() {
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 2);
+    let mut bench = Bench::new(vec![tcp(rule(1, Deny, In), &["9"])]).await;
+    let space = bench.space();
+    // Stands for the clients' TUN: what reaches it has passed.
+    let device = |space: &str| {
+        sh(&format!(
+            "n=\"ip -n {space}\"; $n link show clients >/dev/null 2>&1 || $n link add clients type veth peer far
+             $n link set far up; $n link set clients up; $n route replace 100.96.0.0/16 dev clients
+             $n neigh replace {CLIENT} lladdr 02:00:00:00:00:02 dev clients"
+        ));
+    };
+    let knock = || {
+        UdpSocket::bind("0.0.0.0:0").expect("bound").send_to(b"x", at(CLIENT, 9)).expect("sent");
+    };
+    let refused = || bench.world.counter(&space, "inet", TABLE, "to_client");
+    device(&space);
+    bench.five.run(knock).await;
+    let begun = Instant::now();
+    while refused() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "it is counted");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = refused();
+    bench.rules(vec![RuleEntry { peer: RulePeer::Clients, member: Some(FIVE), ..rule(2, Allow, Out) }]).await;
+    device(&space);
+    bench.five.run(knock).await;
+    let begun = Instant::now();
+    while bench.count(2).await == 0 {
+        assert!(begun.elapsed() < PATIENCE, "the rule decides");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.six.run(knock).await;
+    let begun = Instant::now();
+    while bench.world.counter(&space, "inet", TABLE, "to_client") == before {
+        assert!(begun.elapsed() < PATIENCE, "and for that member alone");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(bench.count(2).await, 1);
+    let sent = sh(&format!("ip -n {space} -s link show clients | tail -1"));
+    assert_eq!(sent.split_whitespace().nth(1), Some("1"), "{sent}");
 }

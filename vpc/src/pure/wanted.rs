@@ -15,8 +15,8 @@ pub const MAX_QUEUES: u8 = 8;
 /// Most ports of all networks: each costs a device, a chain and eight descriptors at most, as many again while its VM
 /// sleeps, and the process may hold about 65,000 of those.
 pub const MAX_PORTS: usize = 4096;
-/// Most private networks that have a port: each costs two threads and five descriptors here, a namespace and two devices,
-/// and 70 ms of a start, of which its ports see nothing when they stand already.
+/// Most private networks that have a port: each costs two threads and eight descriptors here, a namespace and two
+/// devices, and 70 ms of a start, of which its ports see nothing when they stand already.
 pub const MAX_NETWORKS: usize = model::net::MAX_VPCS;
 /// Most names of one port: its VM's own, and a few more.
 pub const MAX_NAMES: usize = 8;
