@@ -7,6 +7,7 @@ use crate::io::network;
 use crate::keeper::Keeper;
 use crate::line::Line;
 use crate::pure::names::{DeviceName, Names, NetworkId};
+use crate::pure::rules::Logged;
 use crate::pure::schedule::AUDIT;
 use crate::pure::wanted::{LeftOut, Wanted};
 use crate::pure::ways::Peers;
@@ -32,6 +33,7 @@ const MAX_ROUNDS: usize = 3;
 /// The task that owns all changes.
 #[derive(Debug)]
 pub struct Keel {
+    logged: Logged,
     names: Names,
     feed: Feed<VpcView>,
     table: Arc<ArcSwap<Table>>,
@@ -45,15 +47,17 @@ pub struct Keel {
     reported: Vec<LeftOut>,
 }
 
-/// Makes both halves. The keeper has the queues that an earlier process left with it.
+/// Makes both halves. The keeper has the queues that an earlier process left with it; `logged` says whether somebody
+/// listens to what the networks tell.
 #[must_use]
-pub fn new(names: Names, feed: Feed<VpcView>, keeper: Keeper) -> (Switch, Keel) {
+pub fn new(names: Names, feed: Feed<VpcView>, keeper: Keeper, logged: Logged) -> (Switch, Keel) {
     let table = Arc::new(ArcSwap::from_pointee(Table::default()));
     let (progress, watching) = watch::channel(Progress::default());
     let nudges = Arc::new(Nudges::default());
     let wakes = Wakes::default();
     let switch = Switch::new(Arc::clone(&table), watching, Arc::clone(&nudges), wakes.clone());
     let keel = Keel {
+        logged,
         names,
         feed,
         table,
@@ -114,7 +118,7 @@ impl Keel {
     fn follow(&mut self, wanted: &Wanted) -> u64 {
         let now = Instant::now();
         for id in wanted.networks.keys() {
-            self.lines.entry(id.clone()).or_insert_with(|| Line::unwanted(now));
+            self.lines.entry(id.clone()).or_insert_with(|| Line::unwanted(self.logged, now));
         }
         for (id, line) in &mut self.lines {
             line.follow(id, wanted.networks.get(id), now);
@@ -138,7 +142,7 @@ impl Keel {
         let outcome = async {
             let (found, orphans) = network::survey(&self.names).await?;
             for id in found {
-                self.lines.entry(id).or_insert_with(|| Line::unwanted(now));
+                self.lines.entry(id).or_insert_with(|| Line::unwanted(self.logged, now));
             }
             network::remove_orphans(&self.names, &orphans).await
         };
@@ -238,6 +242,9 @@ impl Keel {
                 addresses: addresses.chain(services().map(|service| service.seat.ipv4)).collect(),
                 zone: Arc::clone(line.zone()),
                 clients: line.has_clients(),
+                range: network.range,
+                vms: Arc::clone(line.vms()),
+                firewall: Arc::clone(line.firewall()),
             };
             table.services.extend(services().map(|service| (service.id.clone(), id.clone())));
             table.networks.insert(id.clone(), live);

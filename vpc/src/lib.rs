@@ -11,6 +11,8 @@
 //!   client ──► server ──► dial (a socket made in the VM's network) | TAP queues | TUNs | wakes | status
 //!                     ──► keel ──► io::join: a service becomes a member
 //!   guest  ──► resolver of its network ──► pure::zone, or the host's name servers
+//!   guest  ──► dhcp of its network ──► what its port is
+//!   kernel ─ ends of flows, refused packets ─► flowlog ─► files
 //! ```
 
 pub mod client;
@@ -18,7 +20,11 @@ pub mod client;
 #[cfg(feature = "switch")]
 pub mod chaos;
 #[cfg(feature = "switch")]
+pub mod dhcp;
+#[cfg(feature = "switch")]
 pub mod dial;
+#[cfg(feature = "switch")]
+pub mod flowlog;
 #[cfg(feature = "switch")]
 pub mod io;
 #[cfg(feature = "switch")]

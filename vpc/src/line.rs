@@ -3,22 +3,26 @@
 //!
 //! One that is broken holds up no other: its own ports are not in service, and say why.
 
+use crate::io::firewall;
 use crate::io::join::{JoinError, Target};
 use crate::io::network::{self, Network, NetworkError};
 use crate::io::nft::{self, Where};
 use crate::io::observe::{Memory, observe};
 use crate::io::ports;
 use crate::keeper::Keeper;
+use crate::pure::firewall::Firewall;
 use crate::pure::names::{DeviceName, Names, NetworkId};
 use crate::pure::plan::{self, JoinStep, Seen, Step, plan};
+use crate::pure::rules::{Logged, with_log};
 use crate::pure::schedule::{Outcome, Schedule};
 use crate::pure::sides::sides;
 use crate::pure::wanted::{Port, Service, WantedNetwork};
 use crate::pure::ways::{self, End, Peers, WayStep};
 use crate::pure::zone::Zone;
-use model::id::{ServiceId, VpcId};
+use model::id::{ServiceId, VmId, VpcId};
 use rustix::fd::OwnedFd;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 use tracing::{info, warn};
@@ -29,9 +33,12 @@ const MAX_PASSES: usize = 3;
 /// One network.
 #[derive(Debug)]
 pub struct Line {
+    logged: Logged,
     /// What it must be; none when it must not be.
     wanted: Option<WantedNetwork>,
     zone: Arc<Zone>,
+    firewall: Arc<Firewall>,
+    vms: Arc<HashMap<Ipv4Addr, VmId>>,
     network: Option<Network>,
     /// Its frame itself may be broken: the next look ensures it anew.
     suspect: bool,
@@ -50,10 +57,13 @@ pub struct Line {
 impl Line {
     /// Of a network of which something may be there, and which nobody wants so far.
     #[must_use]
-    pub fn unwanted(now: Instant) -> Self {
+    pub fn unwanted(logged: Logged, now: Instant) -> Self {
         Self {
+            logged,
             wanted: None,
             zone: Arc::default(),
+            firewall: Arc::default(),
+            vms: Arc::default(),
             network: None,
             suspect: false,
             memory: Memory::default(),
@@ -75,6 +85,9 @@ impl Line {
             (NetworkId::Private(_), Some(wanted)) => Arc::new(Zone::private(wanted)),
             (NetworkId::Default, _) | (_, None) => Arc::default(),
         };
+        self.firewall = Arc::new(wanted.map(|wanted| wanted.firewall.clone()).unwrap_or_default());
+        let ports = wanted.into_iter().flat_map(|wanted| wanted.ports.values());
+        self.vms = Arc::new(ports.map(|port| (port.ipv4, port.vm.clone())).collect());
         self.hurry(now);
     }
 
@@ -105,6 +118,18 @@ impl Line {
     #[must_use]
     pub fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
+    }
+
+    /// Its firewall, as it is wanted.
+    #[must_use]
+    pub fn firewall(&self) -> &Arc<Firewall> {
+        &self.firewall
+    }
+
+    /// The VMs of its wanted ports, by address.
+    #[must_use]
+    pub fn vms(&self) -> &Arc<HashMap<Ipv4Addr, VmId>> {
+        &self.vms
     }
 
     /// Its wanted ports.
@@ -219,7 +244,7 @@ impl Line {
         id: &NetworkId,
         wanted: &WantedNetwork,
     ) -> Result<Network, NetworkError> {
-        let text = sides(wanted.range, wanted.ways.values(), wanted.hidden_behind);
+        let text = with_log(sides(wanted.range, wanted.ways.values(), wanted.hidden_behind), self.logged);
         let network = match &self.network {
             Some(network) if network.range == wanted.range && !self.suspect => {
                 if self.memory.sides.as_ref() != Some(&text) {
@@ -228,12 +253,17 @@ impl Line {
                 network.clone()
             }
             Some(_) | None => {
-                let network = Network::ensure(names, id, wanted.range, &text).await?;
+                let network = Network::ensure(names, id, wanted.range, &text, self.logged).await?;
                 self.suspect = false;
+                self.memory.firewall = None;
                 self.network.insert(network).clone()
             }
         };
         self.memory.sides = Some(text);
+        if matches!(id, NetworkId::Private(_)) {
+            // Before any port that it is to guard.
+            firewall::ensure(&network, &mut self.memory.firewall, &wanted.firewall, self.logged).await?;
+        }
         Ok(network)
     }
 

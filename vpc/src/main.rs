@@ -11,10 +11,12 @@ use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
+use vpc::dhcp::Dhcp;
+use vpc::flowlog::FlowLog;
 use vpc::pure::names::Names;
 use vpc::resolver::{Resolver, upstream::Upstreams};
 use vpc::server::Server;
-use vpc::{io, keel, keeper};
+use vpc::{flowlog, io, keel, keeper};
 
 /// Private networks: namespaces, TAPs, rules, and connected sockets for the doors.
 #[derive(Parser, Debug)]
@@ -83,11 +85,16 @@ async fn serve(
     tokio::spawn(feed.clone().follow(places.feed_socket()));
     // Before anybody can ask for anything: who finds the socket finds the networks soon after.
     io::modules::load().await;
+    let logged = flowlog::possible(config.flow_log).await;
     let keeper = keeper::Keeper::adopt(keeper_socket, config_path).await;
-    let (switch, keel) = keel::new(names, feed, keeper);
+    let (switch, keel) = keel::new(names, feed, keeper, logged);
     // Any local process may connect; the kernel says who it is, and the server whom it serves.
     let listener = WireListener::bind(&places.vpc_socket(), 0o666)?;
     let resolver = Resolver::new(switch.clone(), Upstreams::new(config.upstream_dns.clone()));
+    let dhcp = Dhcp::new(switch.clone());
+    let (writer, writing) = flowlog::writer::new(places.flow_log(), flowlog::writer::MAX_FILE_BYTES);
+    let flow_log = FlowLog::new(switch.clone(), writer, logged);
+    tokio::spawn(writing.run());
     let server = Server::new(switch, &config.allowed_uids, config.vpn_uid);
     let (mut ended, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     info!(socket = %places.vpc_socket().display(), "serving");
@@ -95,6 +102,8 @@ async fn serve(
         () = keel.run() => anyhow::bail!("the view cannot be followed any more"),
         () = server.run(listener) => anyhow::bail!("requests cannot be served any more"),
         () = resolver.run() => anyhow::bail!("names cannot be resolved any more"),
+        () = dhcp.run() => anyhow::bail!("guests cannot be told their addresses any more"),
+        () = flow_log.run() => anyhow::bail!("flows cannot be logged any more"),
         _ = ended.recv() => {}
         _ = interrupted.recv() => {}
     }

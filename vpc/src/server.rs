@@ -2,6 +2,7 @@
 
 use crate::client::{Refusal, SERVER_WAIT, VpcReply, VpcRequest, VpcStatus};
 use crate::dial::dial;
+use crate::io::firewall;
 use crate::pure::names::{CLIENTS, NetworkId};
 use crate::pure::plan::WAITING_FRAMES;
 use crate::switch::{LivePort, Switch, Table};
@@ -67,12 +68,11 @@ impl Rights {
     fn may(self, request: &VpcRequest) -> bool {
         match request {
             VpcRequest::Tun { .. } => matches!(self, Self::All | Self::Tun | Self::DoorAndTun),
-            VpcRequest::Dial { .. }
-            | VpcRequest::Tap { .. }
-            | VpcRequest::Rules { .. }
-            | VpcRequest::Status => matches!(self, Self::All | Self::Door | Self::DoorAndTun),
-            // Doors dial, and need not know who sleeps.
-            VpcRequest::Join { .. } | VpcRequest::Wakes => self == Self::All,
+            VpcRequest::Dial { .. } | VpcRequest::Tap { .. } | VpcRequest::Status => {
+                matches!(self, Self::All | Self::Door | Self::DoorAndTun)
+            }
+            // Doors dial, and need not know who sleeps or what was refused.
+            VpcRequest::Join { .. } | VpcRequest::Rules { .. } | VpcRequest::Wakes => self == Self::All,
         }
     }
 }
@@ -146,9 +146,6 @@ impl Server {
                     return;
                 }
             };
-            // Those that other requests bring along are not wanted, and closed here.
-            let joins = matches!(request, VpcRequest::Join { .. });
-            let descriptors = if joins { descriptors } else { Vec::new() };
             let answered = if rights.may(&request) {
                 match request {
                     VpcRequest::Dial { vm, port } => self.dial(&vm, port).await,
@@ -157,9 +154,7 @@ impl Server {
                     VpcRequest::Join { service, generation } => {
                         self.join(&service, generation, descriptors).await
                     }
-                    VpcRequest::Rules { .. } => {
-                        Err(No { reason: Refusal::Kernel, message: "not yet".to_owned() })
-                    }
+                    VpcRequest::Rules { vpc } => self.rules(vpc).await,
                     VpcRequest::Status => Ok((VpcReply::Status(self.status()), Vec::new())),
                     VpcRequest::Wakes => return self.tell_wakes(wire).await,
                 }
@@ -310,6 +305,18 @@ impl Server {
         let duplicates = duplicates.map_err(|error| kernel(error.to_string()))?;
         self.switch.wakes().taken(vm);
         Ok((VpcReply::Tap, duplicates))
+    }
+
+    async fn rules(&self, vpc: VpcId) -> Result<(VpcReply, Vec<OwnedFd>), No> {
+        let id = NetworkId::Private(vpc);
+        let sockets = self.switch.table().networks.get(&id).map(|network| network.sockets.clone());
+        let sockets = sockets.ok_or_else(|| {
+            let message = format!("network {id} does not stand here");
+            No { reason: Refusal::UnknownNetwork, message }
+        })?;
+        let counts = firewall::counts(&sockets).await;
+        let counts = counts.map_err(|error| No { reason: Refusal::Kernel, message: error.to_string() })?;
+        Ok((VpcReply::Rules { counts }, Vec::new()))
     }
 
     fn status(&self) -> VpcStatus {

@@ -3,12 +3,14 @@
 
 use crate::io::namespace::Inside;
 use crate::io::observe::Queues;
+use crate::pure::firewall::Firewall;
 use crate::pure::names::NetworkId;
 use crate::pure::wanted::Port;
 use crate::pure::zone::Zone;
 use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
 use model::id::{Generation, ServiceId, VmId};
+use model::net::Ipv4Cidr;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -41,6 +43,12 @@ pub struct LiveNetwork {
     pub zone: Arc<Zone>,
     /// There is a TUN for its VPN clients.
     pub clients: bool,
+    /// Where its addresses come from.
+    pub range: Ipv4Cidr,
+    /// Its VMs by address. The same one as long as nothing of the network changes.
+    pub vms: Arc<HashMap<Ipv4Addr, VmId>>,
+    /// Its firewall.
+    pub firewall: Arc<Firewall>,
 }
 
 /// What requests are answered from.

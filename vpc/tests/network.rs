@@ -195,10 +195,13 @@ async fn only_known_users_are_served_and_bad_requests_harm_nobody() {
         let asked = std::thread::spawn(move || {
             let uid = rustix::process::Uid::from_raw(uid);
             rustix::thread::set_thread_res_uid(uid, uid, uid).expect("root may");
-            let wire = feed::wire::BlockingWire::connect(&socket).expect("any user may connect");
-            wire.send(&VpcRequest::Wakes, &[]).expect("sent");
-            let (told, _) = wire.receive::<VpcReply>().expect("answered");
-            assert!(matches!(told, VpcReply::Refused { reason: Refusal::NotAllowed, .. }), "{told:?}");
+            let vpc = model::id::VpcId::from_random([1; 20]);
+            for request in [VpcRequest::Wakes, VpcRequest::Rules { vpc }] {
+                let wire = feed::wire::BlockingWire::connect(&socket).expect("any user may connect");
+                wire.send(&request, &[]).expect("sent");
+                let (told, _) = wire.receive::<VpcReply>().expect("answered");
+                assert!(matches!(told, VpcReply::Refused { reason: Refusal::NotAllowed, .. }), "{told:?}");
+            }
             vpc::client::tap(&socket, &vm, model::id::Generation(1)).map(|queues| queues.len())
         });
         match asked.join().expect("asked") {

@@ -1,5 +1,6 @@
 //! What touches the kernel: namespaces, netlink, nft, settings under /proc/sys, tracked flows.
 
+pub mod firewall;
 pub mod flows;
 pub mod join;
 pub mod modules;

@@ -16,7 +16,7 @@ const PROGRAMS: [&str; 2] = ["/usr/sbin/modprobe", "/sbin/modprobe"];
 /// Longest that loading may take; after it the kernel loads what is missing by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the rules, devices and messages of this process use and Debian's kernels have as modules.
-const MODULES: [&str; 11] = [
+const MODULES: [&str; 14] = [
     "tun",
     "veth",
     "nf_tables",
@@ -28,6 +28,9 @@ const MODULES: [&str; 11] = [
     "nft_masq",
     "nft_chain_nat",
     "nf_conntrack_netlink",
+    "nft_connlimit",
+    "nft_log",
+    "nfnetlink_log",
 ];
 
 /// Loads what is not there. Nothing depends on it but time: a module may be built in, or may not be ours to load.

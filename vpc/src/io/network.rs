@@ -11,7 +11,7 @@ use crate::io::nft::{self, NftError, Where};
 use crate::io::settings::{self, SettingError};
 use crate::io::uplink;
 use crate::pure::names::{Names, NetworkId};
-use crate::pure::rules::{self, Inward};
+use crate::pure::rules::{self, Inward, Logged};
 use model::net::{GATEWAY_IPV4, Ipv4Cidr};
 use std::collections::BTreeSet;
 use std::io;
@@ -83,6 +83,7 @@ impl Network {
         id: &NetworkId,
         range: Ipv4Cidr,
         sides: &str,
+        logged: Logged,
     ) -> Result<Self, NetworkError> {
         let name = names.namespace(id);
         let made = name.clone();
@@ -98,9 +99,13 @@ impl Network {
             NetworkId::Private(_) => Inward::Together,
         };
         // Rules come before the link over which anything could flow.
-        let text = [sides, &rules::network(range, inward)].concat();
+        let text = [sides, &rules::network(range, inward, logged)].concat();
         nft::apply(Where::Network(&inside), text).await?;
         chaos::border();
+        if logged != Logged::No {
+            // The rules have brought flows' tracking along, if it was a module.
+            inside.run(|| settings::apply(&settings::FLOW_LOG, "")).await??;
+        }
         ensure_gateway(&netlink).await?;
         uplink::ensure(names, id, &netlink).await?;
         Ok(Self { inside, sockets, netlink, range })

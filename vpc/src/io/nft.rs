@@ -62,6 +62,14 @@ pub async fn apply(place: Where<'_>, text: String) -> Result<(), NftError> {
     run(place, &["-f", "-"], text.as_bytes()).await.map(drop)
 }
 
+/// Whether the kernel would take a text; nothing is changed.
+///
+/// # Errors
+/// See [`NftError`]; [`NftError::Refused`] when it would not.
+pub async fn check(place: Where<'_>, text: String) -> Result<(), NftError> {
+    run(place, &["-c", "-f", "-"], text.as_bytes()).await.map(drop)
+}
+
 /// Per-port chains of the table; none when the table is not there.
 ///
 /// # Errors
@@ -69,6 +77,27 @@ pub async fn apply(place: Where<'_>, text: String) -> Result<(), NftError> {
 pub async fn port_chains(place: Where<'_>, table: &str) -> Result<BTreeSet<DeviceName>, NftError> {
     let output = run(place, &["-j", "list", "chains", "netdev"], b"").await?;
     chains_of(&output.stdout, table).map_err(NftError::List)
+}
+
+/// Counters of the table, of the family `inet`; none when the table is not there.
+///
+/// # Errors
+/// See [`NftError`].
+pub async fn counters(place: Where<'_>, table: &str) -> Result<Vec<Counter>, NftError> {
+    let output = run(place, &["-j", "list", "counters", "inet"], b"").await?;
+    counters_of(&output.stdout, table).map_err(NftError::List)
+}
+
+/// A named counter.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Counter {
+    table: String,
+    /// Its name.
+    pub name: String,
+    /// What it has counted.
+    pub packets: u64,
+    /// Their bytes, from the IP header on.
+    pub bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -79,6 +108,7 @@ struct Listing {
 #[derive(Deserialize)]
 struct Item {
     chain: Option<Chain>,
+    counter: Option<Counter>,
 }
 
 #[derive(Deserialize)]
@@ -94,6 +124,12 @@ fn chains_of(json: &[u8], table: &str) -> Result<BTreeSet<DeviceName>, serde_jso
         .filter(|chain| chain.table == table)
         .filter_map(|chain| DeviceName::parse(&chain.name))
         .collect())
+}
+
+fn counters_of(json: &[u8], table: &str) -> Result<Vec<Counter>, serde_json::Error> {
+    let listing: Listing = serde_json::from_slice(json)?;
+    let counters = listing.nftables.into_iter().filter_map(|item| item.counter);
+    Ok(counters.filter(|counter| counter.table == table).collect())
 }
 
 async fn run(place: Where<'_>, arguments: &'static [&'static str], text: &[u8]) -> Result<Output, NftError> {
@@ -151,5 +187,17 @@ mod tests {
         let chains = chains_of(json, "gh").expect("good");
         assert_eq!(chains.iter().map(DeviceName::as_str).collect::<Vec<_>>(), ["tabcdefghij0123"]);
         assert!(chains_of(b"not json", "gh").is_err());
+    }
+
+    #[test]
+    fn only_counters_of_the_own_table_are_read() {
+        let json = br#"{"nftables":[{"metainfo":{"version":"1.0.6"}},
+            {"counter":{"family":"inet","name":"a","table":"gh","handle":3,"packets":5,"bytes":300}},
+            {"counter":{"family":"inet","name":"a","table":"other","handle":3,"packets":6,"bytes":0}}]}"#;
+        let counters = counters_of(json, "gh").expect("good");
+        assert_eq!(
+            counters.iter().map(|counter| (counter.packets, counter.bytes)).collect::<Vec<_>>(),
+            [(5, 300)]
+        );
     }
 }

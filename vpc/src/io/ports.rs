@@ -61,7 +61,7 @@ pub async fn execute(
         }
         Step::ForgetFlows(address) => {
             // Flows that cannot be deleted end by their own timers; the port must go all the same.
-            if let Err(error) = flows::forget(inside, address.to_bits()).await {
+            if let Err(error) = flows::forget(inside, *address).await {
                 warn!(%address, %error, "tracked flows of a removed port stay until they time out");
             }
         }

@@ -32,6 +32,14 @@ pub const NETWORK: [(&str, &str); 14] = [
     ("ipv6/conf/default/accept_ra", "0"),
 ];
 
+/// Flows have counters and times, and their ends are told though nobody listened when they began. A kernel without times
+/// has no such setting, and the log says when it heard of an end.
+pub const FLOW_LOG: [(&str, &str); 3] = [
+    ("netfilter/nf_conntrack_acct", "1"),
+    ("netfilter/nf_conntrack_timestamp", "1"),
+    ("netfilter/nf_conntrack_events", "1"),
+];
+
 /// A TAP: it answers address resolution for everything, at once, with the gateway's Ethernet address.
 pub const TAP: [(&str, &str); 6] = [
     ("ipv4/conf/DEVICE/proxy_arp", "1"),
@@ -64,15 +72,16 @@ pub const HOST_UPLINK: [(&str, &str); 5] = [
 ];
 
 /// Makes settings in the calling thread's namespace; `device` stands for the word DEVICE. A kernel without IPv6
-/// has none of its settings, and needs none.
+/// has none of its settings, and needs none; the same is true of what tracked flows may have.
 ///
 /// # Errors
 /// When one cannot be written.
 pub fn apply(settings: &[(&'static str, &'static str)], device: &str) -> Result<(), SettingError> {
     for (name, value) in settings {
         let path = path(&name.replace("DEVICE", device));
+        let may_lack = name.starts_with("ipv6/") || name.starts_with("netfilter/");
         match std::fs::write(&path, value) {
-            Err(source) if source.kind() == io::ErrorKind::NotFound && name.starts_with("ipv6/") => {}
+            Err(source) if source.kind() == io::ErrorKind::NotFound && may_lack => {}
             Err(source) => return Err(SettingError { path, value, source }),
             Ok(()) => {}
         }

@@ -3,6 +3,7 @@
 //!
 //! Counters are named by reason and outlive a new application, so that no dropped packet goes unexplained.
 
+use crate::pure::firewall::{RULES_IN, RULES_OUT};
 use crate::pure::names::{INNER_UPLINK, Names, TABLE};
 use crate::pure::transfer::Transfer;
 use crate::pure::wanted::Seat;
@@ -29,14 +30,35 @@ pub const NOT_INTERNET: [(&str, &str); 12] = [
 
 /// Echo requests to the gateway that a guest has answered, a second: enough for people, too few for a flood.
 pub const PINGS_PER_SECOND: u32 = 20;
-/// Guests that the echo limit tells apart at once; as many as there may be ports.
-const PING_SOURCES: usize = crate::pure::wanted::MAX_PORTS;
+/// Guests that a limit tells apart at once; as many as there may be ports.
+const SOURCES: usize = crate::pure::wanted::MAX_PORTS;
+/// Questions of one guest without an address for what it is, a second and at once: a client asks twice, and again after
+/// seconds.
+const DHCP_PER_SECOND: u32 = 5;
+const DHCP_AT_ONCE: u32 = 10;
+/// Where a message of DHCP has the client's Ethernet address, in bits from the UDP header on, and how many bits that is.
+const DHCP_MAC: &str = "@th,288,48";
+
+/// Tracked flows of one port, of those that it began: several times what a busy server has, and 32 such ports are needed to
+/// fill the kernel's usual table of 262,144 for the whole network. The kernel walks a port's list for each new flow, no more
+/// than once a tick, so a longer one would be a burden.
+pub const MAX_FLOWS_OF_ONE: u32 = 8192;
+/// Of a tracked flow's state: it has a place in the table (`IPS_CONFIRMED` of nf_conntrack_common.h).
+const CONFIRMED: u32 = 1 << 3;
+/// Refused packets of one port that are told, a second; the counters have all of them.
+const TOLD_PER_SECOND: u32 = 20;
+/// The same, at once.
+const TOLD_AT_ONCE: u32 = 40;
+/// Bytes of a refused packet that are told: the longest IPv4 header and the ports behind it.
+pub const TOLD_BYTES: u32 = 68;
+/// Where refused packets are told; nobody else listens in a namespace of ours.
+pub const LOG_GROUP: u16 = 1;
 
 /// Counters of the per-port chains (family netdev, in the namespace).
-pub const PORT_COUNTERS: [&str; 5] =
-    ["spoofed_mac", "spoofed_address", "spoofed_arp", "ipv6_frame", "unknown_frame"];
+pub const PORT_COUNTERS: [&str; 6] =
+    ["spoofed_mac", "spoofed_address", "spoofed_arp", "too_many_dhcp", "ipv6_frame", "unknown_frame"];
 /// Counters of the network (family inet, in the namespace).
-pub const NETWORK_COUNTERS: [&str; 8] = [
+pub const NETWORK_COUNTERS: [&str; 9] = [
     "invalid",
     // Of the default network alone.
     "to_other_vm",
@@ -46,6 +68,7 @@ pub const NETWORK_COUNTERS: [&str; 8] = [
     "to_gateway_service",
     "too_many_pings",
     "unasked",
+    "too_many_flows",
 ];
 /// Counters in the host's namespace (family inet).
 pub const HOST_COUNTERS: [&str; 5] = ["to_host", "to_private_range", "unasked", "wrong_source", "ipv6"];
@@ -59,6 +82,17 @@ pub enum Inward {
     Together,
 }
 
+/// Whether flows and refused packets are told to who keeps the flow log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logged {
+    /// Nobody listens.
+    No,
+    /// Ends of flows are; this kernel cannot tell of refused packets.
+    Flows,
+    /// Refused packets, too, up to a rate.
+    All,
+}
+
 /// The link of one network, as the host sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -70,36 +104,40 @@ pub struct Link {
 
 /// The rules of a namespace that do not depend on its ports, and the empty table for those that do.
 #[must_use]
-pub fn network(network: Ipv4Cidr, inward: Inward) -> String {
+pub fn network(network: Ipv4Cidr, inward: Inward, logged: Logged) -> String {
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
     text.push_str(&table_with_counters("inet", TABLE, &NETWORK_COUNTERS));
     let ranges = NOT_INTERNET.map(|(range, _)| range).join(", ");
+    let too_many_flows = format!(
+        "meta mark != 0 ct state new ct status & {CONFIRMED} == 0 \
+         add @flows {{ meta mark ct count over {MAX_FLOWS_OF_ONE} }} counter name too_many_flows drop"
+    );
     let lines = [
         "add set inet T private_ranges { type ipv4_addr; flags interval; }".to_owned(),
         "flush set inet T private_ranges".to_owned(),
         format!("add element inet T private_ranges {{ {ranges} }}"),
-        format!(
-            "add set inet T pings {{ type ifname; size {PING_SOURCES}; flags dynamic,timeout; timeout 1m; }}"
-        ),
-        // Every flow carries its port's mark, so that all of a port's flows can be forgotten with it.
+        format!("add set inet T pings {{ type ifname; size {SOURCES}; flags dynamic,timeout; timeout 1m; }}"),
+        format!("add set inet T flows {{ type mark; size {SOURCES}; flags dynamic; }}"),
+        // Every flow carries the mark of the port that began it, or was begun with it, so that all of a port's flows can
+        // be forgotten with it.
         chain("inet", "mark_in", "filter hook prerouting priority mangle; policy accept;"),
-        "add rule inet T mark_in meta mark != 0 ct mark set meta mark".to_owned(),
+        "add rule inet T mark_in meta mark != 0 ct mark 0 ct mark set meta mark".to_owned(),
         chain("inet", "mark_out", "filter hook output priority mangle; policy accept;"),
         "add rule inet T mark_out meta mark != 0 ct mark set meta mark".to_owned(),
-        chain("inet", "untrack", "filter hook prerouting priority raw; policy accept;"),
+        // Written with the firewall's rules (see [`crate::pure::firewall`]), which a new start must not take away.
+        format!("add chain inet T {RULES_OUT}"),
+        format!("add chain inet T {RULES_IN}"),
         chain("inet", "forward", "filter hook forward priority filter; policy drop;"),
+        // Behind the judgement, so that only flows that come to be are counted, and each once, by its first packet.
+        chain("inet", "bound", "filter hook forward priority filter + 10; policy accept;"),
+        format!("add rule inet T bound {too_many_flows}"),
+        chain("inet", "bound_in", "filter hook input priority filter + 10; policy accept;"),
+        format!("add rule inet T bound_in {too_many_flows}"),
     ];
     push(&mut text, TABLE, &lines);
-    if inward == Inward::Together {
-        // What members say to each other passes in any state, so none is kept: no table that they could fill, and no
-        // flow of two ports, which could carry one mark only.
-        let rule =
-            format!("add rule inet T untrack meta mark != 0 ip daddr {network} ip daddr != @hidden notrack");
-        push(&mut text, TABLE, &[rule]);
-    }
     push(&mut text, TABLE, &forward_rules(network, inward));
     push(&mut text, TABLE, &input_rules());
-    text
+    with_log(text, logged)
 }
 
 /// One port's anti-spoofing chain, at the first place where the kernel sees a frame of the guest.
@@ -107,6 +145,8 @@ pub fn network(network: Ipv4Cidr, inward: Inward) -> String {
 pub fn port(port: &Seat) -> String {
     let (device, mac, ipv4) = (&port.device, port.mac, port.ipv4);
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
+    // A guest that does not know its address yet, with its own Ethernet address in the message as well.
+    let dhcp = format!("{} {DHCP_MAC} 0x{}", DHCP_ASKS, mac.to_string().replace(':', ""));
     let rule = |rule: &str| format!("add rule netdev T {device} {rule}");
     let lines = [
         chain(
@@ -115,6 +155,11 @@ pub fn port(port: &Seat) -> String {
             &format!("filter hook ingress device \"{device}\" priority -500; policy drop;"),
         ),
         rule(&format!("ether saddr != {mac} counter name spoofed_mac drop")),
+        rule(&format!(
+            "{dhcp} limit rate over {DHCP_PER_SECOND}/second burst {DHCP_AT_ONCE} packets \
+             counter name too_many_dhcp drop"
+        )),
+        rule(&format!("{dhcp} meta mark set {:#010x} accept", port.mark())),
         rule(&format!("ether type ip ip saddr != {ipv4} counter name spoofed_address drop")),
         rule(&format!("ether type ip meta mark set {:#010x} accept", port.mark())),
         // Probes (RFC 5227) say 0.0.0.0; the address itself is announced and asked for with the guest's own.
@@ -192,6 +237,8 @@ pub fn without_host(names: &Names) -> String {
     format!("add table inet {table}\ndelete table inet {table}\n")
 }
 
+/// What a guest without an address sends to servers of DHCP.
+const DHCP_ASKS: &str = "ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67";
 /// A SYN says no larger segment than the path's first link takes (RFC 4459 section 3.2 says why).
 const CLAMP: &str = "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu";
 
@@ -201,19 +248,28 @@ fn forward_rules(network: Ipv4Cidr, inward: Inward) -> Vec<String> {
         // A member that is not there is worth a word, so that a guest need not wait for one.
         Inward::Together => ("accept", "reject with icmp type host-unreachable"),
     };
-    let rules = [
+    let mut rules = vec![
         "ct state invalid counter name invalid drop".to_owned(),
         CLAMP.to_owned(),
         format!("iifname \"{INNER_UPLINK}\" ct state established,related accept"),
         format!("iifname \"{INNER_UPLINK}\" counter name unasked drop"),
         // See `crate::pure::sides`, whose text comes before this one.
         "jump sides".to_owned(),
+    ];
+    if inward == Inward::Together {
+        rules.extend([
+            "ct direction reply ct state established,related accept".to_owned(),
+            format!("meta mark != 0 jump {RULES_OUT}"),
+            format!("ip daddr {network} jump {RULES_IN}"),
+        ]);
+    }
+    rules.extend([
         format!("oifname != \"{INNER_UPLINK}\" {to_port}"),
         "ip daddr 169.254.0.0/16 counter name to_link_local drop".to_owned(),
         format!("ip daddr {network} counter name to_own_network {to_nobody}"),
         "ip daddr @private_ranges counter name to_private_range drop".to_owned(),
         "accept".to_owned(),
-    ];
+    ]);
     rules.into_iter().map(|rule| format!("add rule inet T forward {rule}")).collect()
 }
 
@@ -227,6 +283,8 @@ fn input_rules() -> Vec<String> {
         "ct direction reply ct state established,related accept".to_owned(),
         format!("ip daddr {GATEWAY_IPV4} udp dport 53 accept"),
         format!("ip daddr {GATEWAY_IPV4} tcp dport 53 accept"),
+        format!("meta mark != 0 {DHCP_ASKS} accept"),
+        format!("meta mark != 0 ip daddr {GATEWAY_IPV4} udp sport 68 udp dport 67 accept"),
         format!(
             "ip daddr {GATEWAY_IPV4} {ping} update @pings {{ iifname limit rate over \
              {PINGS_PER_SECOND}/second burst {PINGS_PER_SECOND} packets }} counter name too_many_pings drop"
@@ -241,7 +299,47 @@ fn input_rules() -> Vec<String> {
     lines
 }
 
-fn table_with_counters(family: &str, table: &str, counters: &[&str]) -> String {
+/// A rule that tells of packets, to see whether this kernel can. For `nft --check`, since it is good for nothing.
+#[must_use]
+pub fn log_probe() -> String {
+    format!(
+        "add table inet probe\nadd chain inet probe c\n\
+         add rule inet probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+    )
+}
+
+/// With a line before each that refuses, which tells of the packet. What a limit refuses is not told: asking the limit
+/// twice would halve it.
+#[must_use]
+pub fn with_log(text: String, logged: Logged) -> String {
+    if logged != Logged::All {
+        return text;
+    }
+    let mut told = String::with_capacity(text.len() * 2);
+    told.push_str(&format!(
+        "add table inet {TABLE}\n\
+         add set inet {TABLE} told {{ type mark; size {SOURCES}; flags dynamic,timeout; timeout 1m; }}\n"
+    ));
+    for line in text.lines() {
+        let refuses =
+            line.starts_with("add rule inet") && (line.contains(" drop") || line.contains(" reject"));
+        let limit = line.contains(" add @") || line.contains(" update @");
+        if let Some((fits, rest)) = line.split_once("counter name ").filter(|_| refuses && !limit) {
+            let reason = rest.split(' ').next().unwrap_or_default();
+            told.push_str(&format!(
+                "{fits}update @told {{ meta mark limit rate {TOLD_PER_SECOND}/second burst {TOLD_AT_ONCE} packets }} \
+                 log prefix \"{reason}\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+            ));
+        }
+        told.push_str(line);
+        told.push('\n');
+    }
+    told
+}
+
+/// Adds a table and what it counts.
+#[must_use]
+pub fn table_with_counters(family: &str, table: &str, counters: &[&str]) -> String {
     let mut text = format!("add table {family} {table}\n");
     for counter in counters {
         // Writing to a String cannot fail.
@@ -257,7 +355,7 @@ fn chain(family: &str, name: &str, hook: &str) -> String {
 }
 
 /// Appends lines in which the word `T` stands for the table.
-fn push(text: &mut String, table: &str, lines: &[String]) {
+pub fn push(text: &mut String, table: &str, lines: &[String]) {
     for line in lines {
         for line in line.lines() {
             let mut words = line.splitn(4, ' ');
@@ -300,8 +398,8 @@ mod tests {
         // In a private network one VM may reach another.
         let together: Vec<_> = NETWORK_COUNTERS.into_iter().filter(|name| *name != "to_other_vm").collect();
         let texts = [
-            (network(range, Inward::Apart), NETWORK_COUNTERS.as_slice()),
-            (network(range, Inward::Together), &together),
+            (network(range, Inward::Apart, Logged::No), NETWORK_COUNTERS.as_slice()),
+            (network(range, Inward::Together, Logged::No), &together),
             (port(&port_of([1; 20])), PORT_COUNTERS.as_slice()),
             (host(&names, &links), HOST_COUNTERS.as_slice()),
             (host(&names, &[]), HOST_COUNTERS.as_slice()),
@@ -325,13 +423,11 @@ mod tests {
     #[test]
     fn only_members_of_a_private_network_pass_to_each_other() {
         let range = "10.201.0.0/16".parse().expect("network");
-        let (apart, together) = (network(range, Inward::Apart), network(range, Inward::Together));
+        let (apart, together) =
+            (network(range, Inward::Apart, Logged::No), network(range, Inward::Together, Logged::No));
         let passes = format!("add rule inet gatehouse forward oifname != \"{INNER_UPLINK}\" accept");
         assert!(together.lines().any(|line| line == passes), "{together}");
-        assert!(
-            !apart.contains(&passes) && !apart.contains("notrack") && !apart.contains("reject"),
-            "{apart}"
-        );
+        assert!(!apart.contains(&passes) && !apart.contains("jump") && !apart.contains("reject"), "{apart}");
         let differ = apart.lines().filter(|line| !together.lines().any(|other| other == *line)).count();
         assert_eq!(differ, 2, "the two networks differ in nothing else");
     }

@@ -1,9 +1,10 @@
 //! What a view asks for, checked: an entry that cannot be served is left out alone, with its reason.
 
+use crate::pure::firewall::{Firewall, RuleRejection};
 use crate::pure::names::{DeviceName, NetworkId, uplink_end};
 use crate::pure::reach::{self, ClientsRejection, PeeringRejection};
 use crate::pure::ways::Way;
-use model::id::{Generation, PeeringId, ServiceId, VmId, VpcId};
+use model::id::{Generation, PeeringId, RuleId, ServiceId, VmId, VpcId};
 use model::net::{GATEWAY_IPV4, GATEWAY_MAC, Ipv4Cidr, MacAddress};
 use model::view::{NetworkEntry, PortEntry, ServiceEntry, VpcView};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -16,8 +17,8 @@ pub const MAX_QUEUES: u8 = 8;
 /// Most ports of all networks: each costs a device, a chain and eight descriptors at most, as many again while its VM
 /// sleeps, and the process may hold about 65,000 of those.
 pub const MAX_PORTS: usize = 4096;
-/// Most private networks that have a port, a service or VPN clients: each costs two threads and five descriptors here, a namespace and two devices,
-/// and 70 ms of a start, of which its ports see nothing when they stand already.
+/// Most private networks that have a port, a service or VPN clients: each costs two threads and eight descriptors here, a
+/// namespace and two devices, and 70 ms of a start, of which its ports see nothing when they stand already.
 pub const MAX_NETWORKS: usize = model::net::MAX_VPCS;
 /// Most names of one port: its VM's own, and a few more.
 pub const MAX_NAMES: usize = 8;
@@ -171,6 +172,10 @@ pub enum LeftOut {
     Peering(VpcId, PeeringId, PeeringRejection),
     /// The VPN clients of a private network.
     Clients(VpcId, ClientsRejection),
+    /// A rule of a private network's firewall.
+    Rule(VpcId, RuleId, RuleRejection),
+    /// So many rules that cannot be read.
+    Rules(VpcId, usize),
 }
 
 impl fmt::Display for LeftOut {
@@ -182,6 +187,11 @@ impl fmt::Display for LeftOut {
             Self::Name(whose, name, why) => write!(f, "the name {name:?} of {whose}: {why}"),
             Self::Peering(vpc, id, why) => write!(f, "the peering {id} of network {vpc}: {why}"),
             Self::Clients(vpc, why) => write!(f, "the VPN clients of network {vpc}: {why}"),
+            Self::Rule(vpc, rule, why) => write!(f, "rule {rule} of network {vpc}: {why}"),
+            Self::Rules(vpc, count) => write!(
+                f,
+                "{count} rules of network {vpc} cannot be read; one of them may deny anything, so no new packet passes in it"
+            ),
         }
     }
 }
@@ -199,13 +209,22 @@ pub struct WantedNetwork {
     pub ways: BTreeMap<DeviceName, Way>,
     /// The address under which members see all VPN clients; the clients' own when absent.
     pub hidden_behind: Option<Ipv4Addr>,
+    /// Its firewall; of the default network, one without rules.
+    pub firewall: Firewall,
 }
 
 impl WantedNetwork {
-    /// A network of VMs alone.
+    /// A network of VMs alone, without rules.
     #[must_use]
     pub fn of_ports(range: Ipv4Cidr, ports: BTreeMap<DeviceName, Port>) -> Self {
-        Self { range, ports, services: BTreeMap::new(), ways: BTreeMap::new(), hidden_behind: None }
+        Self {
+            range,
+            ports,
+            services: BTreeMap::new(),
+            ways: BTreeMap::new(),
+            hidden_behind: None,
+            firewall: Firewall::default(),
+        }
     }
 
     /// Its members' addresses.
@@ -248,6 +267,7 @@ impl Wanted {
             let clients = network.ways.contains_key(&DeviceName::clients());
             if !network.ports.is_empty() || !network.services.is_empty() || clients {
                 check.with_members += 1;
+                network.firewall = check.firewall(entry);
                 networks.insert(NetworkId::Private(entry.vpc.clone()), network);
             }
         }
@@ -296,6 +316,16 @@ impl<'a> Check<'a> {
             return Err(NetworkRejection::Full);
         }
         Ok(())
+    }
+
+    fn firewall(&mut self, entry: &NetworkEntry) -> Firewall {
+        if entry.rules.rejected() > 0 {
+            self.left_out.push(LeftOut::Rules(entry.vpc.clone(), entry.rules.rejected()));
+        }
+        let left_out = &mut self.left_out;
+        Firewall::of(&entry.rules, entry.clients.map(|clients| clients.pool), |rule, why| {
+            left_out.push(LeftOut::Rule(entry.vpc.clone(), rule.clone(), why));
+        })
     }
 
     fn ports(

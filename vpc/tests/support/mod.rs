@@ -10,7 +10,7 @@ use feed::publish::Publisher;
 use model::config::{Places, VpcConfig};
 use model::id::{Generation, VmId, VpcId};
 use model::net::{Ipv4Cidr, MacAddress};
-use model::view::{NetworkEntry, PortEntry, VIEW_VERSION, VpcView};
+use model::view::{NetworkEntry, PortEntry, VIEW_VERSION, View, VpcView};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
@@ -44,6 +44,34 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 
 static WORLDS: AtomicU32 = AtomicU32::new(0);
 
+/// vpc's view, as a newer control may write it.
+struct RawView(serde_json::Value, Generation);
+
+impl serde::Serialize for RawView {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for RawView {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(serde_json::Value::deserialize(deserializer)?, Generation::default()))
+    }
+}
+
+impl View for RawView {
+    const NAME: &'static str = VpcView::NAME;
+    fn version(&self) -> u32 {
+        VIEW_VERSION
+    }
+    fn generation(&self) -> Generation {
+        self.1
+    }
+    fn rejected(&self) -> usize {
+        0
+    }
+}
+
 pub struct World {
     pub prefix: String,
     pub folder: TempDir,
@@ -53,6 +81,8 @@ pub struct World {
     pub generation: u64,
     /// Private networks, from the next view on.
     pub networks: Vec<NetworkEntry>,
+    /// Whether flows are logged, from the next start on.
+    pub flow_log: bool,
 }
 
 impl World {
@@ -70,10 +100,24 @@ impl World {
             let (publisher, socket) = (publisher.clone(), places.feed_socket());
             async move { publisher.announce(&socket).await.expect("announces") }
         });
-        let world =
-            Self { prefix, folder, publisher, announcing, process: None, generation: 0, networks: vec![] };
+        let world = Self {
+            prefix,
+            folder,
+            publisher,
+            announcing,
+            process: None,
+            generation: 0,
+            networks: vec![],
+            flow_log: false,
+        };
         world.build();
         world
+    }
+
+    /// From the next start on, flows are logged.
+    pub fn log_flows(&mut self) {
+        self.flow_log = true;
+        self.configure();
     }
 
     /// A world with vpc running and these guests' ports.
@@ -105,12 +149,16 @@ impl World {
              ip -n {host} route add default via {ROUTER}
              for a in {SERVER} {DNS} {PRIVATE} {METADATA}; do ip -n {internet} addr add $a/32 dev lo; done"
         ));
+        self.configure();
+    }
+
+    fn configure(&self) {
         let config = VpcConfig {
             places: self.places(),
             prefix: self.prefix.clone(),
             allowed_uids: vec![64_501],
             vpn_uid: Some(VPN_USER),
-            flow_log: false,
+            flow_log: self.flow_log,
             upstream_dns: vec![SocketAddr::from((DNS, 53))],
         };
         std::fs::write(self.config(), toml::to_string(&config).expect("toml")).expect("config");
@@ -149,6 +197,17 @@ impl World {
     pub fn publish(&mut self, ports: Vec<PortEntry>) {
         self.generation += 1;
         self.publisher.publish(&self.view(ports), None).expect("published");
+    }
+
+    /// The next view as it stands in its file, to be changed and published.
+    pub fn view_of(&mut self, ports: Vec<PortEntry>) -> serde_json::Value {
+        self.generation += 1;
+        serde_json::to_value(self.view(ports)).expect("a view")
+    }
+
+    /// Publishes what may have entries that this build cannot read.
+    pub fn publish_raw(&self, view: serde_json::Value) {
+        self.publisher.publish(&RawView(view, Generation(self.generation)), None).expect("published");
     }
 
     fn view(&self, ports: Vec<PortEntry>) -> VpcView {
@@ -268,7 +327,12 @@ impl World {
             // The kernel notes a moment after both ends of a link are up that it has a carrier.
             let waits = |line: &str| line.contains(" veth ") && line.contains("NO-CARRIER");
             if !text.lines().any(waits) || begun.elapsed() > PATIENCE {
-                let mut lines: Vec<String> = text.lines().map(settle).collect();
+                // Whose flows are counted is the traffic's doing, and not vpc's.
+                let by_traffic = |line: &&str| {
+                    let line = line.trim_start();
+                    !line.starts_with("0x") && !line.starts_with("elements = { 0x")
+                };
+                let mut lines: Vec<String> = text.lines().filter(by_traffic).map(settle).collect();
                 lines.sort();
                 return lines;
             }
