@@ -16,7 +16,7 @@ use crate::io::namespace::Inside;
 use crate::io::nft::{self, Where};
 use crate::pure::bucket::{Allowance, Bucket};
 use crate::pure::flow::{Ends, Flow, Line, REFUSALS_EVERY_SECONDS, Rows, What, ended, refused};
-use crate::pure::names::NetworkId;
+use crate::pure::names::{DeviceName, NetworkId};
 use crate::pure::netlink::messages;
 use crate::pure::rules::{Logged, log_probe};
 use crate::pure::wanted::MAX_PORTS;
@@ -197,12 +197,15 @@ impl Scribe {
 
     fn write_flow(&mut self, network: &LiveNetwork, flow: Flow) {
         let rules = network.firewall.allowed_by(network.range, flow.ends.connection());
-        self.write(Some(flow.ends), What::Accept { flow, rules });
+        self.write(Some(flow.ends), None, What::Accept { flow, rules });
     }
 
     fn write_refusals(&mut self) {
         for refusals in self.rows.take() {
-            self.write(Some(refusals.ends), What::Drop { refusals: &refusals });
+            let sender = refusals.device.as_ref();
+            let sender = sender.and_then(|device| self.vms.values().find(|vm| DeviceName::of(vm) == *device));
+            let sender = sender.cloned();
+            self.write(Some(refusals.ends), sender, What::Drop { refusals: &refusals });
         }
         let (lines, overflows) = (self.lines_lost, self.overflows);
         if lines > 0 || overflows > 0 {
@@ -219,11 +222,12 @@ impl Scribe {
         }
     }
 
-    fn write(&mut self, ends: Option<Ends>, what: What<'_>) {
+    /// Writes a line. `sender` is whose packets these were, when their source is a lie.
+    fn write(&mut self, ends: Option<Ends>, sender: Option<VmId>, what: What<'_>) {
         let vm = |address: Option<Ipv4Addr>| self.vms.get(&address?);
         let line = Line {
             network: &self.name,
-            source_vm: vm(ends.map(|ends| ends.source)),
+            source_vm: sender.as_ref().or_else(|| vm(ends.map(|ends| ends.source))),
             destination_vm: vm(ends.map(|ends| ends.destination)),
             what,
         };

@@ -70,6 +70,8 @@ pub struct Network {
     pub netlink: Netlink,
     /// Where its guests' addresses come from.
     pub range: Ipv4Cidr,
+    /// What of it is told to the flow log.
+    pub logged: Logged,
 }
 
 impl Network {
@@ -108,7 +110,7 @@ impl Network {
         }
         ensure_gateway(&netlink).await?;
         uplink::ensure(names, id, &netlink).await?;
-        Ok(Self { inside, sockets, netlink, range })
+        Ok(Self { inside, sockets, netlink, range, logged })
     }
 }
 

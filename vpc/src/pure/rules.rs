@@ -142,7 +142,7 @@ pub fn network(network: Ipv4Cidr, inward: Inward, logged: Logged) -> String {
 
 /// One port's anti-spoofing chain, at the first place where the kernel sees a frame of the guest.
 #[must_use]
-pub fn port(port: &Seat) -> String {
+pub fn port(port: &Seat, logged: Logged) -> String {
     let (device, mac, ipv4) = (&port.device, port.mac, port.ipv4);
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
     // A guest that does not know its address yet, with its own Ethernet address in the message as well.
@@ -169,7 +169,26 @@ pub fn port(port: &Seat) -> String {
         rule("counter name unknown_frame drop"),
     ];
     push(&mut text, TABLE, &lines);
-    text
+    if logged == Logged::All { with_port_log(&text, device.as_str()) } else { text }
+}
+
+/// With a line before each that drops what a port lies about, which tells of the packet and names the port, since its
+/// addresses are lies. Each port has limits of its own.
+fn with_port_log(text: &str, device: &str) -> String {
+    let mut told = String::with_capacity(text.len() * 2);
+    for line in text.lines() {
+        let rule = line.starts_with("add rule netdev") && !line.contains(" limit ");
+        if let Some((fits, rest)) = line.split_once("counter name ").filter(|_| rule) {
+            let reason = rest.split(' ').next().unwrap_or_default();
+            told.push_str(&format!(
+                "{fits}limit rate {TOLD_PER_SECOND}/second burst {TOLD_AT_ONCE} packets \
+                 log prefix \"{reason} {device}\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+            ));
+        }
+        told.push_str(line);
+        told.push('\n');
+    }
+    told
 }
 
 /// Removes a port's chain, whether or not it is there.
@@ -304,7 +323,9 @@ fn input_rules() -> Vec<String> {
 pub fn log_probe() -> String {
     format!(
         "add table inet probe\nadd chain inet probe c\n\
-         add rule inet probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+         add rule inet probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n\
+         add table netdev probe\nadd chain netdev probe c\n\
+         add rule netdev probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
     )
 }
 
@@ -400,7 +421,8 @@ mod tests {
         let texts = [
             (network(range, Inward::Apart, Logged::No), NETWORK_COUNTERS.as_slice()),
             (network(range, Inward::Together, Logged::No), &together),
-            (port(&port_of([1; 20])), PORT_COUNTERS.as_slice()),
+            (port(&port_of([1; 20]), Logged::No), PORT_COUNTERS.as_slice()),
+            (port(&port_of([1; 20]), Logged::All), PORT_COUNTERS.as_slice()),
             (host(&names, &links), HOST_COUNTERS.as_slice()),
             (host(&names, &[]), HOST_COUNTERS.as_slice()),
         ];
@@ -427,7 +449,10 @@ mod tests {
             (network(range, Inward::Apart, Logged::No), network(range, Inward::Together, Logged::No));
         let passes = format!("add rule inet gatehouse forward oifname != \"{INNER_UPLINK}\" accept");
         assert!(together.lines().any(|line| line == passes), "{together}");
-        assert!(!apart.contains(&passes) && !apart.contains("jump") && !apart.contains("reject"), "{apart}");
+        assert!(
+            !apart.contains(&passes) && !apart.contains("jump rules") && !apart.contains("reject"),
+            "{apart}"
+        );
         let differ = apart.lines().filter(|line| !together.lines().any(|other| other == *line)).count();
         assert_eq!(differ, 2, "the two networks differ in nothing else");
     }
