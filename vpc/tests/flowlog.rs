@@ -115,7 +115,7 @@ async fn flows_that_passed_and_packets_that_did_not_are_told() {
 
     // Whose port it was counts, not the address that it said.
     sh(&format!("ip -n {} addr add 10.0.0.99/32 dev lo", five.namespace));
-    let lie = || UdpSocket::bind(("10.0.0.99", 0)).and_then(|socket| socket.send_to(b"lie", at(SIX, 7)));
+    let lie = || UdpSocket::bind(("10.0.0.99", 0)).and_then(|socket| socket.send_to(b"lie", at(SIX, 17)));
     five.run(move || lie().expect("sent")).await;
     let spoofed = line(&world, &vpc, |line| line["reason"] == "spoofed_address").await;
     assert_eq!((&spoofed["source"], &spoofed["source_vm"]), (&json!("10.0.0.99"), &json!(five.port.vm)));

@@ -73,6 +73,16 @@ fn message(reply: &Reply) -> &str {
     text(&reply.body["message"])
 }
 
+#[tokio::test]
+async fn a_service_has_a_way_to_clients_that_come_later() {
+    let bench = Bench::new().await;
+    let vpc = bench.vpc("10.0.0.0/24").await;
+    let made = bench.of(&vpc, "POST", "services", json!({"name": "db"})).await.good();
+    assert_eq!(bench.network(&vpc)["clients"]["pool"], "100.96.0.0/16");
+    bench.of(&vpc, "DELETE", &format!("services/{}", text(&made["serviceId"])), nothing()).await.good();
+    assert!(bench.network(&vpc).is_null());
+}
+
 /// A WireGuard front that has one live session, and one that idled.
 async fn play_front(bench: &Bench, live: &Value, idled: &Value) {
     std::fs::create_dir_all(bench.config.places.vpn_run()).expect("folder");
@@ -101,7 +111,7 @@ async fn play_front(bench: &Bench, live: &Value, idled: &Value) {
 
 #[tokio::test]
 async fn what_sessions_do_is_told_and_a_silent_one_ends() {
-    let bench = Bench::start().await;
+    let bench = Bench::new().await;
     let vpc = bench.vpc("192.168.10.0/24").await;
     let (live, idle) = (bench.session(&vpc).await, bench.session(&vpc).await);
     let rows = |list: Value| list["sessions"].as_array().expect("list").clone();
