@@ -21,12 +21,12 @@ use crate::pure::netlink::messages;
 use crate::pure::rules::{Logged, log_probe};
 use crate::pure::wanted::MAX_PORTS;
 use crate::switch::{LiveNetwork, Switch};
+use crate::tasks::each_network;
 use model::id::VmId;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -42,18 +42,6 @@ pub struct FlowLog {
     switch: Switch,
     writer: Writer,
     logged: Logged,
-}
-
-/// One network's task.
-struct Working {
-    sockets: Inside,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// What one network's task has in hand.
@@ -97,24 +85,10 @@ impl FlowLog {
         if self.logged == Logged::No {
             return std::future::pending().await;
         }
-        let mut working: BTreeMap<NetworkId, Working> = BTreeMap::new();
-        let mut changes = self.switch.changes();
-        loop {
-            let table = self.switch.table();
-            // A network that was made anew has other sockets.
-            working.retain(|id, at| {
-                table.networks.get(id).is_some_and(|network| network.sockets.same(&at.sockets))
-            });
-            for (id, network) in &table.networks {
-                working.entry(id.clone()).or_insert_with(|| self.begin(id, &network.sockets));
-            }
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
+        each_network(&self.switch, |network, sockets| self.begin(network, sockets)).await;
     }
 
-    fn begin(&self, network: &NetworkId, sockets: &Inside) -> Working {
+    fn begin(&self, network: &NetworkId, sockets: Inside) -> impl Future<Output = ()> + Send + use<> {
         let scribe = Scribe {
             switch: self.switch.clone(),
             writer: self.writer.clone(),
@@ -127,8 +101,7 @@ impl FlowLog {
             lines_lost: 0,
             overflows: 0,
         };
-        let task = tokio::spawn(scribe.run(sockets.clone(), self.logged));
-        Working { sockets: sockets.clone(), task }
+        scribe.run(sockets, self.logged)
     }
 }
 

@@ -155,13 +155,14 @@ pub fn port(port: &Seat, logged: Logged) -> String {
             &format!("filter hook ingress device \"{device}\" priority -500; policy drop;"),
         ),
         rule(&format!("ether saddr != {mac} counter name spoofed_mac drop")),
+        // Nearly all packets end here.
+        rule(&format!("ether type ip ip saddr {ipv4} meta mark set {:#010x} accept", port.mark())),
         rule(&format!(
             "{dhcp} limit rate over {DHCP_PER_SECOND}/second burst {DHCP_AT_ONCE} packets \
              counter name too_many_dhcp drop"
         )),
         rule(&format!("{dhcp} meta mark set {:#010x} accept", port.mark())),
-        rule(&format!("ether type ip ip saddr != {ipv4} counter name spoofed_address drop")),
-        rule(&format!("ether type ip meta mark set {:#010x} accept", port.mark())),
+        rule("ether type ip counter name spoofed_address drop"),
         // Probes (RFC 5227) say 0.0.0.0; the address itself is announced and asked for with the guest's own.
         rule(&format!("ether type arp arp saddr ether {mac} arp saddr ip {{ 0.0.0.0, {ipv4} }} accept")),
         rule("ether type arp counter name spoofed_arp drop"),
