@@ -22,8 +22,9 @@ pub const PRIVATE_RANGES: [Ipv4Cidr; 4] = [
 ];
 /// The addresses of VPN clients, the same for each VPC, so that no VPC may have them.
 pub const VPN_CLIENTS: Ipv4Cidr = Ipv4Cidr::constant(Ipv4Addr::new(100, 96, 0, 0), 16);
-/// VPCs of one house: each with members is a namespace, rules and a name server, and all of them are in one view.
-pub const MAX_VPCS: usize = 512;
+/// VPCs of one house: each with members is a namespace with two threads and some 300 KiB, rules and a name server, and
+/// all of them are in one view.
+pub const MAX_VPCS: usize = 1024;
 /// The shortest prefix of a VPC's range: 65,534 members are more than one host has VMs.
 pub const MIN_VPC_PREFIX: u8 = 16;
 /// The longest prefix of a VPC's range: with fewer than 14 members it is full before it is of use, and it cannot grow.

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-PATIENCE = 600  # seconds for anything that is waited for; 500 networks on a busy machine take a part of that
+PATIENCE = 600  # seconds for anything that is waited for; 1000 networks on a busy machine take a part of that
 GATEWAY = "169.254.1.1"
 
 

@@ -6,7 +6,7 @@
 # The first prints a Markdown table of medians; its ratios are the medians of each round's own. The second prints what N
 # networks cost: starts, memory, changes.
 # VPC_BIN takes that program and builds nothing; PATHS="vpc veth", for one, measures those alone. FLOW_LOG=false turns the
-# log off for `many`. N is up to 500: vpc has room for 512, and some come on top.
+# log off for `many`. N is up to 1000: vpc has room for 1024, and some come on top.
 # Needs root. Of the peers, those whose programs are missing are left out. Debian's openvswitch-switch is not among
 # tests/packages.txt, since it starts daemons of its own.
 set -euo pipefail

@@ -4,6 +4,7 @@
 //! audit is due (see [`crate::line`]), so a change in one costs no pass over all.
 
 use crate::io::network;
+use crate::io::uplink::HostTable;
 use crate::keeper::Keeper;
 use crate::line::Line;
 use crate::pure::names::{DeviceName, Names, NetworkId};
@@ -21,10 +22,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tracing::warn;
+use tokio::task::JoinSet;
+use tracing::{error, warn};
 
 /// Longest that a network that stands waits for others before it is in service: at a start, hundreds may be due.
 const PUBLISH_WITHIN: Duration = Duration::from_millis(250);
+
+/// Frames of networks that are made side by side. More gain nothing: the kernel makes network devices one at a time.
+const FRAMES_AT_ONCE: usize = 8;
 
 /// Rounds of looks in one turn: in the second, networks complete what their peers have made in the first; the third is for
 /// what changed meanwhile.
@@ -34,7 +39,8 @@ const MAX_ROUNDS: usize = 3;
 #[derive(Debug)]
 pub struct Keel {
     logged: Logged,
-    names: Names,
+    names: Arc<Names>,
+    host: Arc<HostTable>,
     feed: Feed<VpcView>,
     table: Arc<ArcSwap<Table>>,
     progress: watch::Sender<Progress>,
@@ -58,7 +64,8 @@ pub fn new(names: Names, feed: Feed<VpcView>, keeper: Keeper, logged: Logged) ->
     let switch = Switch::new(Arc::clone(&table), watching, Arc::clone(&nudges), wakes.clone());
     let keel = Keel {
         logged,
-        names,
+        names: Arc::new(names),
+        host: Arc::default(),
         feed,
         table,
         progress,
@@ -144,7 +151,7 @@ impl Keel {
             for id in found {
                 self.lines.entry(id).or_insert_with(|| Line::unwanted(self.logged, now));
             }
-            network::remove_orphans(&self.names, &orphans).await
+            network::remove_orphans((&self.names, &self.host), &orphans).await
         };
         if let Err(error) = outcome.await {
             warn!(%error, again_in = ?AUDIT, "what is left of old networks cannot be found or removed");
@@ -171,13 +178,36 @@ impl Keel {
             if due.is_empty() {
                 return;
             }
-            for id in due {
-                if published.elapsed() >= PUBLISH_WITHIN {
-                    self.publish(view, self.table.load().generation);
-                    self.progress.send_modify(|_| {});
-                    published = Instant::now();
+            for some in due.chunks(FRAMES_AT_ONCE) {
+                self.raise(some).await;
+                for id in some {
+                    if published.elapsed() >= PUBLISH_WITHIN {
+                        self.publish(view, self.table.load().generation);
+                        self.progress.send_modify(|_| {});
+                        published = Instant::now();
+                    }
+                    self.look_at(id, &mut lacking).await;
                 }
-                self.look_at(&id, &mut lacking).await;
+            }
+        }
+    }
+
+    /// Makes the frames of these networks that have none, side by side.
+    async fn raise(&mut self, ids: &[NetworkId]) {
+        let mut raising = JoinSet::new();
+        for id in ids {
+            let Some(mut line) = self.lines.remove(id) else { continue };
+            let (names, host, id) = (Arc::clone(&self.names), Arc::clone(&self.host), id.clone());
+            raising.spawn(async move {
+                line.raise((&names, &host), &id).await;
+                (id, line)
+            });
+        }
+        while let Some(raised) = raising.join_next().await {
+            // One that panicked has no line any more, and gets a new one with the next view or survey.
+            match raised {
+                Ok((id, line)) => drop(self.lines.insert(id, line)),
+                Err(error) => error!(%error, "a network's frame was not made"),
             }
         }
     }
@@ -193,7 +223,7 @@ impl Keel {
         let standing = line.peers().filter(stands).cloned().collect();
         let peers = Peers { standing, lacking: lacking.clone() };
         let Some(line) = self.lines.get_mut(id) else { return };
-        if !line.look(&self.names, id, &mut self.keeper, &peers).await {
+        if !line.look((&self.names, &self.host), id, &mut self.keeper, &peers).await {
             self.lines.remove(id);
             return;
         }
@@ -216,7 +246,7 @@ impl Keel {
         for join in self.nudges.take_joins() {
             let outcome = match self.lines.get_mut(&join.network) {
                 Some(line) => {
-                    let place = (&self.names, &join.network);
+                    let place = (&*self.names, &join.network);
                     line.join(place, &mut self.keeper, &join.service, join.namespace).await
                 }
                 None => Err(format!("the network of service {} is not there any more", join.service)),

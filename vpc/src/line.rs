@@ -9,6 +9,7 @@ use crate::io::network::{self, Network, NetworkError};
 use crate::io::nft::{self, Where};
 use crate::io::observe::{Memory, observe};
 use crate::io::ports;
+use crate::io::uplink::HostTable;
 use crate::keeper::Keeper;
 use crate::pure::firewall::Firewall;
 use crate::pure::names::{DeviceName, Names, NetworkId};
@@ -25,7 +26,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// Plans for one look. The first does all; a second is for what a step found changed under it.
 const MAX_PASSES: usize = 3;
@@ -189,14 +190,31 @@ impl Line {
         self.memory.filters.get(&port.device) == Some(&(port.mac, port.ipv4))
     }
 
+    /// Makes or completes the network's frame, which needs nothing of the others, if it does not stand. What fails is left
+    /// to the next look.
+    pub async fn raise(&mut self, place: (&Names, &HostTable), id: &NetworkId) {
+        if let Some(wanted) = self.wanted.clone()
+            && (self.network.is_none() || self.suspect)
+            && let Err(error) = self.frame(place, id, &wanted).await
+        {
+            debug!(network = %id, %error, "tried again at the look");
+        }
+    }
+
     /// Brings the kernel to what is wanted, and says when to look again. False when nothing is wanted and nothing is left.
-    pub async fn look(&mut self, names: &Names, id: &NetworkId, keeper: &mut Keeper, peers: &Peers) -> bool {
+    pub async fn look(
+        &mut self,
+        place: (&Names, &HostTable),
+        id: &NetworkId,
+        keeper: &mut Keeper,
+        peers: &Peers,
+    ) -> bool {
         let outcome = match self.wanted.clone() {
-            Some(wanted) => self.complete(names, id, keeper, (&wanted, peers)).await,
+            Some(wanted) => self.complete(place, id, keeper, (&wanted, peers)).await,
             None => {
                 // Should it be wanted again before all of it is gone, nothing that is known of it holds.
                 (self.network, self.memory) = (None, Memory::default());
-                network::remove(names, id).await
+                network::remove(place, id).await
             }
         };
         if self.wanted.is_none() && outcome.is_ok() {
@@ -218,7 +236,7 @@ impl Line {
 
     async fn complete(
         &mut self,
-        names: &Names,
+        place: (&Names, &HostTable),
         id: &NetworkId,
         keeper: &mut Keeper,
         (wanted, peers): (&WantedNetwork, &Peers),
@@ -226,8 +244,8 @@ impl Line {
         if self.schedule.begin(Instant::now()) {
             self.memory.chains = None;
         }
-        let outcome = match self.frame(names, id, wanted).await {
-            Ok(network) => self.reconcile((names, &network), keeper, id, (wanted, peers)).await,
+        let outcome = match self.frame(place, id, wanted).await {
+            Ok(network) => self.reconcile((place.0, &network), keeper, id, (wanted, peers)).await,
             Err(error) => Err(error),
         };
         self.failure = outcome.as_ref().err().map(NetworkError::to_string);
@@ -240,7 +258,7 @@ impl Line {
 
     async fn frame(
         &mut self,
-        names: &Names,
+        place: (&Names, &HostTable),
         id: &NetworkId,
         wanted: &WantedNetwork,
     ) -> Result<Network, NetworkError> {
@@ -253,7 +271,7 @@ impl Line {
                 network.clone()
             }
             Some(_) | None => {
-                let network = Network::ensure(names, id, wanted.range, &text, self.logged).await?;
+                let network = Network::ensure(place, id, wanted.range, &text, self.logged).await?;
                 self.suspect = false;
                 self.memory.firewall = None;
                 self.network.insert(network).clone()

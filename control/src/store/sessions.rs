@@ -7,14 +7,16 @@ use crate::pure::phase::Phase;
 use crate::pure::wireguard::{SessionRefusal, first_host};
 use model::id::{AccountId, ApiKeyId, VmId, VpcId, WireGuardSessionId};
 use model::key::PublicKey;
-use model::net::{Ipv4Cidr, MAX_VPCS};
+use model::net::Ipv4Cidr;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-/// Sessions of one VPC: with all VPCs of a house they are as many as its door serves.
-pub const MAX_SESSIONS_OF_VPC: u64 = 65_536 / MAX_VPCS as u64;
+/// Sessions of one VPC: a large team's laptops and their spares.
+pub const MAX_SESSIONS_OF_VPC: u64 = 128;
+/// Sessions of the house: its door serves no more.
+pub const MAX_SESSIONS: u64 = 65_536;
 /// Sessions of one account: with more of them somebody makes one for each request, and leaves them open.
 pub const MAX_SESSIONS_OF_ACCOUNT: u64 = 512;
 
@@ -291,10 +293,9 @@ async fn place(
     transaction: &mut Transaction<'static, Sqlite>,
     new: &NewSession,
 ) -> Result<Result<Ipv4Addr, SessionRefusal>, StoreError> {
-    let row = sqlx::query("SELECT COUNT(*) AS mine FROM sessions WHERE account_id = $1")
-        .bind(new.account.as_str())
-        .fetch_one(&mut **transaction)
-        .await?;
+    let counts =
+        "SELECT COUNT(*) AS everybodys, COUNT(CASE WHEN account_id = $1 THEN 1 END) AS mine FROM sessions";
+    let row = sqlx::query(counts).bind(new.account.as_str()).fetch_one(&mut **transaction).await?;
     let rows = sqlx::query("SELECT ipv4 FROM sessions WHERE vpc_id = $1")
         .bind(new.vpc.as_str())
         .fetch_all(&mut **transaction)
@@ -302,6 +303,7 @@ async fn place(
     let mut used = rows.iter().map(|row| parsed(row, "ipv4")).collect::<Result<BTreeSet<_>, _>>()?;
     let of_pool = MAX_SESSIONS_OF_VPC.min(new.pool.host_count().saturating_sub(1));
     for (whose, current, limit) in [
+        ("the house", number(&row, "everybodys")?, MAX_SESSIONS),
         ("the account", number(&row, "mine")?, MAX_SESSIONS_OF_ACCOUNT),
         ("the VPC", used.len() as u64, of_pool),
     ] {

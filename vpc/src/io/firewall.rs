@@ -33,6 +33,7 @@ pub async fn ensure(
             return Ok(());
         }
         Some(known) => known.counters,
+        None if network.new => BTreeSet::new(),
         None => {
             let counters = nft::counters(Where::Network(&network.inside), TABLE).await?;
             counters.into_iter().map(|counter| counter.name).filter(|name| rule_of(name).is_some()).collect()

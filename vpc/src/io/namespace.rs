@@ -65,15 +65,16 @@ pub enum NamespaceError {
     Gone,
 }
 
-/// Opens the namespace of this name, and makes it if it is not there. Repeatable after a kill at any point.
+/// Opens the namespace of this name, and makes it if it is not there; says whether it did. Repeatable after a kill at any
+/// point.
 ///
 /// # Errors
 /// When the process may not mount, or the file system is read-only.
-pub fn ensure(name: &str) -> Result<OwnedFd, NamespaceError> {
+pub fn ensure(name: &str) -> Result<(OwnedFd, bool), NamespaceError> {
     prepare_folder().map_err(NamespaceError::Folder)?;
     let path = Path::new(FOLDER).join(name);
     if let Some(found) = open(name)? {
-        return Ok(found);
+        return Ok((found, false));
     }
     let failed = |source| NamespaceError::Make { path: path.clone(), source };
     let mode = OFlags::CREATE | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -87,7 +88,7 @@ pub fn ensure(name: &str) -> Result<OwnedFd, NamespaceError> {
     });
     made.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())).map_err(failed)?;
     chaos::border();
-    open(name)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+    open(name)?.map(|made| (made, true)).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 
 /// Opens the namespace of this name; none when there is none (also when only its empty file is there).

@@ -9,7 +9,7 @@ use crate::io::namespace::{self, Inside, NamespaceError};
 use crate::io::netlink::{Netlink, NetlinkError};
 use crate::io::nft::{self, NftError, Where};
 use crate::io::settings::{self, SettingError};
-use crate::io::uplink;
+use crate::io::uplink::{self, HostTable};
 use crate::pure::names::{Names, NetworkId};
 use crate::pure::rules::{self, Inward, Logged};
 use model::net::{GATEWAY_IPV4, Ipv4Cidr};
@@ -72,6 +72,8 @@ pub struct Network {
     pub range: Ipv4Cidr,
     /// What of it is told to the flow log.
     pub logged: Logged,
+    /// Its namespace was made for it: nothing stands there that it did not put there.
+    pub new: bool,
 }
 
 impl Network {
@@ -81,7 +83,7 @@ impl Network {
     /// # Errors
     /// See [`NetworkError`]; a later call goes on where this one ended.
     pub async fn ensure(
-        names: &Names,
+        (names, table): (&Names, &HostTable),
         id: &NetworkId,
         range: Ipv4Cidr,
         sides: &str,
@@ -89,7 +91,7 @@ impl Network {
     ) -> Result<Self, NetworkError> {
         let name = names.namespace(id);
         let made = name.clone();
-        let namespace = tokio::task::spawn_blocking(move || namespace::ensure(&made)).await??;
+        let (namespace, new) = tokio::task::spawn_blocking(move || namespace::ensure(&made)).await??;
         let again = namespace::open(&name)?.ok_or(NetworkError::NoNamespace(name))?;
         let (inside, sockets) = (Inside::start(namespace)?, Inside::start(again)?);
         let netlink = Netlink::of(&inside).await?;
@@ -109,8 +111,8 @@ impl Network {
             inside.run(|| settings::apply(&settings::FLOW_LOG, "")).await??;
         }
         ensure_gateway(&netlink).await?;
-        uplink::ensure(names, id, &netlink).await?;
-        Ok(Self { inside, sockets, netlink, range, logged })
+        uplink::ensure((names, table), id, &netlink).await?;
+        Ok(Self { inside, sockets, netlink, range, logged, new })
     }
 }
 
@@ -132,8 +134,8 @@ pub async fn survey(names: &Names) -> Result<(BTreeSet<NetworkId>, Vec<String>),
 ///
 /// # Errors
 /// See [`NetworkError`]; what could be removed is gone, and a later call goes on.
-pub async fn remove(names: &Names, id: &NetworkId) -> Result<(), NetworkError> {
-    uplink::remove(names, &names.host_uplink(id)).await?;
+pub async fn remove((names, table): (&Names, &HostTable), id: &NetworkId) -> Result<(), NetworkError> {
+    uplink::remove((names, table), &names.host_uplink(id)).await?;
     let name = names.namespace(id);
     if let Some(namespace) = namespace::open(&name)? {
         let inside = Inside::start(namespace)?;
@@ -155,10 +157,11 @@ pub async fn remove(names: &Names, id: &NetworkId) -> Result<(), NetworkError> {
 /// See [`NetworkError`]; what could be removed is gone, and a later call goes on.
 pub async fn teardown(names: &Names) -> Result<(), NetworkError> {
     let (networks, orphans) = survey(names).await?;
+    let table = HostTable::default();
     for id in &networks {
-        remove(names, id).await?;
+        remove((names, &table), id).await?;
     }
-    remove_orphans(names, &orphans).await?;
+    remove_orphans((names, &table), &orphans).await?;
     nft::apply(Where::Host, rules::without_host(names)).await?;
     Ok(())
 }
@@ -167,10 +170,13 @@ pub async fn teardown(names: &Names) -> Result<(), NetworkError> {
 ///
 /// # Errors
 /// See [`NetworkError`].
-pub async fn remove_orphans(names: &Names, orphans: &[String]) -> Result<(), NetworkError> {
+pub async fn remove_orphans(
+    (names, table): (&Names, &HostTable),
+    orphans: &[String],
+) -> Result<(), NetworkError> {
     for device in orphans {
         warn!(device, "a link to no network of ours is removed");
-        uplink::remove(names, device).await?;
+        uplink::remove((names, table), device).await?;
     }
     Ok(())
 }

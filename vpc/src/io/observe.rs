@@ -53,6 +53,7 @@ pub async fn observe(network: &Network, memory: &mut Memory, keeper: &Keeper) ->
     let neighbours = network.netlink.neighbours().await?;
     let chains = match memory.chains.take() {
         Some(chains) => chains,
+        None if network.new && memory.filters.is_empty() => BTreeSet::new(),
         // A program start: not for every change.
         None => nft::port_chains(Where::Network(&network.inside), TABLE).await?,
     };

@@ -4,7 +4,7 @@
 use crate::chaos;
 use crate::io::netlink::Netlink;
 use crate::io::network::NetworkError;
-use crate::io::nft::{self, Where};
+use crate::io::nft::{self, NftError, Where};
 use crate::io::settings;
 use crate::pure::names::{INNER_UPLINK, Names, NetworkId};
 use crate::pure::rules::{self, Link};
@@ -13,13 +13,23 @@ use crate::sys;
 use model::net::Ipv4Cidr;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use tokio::sync::Mutex;
 use tracing::{info, warn};
+
+/// The host's table, as this process has written it last; nothing before the first time. Who holds the lock is the only
+/// one who chooses addresses for a link and writes the table.
+#[derive(Debug, Default)]
+pub struct HostTable(Mutex<Option<Vec<Link>>>);
 
 /// Makes or completes the link of a network with its addresses, rules and routes.
 ///
 /// # Errors
 /// See [`NetworkError`]; a later call goes on where this one ended.
-pub async fn ensure(names: &Names, id: &NetworkId, inner: &Netlink) -> Result<(), NetworkError> {
+pub async fn ensure(
+    (names, table): (&Names, &HostTable),
+    id: &NetworkId,
+    inner: &Netlink,
+) -> Result<(), NetworkError> {
     let host = Netlink::here()?;
     let name = names.host_uplink(id);
     let (ours, theirs) = (host.link(&name).await?, inner.link(INNER_UPLINK).await?);
@@ -33,13 +43,8 @@ pub async fn ensure(names: &Names, id: &NetworkId, inner: &Netlink) -> Result<()
         chaos::border();
     }
     let (ours, theirs) = (host.need(&name).await?, inner.need(INNER_UPLINK).await?);
-    let transfer = choose_transfer(&name, &host, ours.index).await?;
     settings::apply(&settings::HOST_UPLINK, &name)?;
-    // The rules are made of the addresses that are there; nothing flows before the device is up.
-    host.add_address(ours.index, transfer.host(), 31).await?;
-    chaos::border();
-    nft::apply(Where::Host, rules::host(names, &links(names, &host).await?)).await?;
-    chaos::border();
+    let transfer = table.admit(names, &host, (&name, ours.index)).await?;
     inner.add_address(theirs.index, transfer.inner(), 31).await?;
     chaos::border();
     host.raise(ours.index).await?;
@@ -59,18 +64,65 @@ pub async fn ensure(names: &Names, id: &NetworkId, inner: &Netlink) -> Result<()
 ///
 /// # Errors
 /// See [`NetworkError`]; a later call goes on where this one ended.
-pub async fn remove(names: &Names, device: &str) -> Result<(), NetworkError> {
+pub async fn remove((names, table): (&Names, &HostTable), device: &str) -> Result<(), NetworkError> {
     let host = Netlink::here()?;
     if let Some(link) = host.link(device).await? {
+        let mut standing = table.0.lock().await;
         let mut others = links(names, &host).await?;
         others.retain(|link| link.device != device);
         // While the device is there, its address says that there is something to remove.
-        nft::apply(Where::Host, rules::host(names, &others)).await?;
+        write(names, &mut standing, others).await?;
         chaos::border();
         // Its peer goes with it, without waiting for the namespace's own end.
         host.remove(link.index).await?;
     }
     chaos::border();
+    Ok(())
+}
+
+impl HostTable {
+    /// Gives a link its addresses and its place in the table.
+    async fn admit(
+        &self,
+        names: &Names,
+        host: &Netlink,
+        (name, index): (&str, u32),
+    ) -> Result<Transfer, NetworkError> {
+        let mut standing = self.0.lock().await;
+        let transfer = choose_transfer(name, host, index).await?;
+        // The rules are made of the addresses that are there; nothing flows before the device is up.
+        host.add_address(index, transfer.host(), 31).await?;
+        chaos::border();
+        write(names, &mut standing, links(names, host).await?).await?;
+        chaos::border();
+        Ok(transfer)
+    }
+}
+
+/// Brings the table to these links: by what has changed, if this process knows what stands.
+async fn write(
+    names: &Names,
+    standing: &mut Option<Vec<Link>>,
+    links: Vec<Link>,
+) -> Result<(), NetworkError> {
+    if let Some(before) = standing.take() {
+        if before == links {
+            *standing = Some(links);
+            return Ok(());
+        }
+        match nft::apply(Where::Host, rules::host_change(names, &before, &links)).await {
+            Ok(()) => {
+                *standing = Some(links);
+                return Ok(());
+            }
+            Err(NftError::Refused(complaint)) => {
+                warn!(complaint, "somebody has changed our table of the host's rules; written anew");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    nft::apply(Where::Host, rules::host(names, &links)).await?;
+    *standing = Some(links);
     Ok(())
 }
 

@@ -250,6 +250,27 @@ pub fn host(names: &Names, links: &[Link]) -> String {
     text
 }
 
+/// Makes of the host's table that has these links the one that has those, and touches nothing else of it. The kernel
+/// refuses it when the table is not as it was left.
+#[must_use]
+pub fn host_change(names: &Names, before: &[Link], after: &[Link]) -> String {
+    let gone = before.iter().filter(|link| !after.contains(link)).map(|link| ("delete", link));
+    let new = after.iter().filter(|link| !before.contains(link)).map(|link| ("add", link));
+    let lines: Vec<String> = gone
+        .chain(new)
+        .flat_map(|(verb, Link { device, transfer })| {
+            let inner = transfer.inner();
+            [
+                format!("{verb} element inet T links {{ \"{device}\" . {inner} }}"),
+                format!("{verb} element inet T inner_ends {{ {inner} }}"),
+            ]
+        })
+        .collect();
+    let mut text = String::new();
+    push(&mut text, &names.host_table(), &lines);
+    text
+}
+
 /// Removes the host's table, whether or not it is there.
 #[must_use]
 pub fn without_host(names: &Names) -> String {
