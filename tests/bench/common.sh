@@ -4,7 +4,7 @@
 folder=$(mktemp -d /var/tmp/bench.XXXXXX); chmod 711 "$folder"
 pids=()
 finish() {
-  local status=$?
+  local status=${1:-$?}
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   wait 2>/dev/null || true
   rm -rf "$folder"

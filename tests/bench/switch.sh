@@ -15,7 +15,11 @@ seconds=${1:-6} rounds=${2:-3}
 . tests/bench/common.sh
 need_tools iperf3 jq nft ip python3
 service=bench-files one=10.77.0.5 other=10.77.0.6
-cleanup() { ip netns delete "$service" 2>/dev/null || true; finish; }
+cleanup() {
+  local status=$?
+  ip netns delete "$service" 2>/dev/null || true
+  finish "$status"
+}
 trap cleanup EXIT
 
 in_vm() { gatehouse vm exec "$1" --timeout 120 -- "$2"; }
@@ -38,8 +42,9 @@ furnish() {
 find_space() {
   local name
   for name in $(ip netns list | awk '{ print $1 }'); do
-    ip -n "$name" route show | grep -q "^$one " && { space=$name; return; }
+    [[ $(ip -n "$name" -o route show exact "$one/32" 2>/dev/null) ]] && { space=$name; return; }
   done
+  ip netns list >&2
   die "no namespace has a route to $one"
 }
 taps() { ip -n "$space" -o route show | awk -v a="$one" -v b="$other" '$1 == a || $1 == b { print $3 }'; }
@@ -74,7 +79,7 @@ measure() { # NAME
 }
 
 open_house
-vpc_pid=$(pgrep -P "$up" -x vpc) || die "vpc is not there"
+vpc_pid=$(pgrep -P "$up" -f 'vpc\.toml$') || die "vpc is not there"
 vpc=$(gatehouse vpc create --cidr 10.77.0.0/24 --name bench)
 first=$(gatehouse vm create --vpc "$vpc" --ip "$one" --name one | tail -n 1)
 second=$(gatehouse vm create --vpc "$vpc" --ip "$other" --name other | tail -n 1)
