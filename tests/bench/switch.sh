@@ -56,8 +56,9 @@ bridge() {
   local tap
   for tap in $ports; do ip -n "$space" link set "$tap" master br0; done
   ip -n "$space" link set br0 up
-  in_vm "$first" "ip route replace $other/32 dev eth0; ip neigh flush all; ping -c 2 -w 20 $other >/dev/null && ip neigh show $other" >&2
-  in_vm "$second" "ip route replace $one/32 dev eth0; ip neigh flush all; ping -c 2 -w 20 $one >/dev/null" >&2
+  in_vm "$first" "ip route replace $other/32 dev eth0; ip neigh flush all" >&2
+  in_vm "$second" "ip route replace $one/32 dev eth0; ip neigh flush all" >&2
+  in_vm "$first" "ping -c 2 -w 20 $other >/dev/null" || die "the guests do not reach each other by the bridge"
 }
 switch() {
   in_vm "$first" "ip route delete $other/32 dev eth0; ip neigh flush all" >&2
@@ -65,7 +66,7 @@ switch() {
   ip -n "$space" link delete br0
   ip netns exec "$space" nft -f "$folder/rules"
   kill -CONT "$vpc_pid"
-  in_vm "$first" "ping -c 2 -w 20 $other" >/dev/null
+  in_vm "$first" "ping -c 2 -w 20 $other >/dev/null" || die "the guests do not reach each other by the switch"
 }
 measure() { # NAME
   local name=$1 tcp udp ping
