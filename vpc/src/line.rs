@@ -246,14 +246,15 @@ impl Line {
     ) -> Result<Network, NetworkError> {
         let text = with_log(sides(wanted.range, wanted.ways.values(), wanted.hidden_behind), self.logged);
         let network = match &self.network {
-            Some(network) if network.range == wanted.range && !self.suspect => {
+            Some(network) if network.range == wanted.range && network.ula == wanted.ula && !self.suspect => {
                 if self.memory.sides.as_ref() != Some(&text) {
                     nft::apply(Where::Network(&network.inside), text.clone()).await?;
                 }
                 network.clone()
             }
             Some(_) | None => {
-                let network = Network::ensure(names, id, wanted.range, &text, self.logged).await?;
+                let network =
+                    Network::ensure(names, id, (wanted.range, wanted.ula), &text, self.logged).await?;
                 self.suspect = false;
                 self.memory.firewall = None;
                 self.network.insert(network).clone()
@@ -432,9 +433,11 @@ async fn let_go_of_the_gone(keeper: &mut Keeper, wanted: &WantedNetwork, seen: &
 fn devices(step: &Step) -> Vec<&DeviceName> {
     match step {
         Step::CreateTap(port) | Step::AttachTap(port) => vec![&port.device],
-        Step::AddRoute(seat) | Step::AddNeighbour(seat) => vec![&seat.device],
         Step::FilterPorts(seats) => seats.iter().map(|seat| &seat.device).collect(),
         Step::RaiseTap(device)
+        | Step::SpeakIpv6(device)
+        | Step::AddRoute(device, _)
+        | Step::AddNeighbour(device, _, _)
         | Step::RemoveTap(device)
         | Step::DressTap(device, _)
         | Step::Sign(device, _) => vec![device],

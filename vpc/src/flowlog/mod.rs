@@ -15,15 +15,16 @@ use crate::flowlog::writer::Writer;
 use crate::io::namespace::Inside;
 use crate::io::nft::{self, Where};
 use crate::pure::bucket::{Allowance, Bucket};
-use crate::pure::flow::{Ends, Flow, Line, REFUSALS_EVERY_SECONDS, Rows, What, ended, refused};
+use crate::pure::flow::{Ends, Flow, Line, REFUSALS_EVERY_SECONDS, Rows, What, ended, ipv4_of, refused};
 use crate::pure::names::NetworkId;
 use crate::pure::netlink::messages;
 use crate::pure::rules::{Logged, log_probe};
 use crate::pure::wanted::MAX_PORTS;
 use crate::switch::{LiveNetwork, Switch};
 use model::id::VmId;
+use model::net::Ula;
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::task::JoinHandle;
@@ -65,6 +66,8 @@ struct Scribe {
     /// VMs by address, those that left too: the ends of their flows are told after they left.
     vms: HashMap<Ipv4Addr, VmId>,
     seen: Option<Arc<HashMap<Ipv4Addr, VmId>>>,
+    /// What the IPv6 addresses of its members are made of.
+    ula: Option<Ula>,
     rows: Rows,
     bucket: Bucket,
     lines_lost: u64,
@@ -122,6 +125,7 @@ impl FlowLog {
             network: network.clone(),
             vms: HashMap::new(),
             seen: None,
+            ula: None,
             rows: Rows::default(),
             bucket: Bucket::full(ALLOWANCE, Instant::now()),
             lines_lost: 0,
@@ -193,10 +197,14 @@ impl Scribe {
         }
         self.vms.extend(network.vms.iter().map(|(address, vm)| (*address, vm.clone())));
         self.seen = Some(Arc::clone(&network.vms));
+        self.ula = network.ula;
     }
 
     fn write_flow(&mut self, network: &LiveNetwork, flow: Flow) {
-        let rules = network.firewall.allowed_by(network.range, flow.ends.connection());
+        let connection = flow.ends.connection(network.ula);
+        let rules = connection
+            .map(|connection| network.firewall.allowed_by(network.range, connection))
+            .unwrap_or_default();
         self.write(Some(flow.ends), What::Accept { flow, rules });
     }
 
@@ -220,7 +228,7 @@ impl Scribe {
     }
 
     fn write(&mut self, ends: Option<Ends>, what: What<'_>) {
-        let vm = |address: Option<Ipv4Addr>| self.vms.get(&address?);
+        let vm = |address: Option<IpAddr>| self.vms.get(&ipv4_of(address?, self.ula)?);
         let line = Line {
             network: &self.name,
             source_vm: vm(ends.map(|ends| ends.source)),

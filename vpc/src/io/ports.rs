@@ -13,7 +13,7 @@ use crate::pure::plan::{Alias, Step, WAITING_FRAMES};
 use crate::pure::rules;
 use crate::pure::wanted::Port;
 use crate::sys::tun::{self, Opening};
-use model::net::{GATEWAY_IPV4, GATEWAY_MAC};
+use model::net::{GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC};
 use std::sync::Arc;
 use tracing::{debug, warn};
 
@@ -43,13 +43,19 @@ pub async fn execute(
             }
         }
         Step::RaiseTap(device) => network.netlink.raise(index(network, device).await?).await?,
-        Step::AddRoute(seat) => {
-            let device = index(network, &seat.device).await?;
-            network.netlink.add_host_route(device, seat.ipv4, GATEWAY_IPV4).await?;
+        Step::SpeakIpv6(device) => {
+            let name = device.clone();
+            network.inside.run(move || settings::apply(&settings::SPEAK_IPV6, name.as_str())).await??;
+            chaos::border();
+            network.netlink.add_address(index(network, device).await?, GATEWAY_IPV6.into(), 128).await?;
         }
-        Step::AddNeighbour(seat) => {
-            let device = index(network, &seat.device).await?;
-            network.netlink.add_neighbour(device, seat.ipv4, seat.mac).await?;
+        Step::AddRoute(device, address) => {
+            let device = index(network, device).await?;
+            network.netlink.add_host_route(device, *address, GATEWAY_IPV4).await?;
+        }
+        Step::AddNeighbour(device, address, mac) => {
+            let device = index(network, device).await?;
+            network.netlink.add_neighbour(device, *address, *mac).await?;
         }
         Step::RemoveTap(device) => network.netlink.remove(index(network, device).await?).await?,
         Step::DropFilters(devices) => {

@@ -36,11 +36,11 @@ pub async fn ensure(names: &Names, id: &NetworkId, inner: &Netlink) -> Result<()
     let transfer = choose_transfer(&name, &host, ours.index).await?;
     settings::apply(&settings::HOST_UPLINK, &name)?;
     // The rules are made of the addresses that are there; nothing flows before the device is up.
-    host.add_address(ours.index, transfer.host(), 31).await?;
+    host.add_address(ours.index, transfer.host().into(), 31).await?;
     chaos::border();
     nft::apply(Where::Host, rules::host(names, &links(names, &host).await?)).await?;
     chaos::border();
-    inner.add_address(theirs.index, transfer.inner(), 31).await?;
+    inner.add_address(theirs.index, transfer.inner().into(), 31).await?;
     chaos::border();
     host.raise(ours.index).await?;
     chaos::border();

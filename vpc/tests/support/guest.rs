@@ -3,10 +3,12 @@
 
 use super::{World, clean, sh, within};
 use model::id::Generation;
+use model::net::{GATEWAY_IPV6, Ula};
 use model::view::PortEntry;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::io::PipeWriter;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +60,17 @@ impl Guest {
             syns: Arc::default(),
             fragments: Arc::default(),
         }
+    }
+
+    /// Gives it what the agent would set for IPv6, and a default route that no guest has; its address.
+    pub fn speak_ipv6(&self, ula: Ula) -> Ipv6Addr {
+        let (namespace, address) = (&self.namespace, ula.address(self.port.ipv4));
+        sh(&format!(
+            "n=\"ip -n {namespace} -6\"; $n addr add {address}/128 dev eth0 nodad
+             $n route add {ula} via {GATEWAY_IPV6} dev eth0 onlink
+             $n route add default via {GATEWAY_IPV6} dev eth0 onlink"
+        ));
+        address
     }
 
     /// From now on frames are carried to and from these queues.

@@ -3,7 +3,7 @@
 use super::{DNS, SERVER, inside};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// Longest that a guest waits for what must come.
@@ -147,7 +147,7 @@ pub fn reaches_tcp(to: SocketAddr) -> bool {
 
 /// Sends a datagram and reads the answer.
 pub fn ask_udp(to: SocketAddr) -> String {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+    let socket = UdpSocket::bind(any_of(to)).expect("bound");
     socket.set_read_timeout(Some(LONG)).expect("set");
     socket.send_to(b"who", to).expect("sent");
     let mut bytes = [0; 1500];
@@ -157,10 +157,36 @@ pub fn ask_udp(to: SocketAddr) -> String {
 
 /// Whether a datagram is answered within a short time.
 pub fn reaches_udp(to: SocketAddr) -> bool {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+    let socket = UdpSocket::bind(any_of(to)).expect("bound");
     socket.set_read_timeout(Some(SHORT)).expect("set");
     socket.send_to(b"who", to).expect("sent");
     socket.recv_from(&mut [0; 1500]).is_ok()
+}
+
+/// Any address of the family of this one.
+fn any_of(to: SocketAddr) -> SocketAddr {
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    SocketAddr::from((any, 0))
+}
+
+/// The same as [`pings`] by IPv6 (RFC 4443). The kernel fills in the checksum, and takes IPv6's header away.
+pub fn pings_ipv6(to: Ipv6Addr, count: u16, wait: Duration) -> usize {
+    let mut socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("raw socket");
+    socket.connect(&SocketAddr::from((to, 0)).into()).expect("a route");
+    for sequence in 1..=count {
+        let [high, low] = sequence.to_be_bytes();
+        socket.send(&[128, 0, 0, 0, 0x47, 0x48, high, low]).expect("sent");
+    }
+    socket.set_read_timeout(Some(wait)).expect("set");
+    let (mut answers, mut bytes) = (0, [0; 1500]);
+    while answers < usize::from(count) {
+        match socket.read(&mut bytes) {
+            Ok(length) if length > 0 && bytes[0] == 129 => answers += 1,
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    answers
 }
 
 /// Sends echo requests (RFC 792) and counts the answers that come within `wait` after the last.
