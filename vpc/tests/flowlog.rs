@@ -4,6 +4,7 @@ mod support;
 
 use model::firewall::{RuleAction, RuleDirection, RuleEntry, RulePeer, RuleProtocol};
 use model::id::RuleId;
+use model::net::Ula;
 use model::view::{NetworkEntry, PortEntry};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -143,6 +144,32 @@ async fn flows_that_passed_and_packets_that_did_not_are_told() {
     world.settled().await;
     let last = line(&world, &vpc, |line| line["destination_port"] == 7).await;
     assert_eq!((&last["end"], &last["source_vm"]), (&json!("silent"), &json!(five.port.vm)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_members_say_by_ipv6_is_told_alike() {
+    let members: Vec<PortEntry> = [FIVE, SIX].map(|address| member(1, address.octets(), &[])).to_vec();
+    let world = logged(&members).await;
+    let (vpc, ula) = (world.networks[0].vpc.to_string(), Ula::of(&world.networks[0].vpc));
+    let (five, six) = (Guest::boot(&world, &members[0]).await, Guest::boot(&world, &members[1]).await);
+    let space = world.private(&world.networks[0].vpc);
+    sh(&format!(
+        "nsenter --net=/run/netns/{space} sh -c 'echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait'"
+    ));
+    let (from, to) = (five.speak_ipv6(ula), six.speak_ipv6(ula));
+    let to_port = move |port| SocketAddr::from((to, port));
+    whoami(&six.namespace, to_port(80));
+    assert_eq!(five.run(move || ask_tcp(to_port(80))).await, from.to_string());
+    assert!(!five.run(move || reaches_tcp(to_port(81))).await);
+    for (port, verdict) in [(80, "accept"), (81, "drop")] {
+        let told = line(&world, &vpc, |line| line["destination_port"] == port).await;
+        assert_eq!((&told["verdict"], &told["protocol"]), (&json!(verdict), &json!("tcp")), "{told}");
+        assert_eq!((&told["source"], &told["destination"]), (&json!(from), &json!(to)), "{told}");
+        assert_eq!(told["source_vm"], json!(five.port.vm), "{told}");
+        assert_eq!(told["destination_vm"], json!(six.port.vm), "{told}");
+    }
+    let passed = line(&world, &vpc, |line| line["destination_port"] == 80).await;
+    assert_eq!(passed["rules"], json!([RuleId::from_random([1; 20])]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -160,9 +160,7 @@ async fn forged_ipv6_is_dropped_and_counted() {
     let (mac, victim) = (one[0].mac.0, one[1].mac.0);
     let (five, six) = (own.address(FIVE), own.address(SIX));
     let (link, other_link) = (one[0].mac.link_local(), one[1].mac.link_local());
-    let group: Ipv6Addr = "ff02::1:ff00:1".parse().expect("an address");
-    let (all, routers): (Ipv6Addr, Ipv6Addr) =
-        ("ff02::1".parse().expect("an address"), "ff02::2".parse().expect("an address"));
+    let [all, routers, group] = ["ff02::1", "ff02::2", "ff02::1:ff00:1"].map(address);
     let echo = [128, 0, 0, 0, 0, 1, 0, 1];
     let solicit = |target, option| about(NEIGHBOUR_SOLICITATION, target, option);
     let advertise = |target, option| about(NEIGHBOUR_ADVERTISEMENT, target, option);
@@ -176,7 +174,7 @@ async fn forged_ipv6_is_dropped_and_counted() {
         ("spoofed_ipv6", icmp(mac, link, GATEWAY_IPV6, 64, &echo)),
         ("spoofed_ipv6", icmp(mac, anywhere, six, 64, &echo)),
         ("spoofed_ipv6", icmp(mac, GATEWAY_IPV6, six, 64, &echo)),
-        ("spoofed_ipv6", icmp(mac, "::ffff:10.0.0.6".parse().expect("an address"), six, 64, &echo)),
+        ("spoofed_ipv6", icmp(mac, address("::ffff:10.0.0.6"), six, 64, &echo)),
         ("spoofed_nd", icmp(mac, six, GATEWAY_IPV6, 255, &solicit(GATEWAY_IPV6, source(mac)))),
         ("spoofed_nd", icmp(mac, other_link, group, 255, &solicit(GATEWAY_IPV6, source(mac)))),
         ("spoofed_nd", icmp(mac, five, group, 255, &solicit(GATEWAY_IPV6, source(victim)))),
@@ -193,10 +191,7 @@ async fn forged_ipv6_is_dropped_and_counted() {
         ("spoofed_nd", icmp(mac, link, six, 255, &about(137, six, None))),
         ("ipv6_multicast", icmp(mac, link, routers, 255, &[133, 0, 0, 0, 0, 0, 0, 0])),
         ("ipv6_multicast", icmp(mac, five, all, 64, &echo)),
-        (
-            "ipv6_multicast",
-            icmp(mac, link, "ff02::16".parse().expect("an address"), 1, &[143, 0, 0, 0, 0, 0, 0, 0]),
-        ),
+        ("ipv6_multicast", icmp(mac, link, address("ff02::16"), 1, &[143, 0, 0, 0, 0, 0, 0, 0])),
     ];
     for (reason, frame) in forged {
         let before = world.spoofed(&vpc, reason);
@@ -207,18 +202,31 @@ async fn forged_ipv6_is_dropped_and_counted() {
     assert!(neighbours.lines().all(|line| line.contains("PERMANENT")), "nothing is learnt:\n{neighbours}");
     let lines = neighbours.lines().filter(|line| line.contains(&mac_text(&one[0]))).count();
     assert_eq!(lines, 2, "its two addresses:\n{neighbours}");
+}
 
-    // What is its own is let through: nothing of it is counted, and who asks for the gateway is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_members_own_words_pass_and_the_gateway_answers() {
+    let one = twins(1);
+    let networks = vec![private(1, RANGE, &one)];
+    let (vpc, own) = (networks[0].vpc.clone(), ula(&networks[0]));
+    let world = World::with_networks(vec![], networks).await;
+    let queues = world.tap_of(&one[0].vm).await.expect("a TAP");
+    let (mac, link) = (one[0].mac.0, one[0].mac.link_local());
+    let (five, six, anywhere) = (own.address(FIVE), own.address(SIX), Ipv6Addr::UNSPECIFIED);
+    let [all, group] = ["ff02::1", "ff02::1:ff00:1"].map(address);
+    let echo = [128, 0, 0, 0, 0, 1, 0, 1];
+    let solicit = |target, option| about(NEIGHBOUR_SOLICITATION, target, option);
+    let advertise = |target, option| about(NEIGHBOUR_ADVERTISEMENT, target, option);
     let counters = ["spoofed_ipv6", "spoofed_nd", "ipv6_multicast"];
     let before = counters.map(|name| world.spoofed(&vpc, name));
     let rightful = [
         icmp(mac, anywhere, all, 255, &solicit(five, None)),
-        icmp(mac, five, all, 255, &advertise(five, target(mac))),
+        icmp(mac, five, all, 255, &advertise(five, Some((2, mac)))),
         icmp(mac, link, GATEWAY_IPV6, 255, &advertise(link, None)),
         icmp(mac, five, six, 64, &echo),
-        icmp(mac, link, group, 255, &solicit(GATEWAY_IPV6, source(mac))),
+        icmp(mac, link, group, 255, &solicit(GATEWAY_IPV6, Some((1, mac)))),
         icmp(mac, five, GATEWAY_IPV6, 255, &solicit(GATEWAY_IPV6, None)),
-        icmp(mac, five, group, 255, &solicit(GATEWAY_IPV6, source(mac))),
+        icmp(mac, five, group, 255, &solicit(GATEWAY_IPV6, Some((1, mac)))),
     ];
     for frame in rightful {
         rustix::io::write(&queues[0], &frame).expect("the TAP takes it");
@@ -244,6 +252,10 @@ async fn forged_ipv6_is_dropped_and_counted() {
     }
     assert_eq!(answered, [link, five, five]);
     assert_eq!(counters.map(|name| world.spoofed(&vpc, name)), before);
+}
+
+fn address(text: &str) -> Ipv6Addr {
+    text.parse().expect("an address")
 }
 
 fn mac_text(port: &PortEntry) -> String {

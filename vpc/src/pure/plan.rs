@@ -301,11 +301,12 @@ mod tests {
         Service { id, seat, names: Vec::new() }
     }
 
+    fn tap<'a>(seen: &'a mut Seen, device: &DeviceName) -> &'a mut SeenTap {
+        seen.taps.get_mut(device).unwrap_or_else(|| panic!("{device} is not there"))
+    }
+
     /// What the kernel does when a step is executed.
     fn execute(seen: &mut Seen, step: &Step) {
-        let tap = |seen: &mut Seen, device: &DeviceName| -> SeenTap {
-            seen.taps.get(device).cloned().unwrap_or_else(|| panic!("{device} is not there"))
-        };
         match step {
             Step::CreateTap(port) => {
                 let tap = SeenTap {
@@ -319,22 +320,19 @@ mod tests {
                 assert!(seen.taps.insert(port.device.clone(), tap).is_none(), "made twice");
             }
             Step::AttachTap(port) => {
-                let mut tap = tap(seen, &port.device);
+                let tap = tap(seen, &port.device);
                 (tap.attached, tap.held) = (u32::from(port.queues), usize::from(port.queues));
-                seen.taps.insert(port.device.clone(), tap);
             }
             Step::DressTap(device, alias) => {
-                let mut tap = tap(seen, device);
+                let tap = tap(seen, device);
                 (tap.mac, tap.waiting_frames) = (Some(GATEWAY_MAC), WAITING_FRAMES);
-                tap.alias = alias.clone().or(tap.alias);
+                tap.alias = alias.clone().or(tap.alias.take());
                 tap.neighbours.clear();
-                seen.taps.insert(device.clone(), tap);
             }
             Step::Sign(device, alias) => {
-                let mut tap = tap(seen, device);
+                let tap = tap(seen, device);
                 assert!(tap.up && !tap.routes.is_empty() && !tap.neighbours.is_empty(), "not complete");
                 tap.alias = Some(alias.clone());
-                seen.taps.insert(device.clone(), tap);
             }
             Step::FilterPorts(ports) => {
                 for port in ports {
@@ -344,28 +342,23 @@ mod tests {
             }
             Step::RaiseTap(device) => {
                 assert!(matches!(seen.filters.get(device), Some(Some(_))), "up without a filter");
-                let mut tap = tap(seen, device);
-                tap.up = true;
-                seen.taps.insert(device.clone(), tap);
+                tap(seen, device).up = true;
             }
             Step::SpeakIpv6(device) => {
                 assert!(matches!(seen.filters.get(device), Some(Some(_))), "IPv6 without a filter");
-                let mut tap = tap(seen, device);
+                let tap = tap(seen, device);
                 assert!(tap.up, "an address needs an up device");
                 tap.speaks_ipv6 = true;
-                seen.taps.insert(device.clone(), tap);
             }
             Step::AddRoute(device, address) => {
-                let mut tap = tap(seen, device);
+                let tap = tap(seen, device);
                 assert!(tap.up && (address.is_ipv4() || tap.speaks_ipv6), "a route needs an up device");
                 tap.routes.insert(*address);
-                seen.taps.insert(device.clone(), tap);
             }
             Step::AddNeighbour(device, address, mac) => {
-                let mut tap = tap(seen, device);
+                let tap = tap(seen, device);
                 assert!(address.is_ipv4() || tap.speaks_ipv6);
                 tap.neighbours.insert(*address, *mac);
-                seen.taps.insert(device.clone(), tap);
             }
             Step::RemoveTap(device) => {
                 assert!(seen.taps.remove(device).is_some(), "removed twice");

@@ -641,6 +641,22 @@ mod tests {
     }
 
     #[test]
+    fn members_of_private_networks_have_ipv6_unless_the_kernel_has_none() {
+        let ports = [entry(2, 2, 1)].map(|port| PortEntry { ipv4: Ipv4Addr::new(10, 0, 0, 2), ..port });
+        let wanted = wanted(vec![entry(1, 1, 1)], vec![private(1, "10.0.0.0/24", ports.to_vec())]);
+        let private = NetworkId::Private(VpcId::from_random([1; 20]));
+        let addresses = |wanted: &Wanted, id: &NetworkId| -> Vec<Option<Ipv6Addr>> {
+            wanted.networks[id].ports.values().map(|port| port.seat().ipv6).collect()
+        };
+        let ula = wanted.networks[&private].ula.expect("it speaks IPv6");
+        assert_eq!(addresses(&wanted, &private), [Some(ula.address(Ipv4Addr::new(10, 0, 0, 2)))]);
+        assert_eq!(addresses(&wanted, &NetworkId::Default), [None]);
+        let without = wanted.without_ipv6();
+        assert_eq!(addresses(&without, &private), [None]);
+        assert_eq!(without.networks[&private].ula, None);
+    }
+
+    #[test]
     fn services_are_members_and_left_out_alone() {
         let service = |number: u8, last: u8| {
             let ipv4 = Ipv4Addr::new(10, 201, 0, last);
