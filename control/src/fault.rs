@@ -2,6 +2,7 @@
 //! says what was wrong and what would be right.
 
 use model::api::error::ErrorBody;
+use model::id::VpcId;
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -48,6 +49,18 @@ impl Fault {
     #[must_use]
     pub fn no_vm(id: &str) -> Self {
         Self::new(404, "VM_NOT_FOUND", format!("there is no VM {id:?}")).with("vmId", id)
+    }
+
+    /// Something about a VPC.
+    #[must_use]
+    pub fn of_vpc(status: u16, code: &'static str, vpc: &VpcId, message: impl Into<String>) -> Self {
+        Self::new(status, code, message).with("vpcId", vpc.as_str())
+    }
+
+    /// There are as many of something as there may be.
+    #[must_use]
+    pub fn over_limit(message: impl Into<String>, limit: u64, current: u64) -> Self {
+        Self::new(403, "LIMIT_EXCEEDED", message).with("limit", limit).with("current", current)
     }
 
     /// The body of the answer.

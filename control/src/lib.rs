@@ -34,6 +34,7 @@ use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tracing::info;
 use vms::{FailPoints, Machines};
+use vpn::client::VpnClient;
 use wireguard::{Keys, KeysError};
 
 /// The database, below the data directory.
@@ -90,7 +91,8 @@ impl Control {
         let machines = Machines::new(&config, store.clone(), planner.clone(), failpoints);
         tokio::spawn(vms::follow(machines.clone()));
         let sessions = Arc::new(Notify::new());
-        tokio::spawn(wireguard::sweep(store.clone(), planner.clone(), Arc::clone(&sessions)));
+        let door = VpnClient::new(config.places.vpn_socket());
+        tokio::spawn(wireguard::sweep(store.clone(), planner.clone(), door, Arc::clone(&sessions)));
         let listeners = Listeners::bind(&config).await?;
         info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
         Ok(Self {

@@ -11,13 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::Notify;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
+use vpn::client::{SessionState, VpnClient};
 use x25519_dalek::{PublicKey as Curve, StaticSecret};
 
 /// The server key's name among the sealed secrets.
 const SERVER_KEY: &str = "wireguard-server-key";
 /// Longest sleep of the sweeper: the clock may be set while it sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
+/// Between looks for silent sessions: how much longer than it should one may keep its place.
+const IDLE_LOOK: Duration = Duration::from_secs(60);
 /// Wait after the store did not tell which sessions are over.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -121,9 +124,10 @@ fn public_of(secret: &SecretKey) -> PublicKey {
 }
 
 /// Removes sessions that are over and publishes that, for ever. `changed` says that one may end earlier than was known.
-pub async fn sweep(store: Store, planner: Planner, changed: Arc<Notify>) {
+/// While there are sessions, `door` is asked now and then whose clients were silent for too long.
+pub async fn sweep(store: Store, planner: Planner, door: VpnClient, changed: Arc<Notify>) {
     loop {
-        let wait = match store.end_sessions().await {
+        let wait = match over(&store, &door).await {
             Ok((ended, next)) => {
                 if ended > 0 {
                     info!(ended, "VPN sessions are over");
@@ -131,7 +135,7 @@ pub async fn sweep(store: Store, planner: Planner, changed: Arc<Notify>) {
                         warn!(%error, "the end of VPN sessions waits");
                     }
                 }
-                next.map_or(LONGEST_SLEEP, left).min(LONGEST_SLEEP)
+                next.map_or(LONGEST_SLEEP, |next| left(next).min(IDLE_LOOK))
             }
             Err(error) => {
                 warn!(%error, "which VPN sessions are over is not known");
@@ -143,6 +147,25 @@ pub async fn sweep(store: Store, planner: Planner, changed: Arc<Notify>) {
             () = tokio::time::sleep(wait) => {}
         }
     }
+}
+
+/// Removes the sessions that are over, at their limit or by silence; how many, and when the next one is at its limit.
+async fn over(store: &Store, door: &VpnClient) -> Result<(u64, Option<i64>), StoreError> {
+    let (ended, next) = store.end_sessions().await?;
+    if next.is_none() {
+        return Ok((ended, None));
+    }
+    // A door that does not answer lets nobody in either; the next look asks again.
+    let sessions = door.sessions(None).await.unwrap_or_else(|error| {
+        debug!(%error, "silent VPN sessions are not known");
+        Vec::new()
+    });
+    let idled = sessions.into_iter().filter(|session| session.state == SessionState::Idled);
+    let idled: Vec<WireGuardSessionId> = idled.map(|session| session.id).collect();
+    if idled.is_empty() {
+        return Ok((ended, next));
+    }
+    Ok((ended + store.end_idle_sessions(&idled).await?, next))
 }
 
 /// Until a moment, in milliseconds since the Unix epoch; one more, so that it is over then.

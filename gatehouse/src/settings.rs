@@ -419,6 +419,11 @@ mod tests {
         let settings = flags.over(file).over(budgets).settle(HOST).expect("all");
         assert_eq!(settings.limits.memory_storage_mib, Some(0), "nothing may be kept, not: no bound");
         assert_eq!(settings.limits.rootfs_storage_mib, Some(8_000_000));
+        let vpn: Wishes =
+            toml::from_str("[vpn]\nlisten = \"0.0.0.0:4500\"\nhide-clients = true").expect("vpn");
+        let door = vpn.settle(HOST).expect("good").vpn;
+        assert_eq!((door.listen.port(), door.door.hide_clients), (4500, true));
+        assert!(toml::from_str::<Wishes>("[vpn]\nlisen = \"x\"").is_err(), "misspelt there");
         assert_eq!(settings.domain.as_str(), "flag.example");
         assert_eq!((settings.https.port(), settings.public_https_port), (8443, 8443));
     }

@@ -43,6 +43,21 @@ impl Places {
     pub fn vpn_run(&self) -> PathBuf {
         self.run.join("vpn")
     }
+    /// Requests to ssh-proxy: which sessions live, and which VMs its clients wait for.
+    #[must_use]
+    pub fn ssh_socket(&self) -> PathBuf {
+        self.ssh_run().join("ssh.sock")
+    }
+    /// The folder of that socket, which is ssh-proxy's own.
+    #[must_use]
+    pub fn ssh_run(&self) -> PathBuf {
+        self.run.join("ssh")
+    }
+    /// Where SSH logins and channels are logged.
+    #[must_use]
+    pub fn ssh_log(&self) -> PathBuf {
+        self.data.join("ssh")
+    }
     /// Where flows are logged.
     #[must_use]
     pub fn flow_log(&self) -> PathBuf {
@@ -123,6 +138,12 @@ pub struct ControlConfig {
     /// Who may read vpn's view; nobody but control and root when absent.
     #[serde(default)]
     pub vpn_gid: Option<u32>,
+    /// Where SSH clients reach their VMs; `vm-ssh.` of the house's domain when absent. Names below it lead there too.
+    #[serde(default)]
+    pub ssh_host: Option<HostName>,
+    /// Who may read ssh-proxy's view; nobody but control and root when absent.
+    #[serde(default)]
+    pub ssh_gid: Option<u32>,
 }
 
 /// The door of the VPN, as its clients and sessions see it.
@@ -180,6 +201,9 @@ pub struct VpcConfig {
     /// The user of vpn, who may ask for TUNs and nothing else; nobody when absent.
     #[serde(default)]
     pub vpn_uid: Option<u32>,
+    /// The user of ssh-proxy, who may dial VMs and nothing else; nobody when absent.
+    #[serde(default)]
+    pub ssh_uid: Option<u32>,
     /// Whether flows are logged, into the data folder.
     #[serde(default = "flow_log")]
     pub flow_log: bool,
@@ -202,6 +226,67 @@ pub struct VpnConfig {
     /// Whether clients of one network reach each other.
     #[serde(default)]
     pub client_to_client: bool,
+}
+
+/// ssh-proxy's settings. Its listener comes as a descriptor (`LISTEN_FDS`, name `ssh`); else it binds `listen`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SshConfig {
+    /// Where the processes meet.
+    pub places: Places,
+    /// Where clients come in.
+    #[serde(default = "ssh_listen")]
+    pub listen: SocketAddr,
+    /// What clients may take.
+    #[serde(default)]
+    pub limits: SshLimits,
+}
+
+/// What SSH clients may take. Over a bound they are refused, and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SshLimits {
+    /// Connections at once, of all clients: some 150 KiB each, and two descriptors.
+    pub connections: u32,
+    /// Connections at once that have not logged in.
+    pub unauthenticated: u32,
+    /// The same of one address (of one /64 in IPv6).
+    pub unauthenticated_per_address: u32,
+    /// Logged-in connections at once to one VM.
+    pub sessions_per_vm: u32,
+    /// Channels at once of one connection.
+    pub channels: u32,
+    /// Seconds from the first byte to a login, as sshd's LoginGraceTime.
+    pub login_seconds: NonZeroU32,
+    /// Logins that a connection may try, as sshd's MaxAuthTries.
+    pub login_attempts: u32,
+    /// Bytes that a channel may hold back in each direction, which is its largest window.
+    pub channel_bytes: u32,
+    /// Seconds that a session lives on while its VM is suspended. A key pressed meanwhile wakes the VM.
+    pub asleep_seconds: u32,
+}
+
+impl Default for SshLimits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            unauthenticated: 256,
+            unauthenticated_per_address: 16,
+            sessions_per_vm: 256,
+            channels: 256,
+            login_seconds: NonZeroU32::new(60).expect("not zero"),
+            login_attempts: 6,
+            channel_bytes: 16 << 20,
+            asleep_seconds: 3600,
+        }
+    }
+}
+
+/// SSH's port (RFC 4253, section 4.1).
+pub const SSH_PORT: u16 = 22;
+
+fn ssh_listen() -> SocketAddr {
+    SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, SSH_PORT))
 }
 
 /// MTU of the tunnels: what every path must carry (RFC 8200, section 5), so that no network on the way breaks it.
@@ -229,6 +314,9 @@ pub struct VmmConfig {
     pub places: Places,
     /// Users besides root who may ask.
     pub allowed_uids: Vec<u32>,
+    /// The user of ssh-proxy, who may ask for guests' SSH host keys and nothing else; nobody when absent.
+    #[serde(default)]
+    pub ssh_uid: Option<u32>,
     /// Bytes of a VM's console log that are kept.
     pub console_bytes: u64,
 }

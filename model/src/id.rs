@@ -131,6 +131,26 @@ id!(
     ServiceId, "a service id", "sv-", 20
 );
 id!(
+    /// An identity: somebody who is not the account, and may do what it was granted on some VMs.
+    IdentityId, "an identity id", "idn-", 20
+);
+id!(
+    /// An identity token's public name; the secret is another thing.
+    TokenId, "a token id", "tk-", 20
+);
+id!(
+    /// A public key that logs in by SSH.
+    SshKeyId, "an SSH key id", "sk-", 20
+);
+id!(
+    /// What an identity may do with a VM.
+    VmPermissionId, "a VM permission id", "vp-", 20
+);
+id!(
+    /// One SSH connection of a client.
+    SshSessionId, "an SSH session id", "ss-", 20
+);
+id!(
     /// A request, as shown to the caller in `x-freestyle-trace-id`.
     TraceId, "a trace id", "tr-", 20
 );

@@ -12,4 +12,6 @@ pub mod id;
 pub mod key;
 pub mod net;
 pub mod route;
+pub mod ssh;
+pub mod token;
 pub mod view;

@@ -8,7 +8,7 @@ use model::id::{Generation, RuleId, ServiceId, VmId, VpcId};
 use model::route::Permit;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
@@ -294,17 +294,7 @@ impl Wakes {
 /// # Errors
 /// See [`VpcError`].
 pub fn tap(socket: &Path, vm: &VmId, generation: Generation) -> Result<Vec<OwnedFd>, VpcError> {
-    let begun = std::time::Instant::now();
-    loop {
-        match tap_once(socket, vm, generation) {
-            Err(VpcError::Unreachable(error)) if restarts(&error) && begun.elapsed() < TAP_WAIT => {
-                std::thread::sleep(ASK_AGAIN);
-            }
-            // vpc itself has waited before it said so.
-            Err(VpcError::Refused { reason: Refusal::ViewTooOld, .. }) if begun.elapsed() < TAP_WAIT => {}
-            answer => return answer,
-        }
-    }
+    again_while_it_starts(|| tap_once(socket, vm, generation))
 }
 
 fn tap_once(socket: &Path, vm: &VmId, generation: Generation) -> Result<Vec<OwnedFd>, VpcError> {
@@ -329,7 +319,8 @@ pub fn tun(socket: &Path, vpc: &VpcId) -> Result<OwnedFd, VpcError> {
     }
 }
 
-/// Has a service join its network: `namespace` gets a device with the service's address. For root alone.
+/// Has a service join its network: `namespace` gets a device with the service's address. For root alone. Blocks as
+/// [`tap`] does.
 ///
 /// # Errors
 /// See [`VpcError`].
@@ -337,13 +328,30 @@ pub fn join(
     socket: &Path,
     service: &ServiceId,
     generation: Generation,
-    namespace: std::os::fd::BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
 ) -> Result<(), VpcError> {
-    let wire = BlockingWire::connect(socket)?;
-    wire.send(&VpcRequest::Join { service: service.clone(), generation }, &[namespace])?;
-    match wire.receive()? {
-        (VpcReply::Joined, _) => Ok(()),
-        (reply, _) => Err(refusal(reply)),
+    again_while_it_starts(|| {
+        let wire = BlockingWire::connect(socket)?;
+        wire.send(&VpcRequest::Join { service: service.clone(), generation }, &[namespace])?;
+        match wire.receive()? {
+            (VpcReply::Joined, _) => Ok(()),
+            (reply, _) => Err(refusal(reply)),
+        }
+    })
+}
+
+/// Asks until there is an answer, for [`TAP_WAIT`] at most: vpc may restart, or not have put the decision in force yet.
+fn again_while_it_starts<T>(mut ask: impl FnMut() -> Result<T, VpcError>) -> Result<T, VpcError> {
+    let begun = std::time::Instant::now();
+    loop {
+        match ask() {
+            Err(VpcError::Unreachable(error)) if restarts(&error) && begun.elapsed() < TAP_WAIT => {
+                std::thread::sleep(ASK_AGAIN);
+            }
+            // vpc itself has waited before it said so.
+            Err(VpcError::Refused { reason: Refusal::ViewTooOld, .. }) if begun.elapsed() < TAP_WAIT => {}
+            answer => return answer,
+        }
     }
 }
 

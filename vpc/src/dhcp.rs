@@ -8,6 +8,7 @@ use crate::pure::dhcp::{CLIENT_PORT, MAX_BYTES, Question, SERVER_PORT, To, Unans
 use crate::pure::names::{DeviceName, NetworkId};
 use crate::pure::wanted::Port;
 use crate::switch::Switch;
+use crate::tasks::each_network;
 use model::id::VmId;
 use model::net::{GATEWAY_IPV4, MacAddress};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -17,7 +18,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UdpSocket;
-use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 /// Pause after a socket failed.
@@ -27,18 +27,6 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Dhcp {
     switch: Switch,
-}
-
-/// One network's task.
-struct Working {
-    sockets: Inside,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// What one network's task has in hand.
@@ -69,24 +57,10 @@ impl Dhcp {
 
     /// Serves for ever.
     pub async fn run(self) {
-        let mut working: BTreeMap<NetworkId, Working> = BTreeMap::new();
-        let mut changes = self.switch.changes();
-        loop {
-            let table = self.switch.table();
-            // A network that was made anew has other sockets.
-            working.retain(|id, at| {
-                table.networks.get(id).is_some_and(|network| network.sockets.same(&at.sockets))
-            });
-            for (id, network) in &table.networks {
-                working.entry(id.clone()).or_insert_with(|| self.begin(id, &network.sockets));
-            }
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
+        each_network(&self.switch, |network, sockets| self.begin(network, sockets)).await;
     }
 
-    fn begin(&self, network: &NetworkId, sockets: &Inside) -> Working {
+    fn begin(&self, network: &NetworkId, sockets: Inside) -> impl Future<Output = ()> + Send + use<> {
         let service = Service {
             switch: self.switch.clone(),
             network: network.clone(),
@@ -94,8 +68,7 @@ impl Dhcp {
             made_of: None,
             unanswered: BTreeMap::new(),
         };
-        let task = tokio::spawn(service.run(sockets.clone()));
-        Working { sockets: sockets.clone(), task }
+        service.run(sockets)
     }
 }
 

@@ -44,4 +44,6 @@ pub mod switch;
 #[cfg(feature = "switch")]
 pub mod sys;
 #[cfg(feature = "switch")]
+pub mod tasks;
+#[cfg(feature = "switch")]
 pub mod wakes;

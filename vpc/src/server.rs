@@ -27,6 +27,9 @@ const MAX_CONNECTIONS: usize = 4096;
 const MAX_DIALS_TO_SLEEPER: u32 = WAITING_FRAMES;
 /// Longest that a service waits for its turn to join: hundreds of networks may be looked at before, at a start.
 const JOIN_WAIT: Duration = Duration::from_secs(30);
+/// Longest that a request for a TUN waits for its network: vpn hears of a network's first session when vpc does, and asks
+/// while it is made. vpn asks again anyway.
+const TUN_WAIT: Duration = Duration::from_secs(2);
 /// Longest that a connection may be silent, and that an answer may wait to be read.
 const IDLE: Duration = Duration::from_secs(30);
 /// Connections at once that are told that there are too many.
@@ -239,10 +242,9 @@ impl Server {
     /// A network's TUN. Its one holder is who asked.
     async fn tun(&self, vpc: VpcId) -> Result<(VpcReply, Vec<OwnedFd>), No> {
         let id = NetworkId::Private(vpc.clone());
-        if !self.switch.table().networks.contains_key(&id) {
-            // As for a dial: only after a start is there anything to wait for.
-            let started = self.switch.reached(Generation::default(), SERVER_WAIT).await;
-            debug!(%vpc, started, "looked again for a network that was not there");
+        let has_clients = |table: &Table| table.networks.get(&id).is_some_and(|network| network.clients);
+        if !self.switch.becomes(TUN_WAIT, has_clients).await {
+            debug!(%vpc, "waited for a network's VPN clients in vain");
         }
         let table = self.switch.table();
         let network = table.networks.get(&id).filter(|network| network.clients);

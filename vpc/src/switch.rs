@@ -223,6 +223,23 @@ impl Switch {
         timeout(patience, outcome).await.ok()?.ok()
     }
 
+    /// Waits until the table is so; false when it is not after `patience`.
+    pub async fn becomes(&self, patience: Duration, so: impl Fn(&Table) -> bool) -> bool {
+        let mut changes = self.progress.clone();
+        let becoming = async {
+            loop {
+                changes.mark_unchanged();
+                if so(&self.table.load()) {
+                    return true;
+                }
+                if changes.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        timeout(patience, becoming).await.unwrap_or(false)
+    }
+
     async fn wait_for(&self, patience: Duration, done: impl FnMut(&Progress) -> bool) -> bool {
         let mut progress = self.progress.clone();
         matches!(timeout(patience, progress.wait_for(done)).await, Ok(Ok(_)))

@@ -7,7 +7,7 @@ use model::id::RuleId;
 use model::net::Ula;
 use model::view::{NetworkEntry, PortEntry};
 use serde_json::{Value, json};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::guest::Guest;
 use support::servers::{ask_tcp, reaches_tcp, reaches_udp, whoami};
@@ -113,6 +113,14 @@ async fn flows_that_passed_and_packets_that_did_not_are_told() {
         "packets_received": received, "bytes_received": bytes_received,
     });
     assert_eq!(passed, expected);
+
+    // Whose port it was counts, not the address that it said.
+    sh(&format!("ip -n {} addr add 10.0.0.99/32 dev lo", five.namespace));
+    let lie = || UdpSocket::bind(("10.0.0.99", 0)).and_then(|socket| socket.send_to(b"lie", at(SIX, 17)));
+    five.run(move || lie().expect("sent")).await;
+    let spoofed = line(&world, &vpc, |line| line["reason"] == "spoofed_address").await;
+    assert_eq!((&spoofed["source"], &spoofed["source_vm"]), (&json!("10.0.0.99"), &json!(five.port.vm)));
+    assert_eq!((&spoofed["verdict"], &spoofed["destination_vm"]), (&json!("drop"), &json!(six.port.vm)));
 
     let refused = line(&world, &vpc, |line| line["destination_port"] == 81).await;
     assert_eq!(

@@ -34,6 +34,7 @@ use model::config::ControlConfig;
 use model::id::{AccountId, Generation};
 use std::sync::Arc;
 use tokio::sync::{Notify, Semaphore};
+use vpn::client::VpnClient;
 
 /// Commands that run at once, in all VMs. Each holds a stream and up to 16 MiB of output.
 const MAX_COMMANDS: usize = 256;
@@ -58,6 +59,7 @@ struct Shared {
     /// Told when there is a session that may be the next to end.
     sessions: Arc<Notify>,
     network: VpcClient,
+    door: VpnClient,
 }
 
 impl Api {
@@ -73,6 +75,7 @@ impl Api {
         sessions: Arc<Notify>,
     ) -> Self {
         let network = VpcClient::new(config.places.vpc_socket());
+        let door = VpnClient::new(config.places.vpn_socket());
         Self(Arc::new(Shared {
             config,
             store,
@@ -85,6 +88,7 @@ impl Api {
             keys,
             sessions,
             network,
+            door,
         }))
     }
 

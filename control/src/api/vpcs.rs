@@ -144,7 +144,7 @@ fn too_many(TooManyVpcs { limit, current, of_account }: TooManyVpcs) -> Fault {
     let whose = if of_account { "the account" } else { "this host" };
     let message =
         format!("{whose} has {current} VPCs, and may have {limit}; delete some that have no members");
-    Fault::new(403, "LIMIT_EXCEEDED", message).with("limit", limit).with("current", current)
+    Fault::over_limit(message, limit, current)
 }
 
 fn member(vm: VmRecord) -> VpcMember {

@@ -20,10 +20,12 @@ use axum::extract::State;
 use axum::routing;
 use model::api::Empty;
 use model::api::wireguard::{
-    CloseSession, CreatePeer, EphemeralCreated, PeerCreated, SessionList, SessionRow,
+    CloseSession, CreatePeer, EphemeralCreated, PeerCreated, SessionActivity, SessionList, SessionRow,
 };
 use model::id::{IdError, VmId, WireGuardSessionId};
 use model::key::{KeyError, PublicKey, SecretKey};
+use std::collections::HashMap;
+use vpn::client::{SessionState, SessionStatus};
 
 /// Routes of this part.
 pub fn routes() -> Vec<Route> {
@@ -165,15 +167,38 @@ async fn close(
 async fn list(State(api): State<Api>, caller: Caller, Named(id): Named<String>) -> Answer<SessionList> {
     let vpc = found(&api, &caller, &id).await?.id;
     let sessions = api.0.store.sessions_of(&vpc).await.map_err(|error| stored(&error))?;
-    let row = |session: SessionRecord| SessionRow {
+    // What it does is worth a word, not a failure.
+    let told = api.0.door.sessions(Some(&vpc)).await.unwrap_or_else(|error| {
+        tracing::debug!(%vpc, %error, "what VPN sessions do is not known");
+        Vec::new()
+    });
+    let mut told: HashMap<WireGuardSessionId, SessionStatus> =
+        told.into_iter().map(|status| (status.id.clone(), status)).collect();
+    let rows = sessions.into_iter().map(|session| {
+        let status = told.remove(&session.id);
+        row(session, status.as_ref())
+    });
+    Ok(Json(SessionList { sessions: rows.collect() }))
+}
+
+fn row(session: SessionRecord, status: Option<&SessionStatus>) -> SessionRow {
+    SessionRow {
         session_id: session.id,
         client_public_key: session.client_key,
         client_tunnel_ip: session.ipv4,
         gateway_vm_id: session.gateway,
         created_at: rfc3339(session.created_ms),
         expires_at: rfc3339(session.expires_ms),
-    };
-    Ok(Json(SessionList { sessions: sessions.into_iter().map(row).collect() }))
+        state: status.map(|status| match status.state {
+            SessionState::Registered => SessionActivity::Away,
+            SessionState::Live => SessionActivity::Connected,
+            SessionState::Idled => SessionActivity::Ending,
+        }),
+        endpoint: status.and_then(|status| status.endpoint).map(|endpoint| endpoint.to_string()),
+        silent_seconds: status.map(|status| status.silent_seconds),
+        received_bytes: status.map(|status| status.received_bytes),
+        sent_bytes: status.map(|status| status.sent_bytes),
+    }
 }
 
 /// Makes a session, or finds the one with the same client and gateway, and tells the door.

@@ -28,7 +28,8 @@ pub fn networks<'a>(facts: &Facts<'a>, mut members: HashMap<&'a VpcId, Members<'
         if members.is_empty() && services.is_empty() && peerings.is_empty() && !open {
             return None;
         }
-        let clients = open.then(|| clients(facts, vpc, &members, services));
+        // A service gets its routes when it joins, and clients may come later.
+        let clients = (open || !services.is_empty()).then(|| clients(facts, vpc, &members, services));
         Some(NetworkEntry {
             vpc: vpc.id.clone(),
             range: vpc.range,

@@ -56,9 +56,7 @@ impl PeeringRefusal {
     /// What the caller is told.
     #[must_use]
     pub fn fault(&self) -> Fault {
-        let with = |status, code, vpc: &VpcId| {
-            Fault::new(status, code, self.to_string()).with("vpcId", vpc.as_str())
-        };
+        let with = |status, code, vpc| Fault::of_vpc(status, code, vpc, self.to_string());
         match self {
             Self::NoVpc(vpc) => with(404, "NOT_FOUND", vpc),
             Self::NoPeering { vpc, peering } => {
@@ -69,7 +67,7 @@ impl PeeringRefusal {
                 with(409, "VPC_RANGES_OVERLAP", one).with("peerVpcId", other.as_str())
             }
             Self::TooMany { vpc, limit, current } => {
-                with(403, "LIMIT_EXCEEDED", vpc).with("limit", *limit).with("current", *current)
+                Fault::over_limit(self.to_string(), *limit, *current).with("vpcId", vpc.as_str())
             }
         }
     }

@@ -337,7 +337,8 @@ mod tests {
         );
         let clients = networks[0].clients.expect("clients");
         assert_eq!((clients.pool, clients.mtu, clients.hidden_behind), (all.door.pool, 1280, None));
-        assert!(networks[1].clients.is_none());
+        assert!(networks[1].clients.is_some(), "services have a way to those who come later");
+        assert!(networks[2].clients.is_none());
         let names: Vec<_> = networks[1].services.iter().map(|service| service.names.clone()).collect();
         assert_eq!(names, [["db"], ["web"]]);
         let vm_names: Vec<_> = networks[1].ports.iter().map(|port| port.names.len()).collect();

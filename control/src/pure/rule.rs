@@ -165,17 +165,13 @@ impl RuleRefusal {
     /// What the caller is told.
     #[must_use]
     pub fn fault(&self) -> Fault {
-        let with = |status, code, vpc: &VpcId| {
-            Fault::new(status, code, self.to_string()).with("vpcId", vpc.as_str())
-        };
+        let with = |status, code, vpc| Fault::of_vpc(status, code, vpc, self.to_string());
         match self {
             Self::NoVpc(vpc) => with(404, "NOT_FOUND", vpc),
             Self::NoRule { vpc, rule } => with(404, "NOT_FOUND", vpc).with("ruleId", rule.as_str()),
             Self::NotMember { vm, vpc } => with(400, BAD_VPC, vpc).with("vmId", vm.as_str()),
             Self::Stranger { vpc, peer } => with(400, BAD_VPC, vpc).with("peer", peer.to_string()),
-            Self::TooMany { limit, current } => Fault::new(403, "LIMIT_EXCEEDED", self.to_string())
-                .with("limit", *limit)
-                .with("current", *current),
+            Self::TooMany { limit, current } => Fault::over_limit(self.to_string(), *limit, *current),
         }
     }
 }

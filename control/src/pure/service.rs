@@ -43,14 +43,12 @@ impl ServiceRefusal {
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Self::NoVpc(vpc) => Fault::new(404, "NOT_FOUND", self.to_string()).with("vpcId", vpc.as_str()),
+            Self::NoVpc(vpc) => Fault::of_vpc(404, "NOT_FOUND", vpc, self.to_string()),
             Self::Nic(refusal) => refusal.fault(BAD_VPC),
             Self::Elsewhere { ipv4, .. } => {
                 Fault::new(409, "SERVICE_EXISTS", self.to_string()).with("ipv4", ipv4.to_string())
             }
-            Self::TooMany { limit, current } => Fault::new(403, "LIMIT_EXCEEDED", self.to_string())
-                .with("limit", *limit)
-                .with("current", *current),
+            Self::TooMany { limit, current } => Fault::over_limit(self.to_string(), *limit, *current),
         }
     }
 }

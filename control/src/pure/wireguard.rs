@@ -82,17 +82,13 @@ impl SessionRefusal {
     /// What the caller is told.
     #[must_use]
     pub fn fault(&self) -> Fault {
-        let with = |status, code, vpc: &VpcId| {
-            Fault::new(status, code, self.to_string()).with("vpcId", vpc.as_str())
-        };
+        let with = |status, code, vpc| Fault::of_vpc(status, code, vpc, self.to_string());
         match self {
             Self::NoVpc(vpc) => with(404, "NOT_FOUND", vpc),
             Self::KeyRevoked => Fault::new(401, "UNAUTHORIZED_ERROR", self.to_string()),
             Self::NotMember { vm, vpc } => with(400, BAD_VPC, vpc).with("gatewayVmId", vm.as_str()),
             Self::KeyTaken => Fault::new(409, BAD_VPC, self.to_string()),
-            Self::TooMany { limit, current, .. } => Fault::new(403, "LIMIT_EXCEEDED", self.to_string())
-                .with("limit", *limit)
-                .with("current", *current),
+            Self::TooMany { limit, current, .. } => Fault::over_limit(self.to_string(), *limit, *current),
             Self::Overlap { vpc, .. } | Self::FirstTaken { vpc, .. } => with(400, BAD_VPC, vpc),
         }
     }

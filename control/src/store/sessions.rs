@@ -136,6 +136,24 @@ impl Store {
         Ok(gone.rows_affected() == 1)
     }
 
+    /// Ends sessions whose clients were silent for too long; tells how many there were.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn end_idle_sessions(&self, idled: &[WireGuardSessionId]) -> Result<u64, StoreError> {
+        let mut transaction = self.begin().await?;
+        let mut ended = 0;
+        for id in idled {
+            let gone = sqlx::query("DELETE FROM sessions WHERE id = $1")
+                .bind(id.as_str())
+                .execute(&mut *transaction)
+                .await?;
+            ended += gone.rows_affected();
+        }
+        transaction.commit().await?;
+        Ok(ended)
+    }
+
     /// Removes sessions that are over; tells how many those were, and when the next one ends.
     ///
     /// # Errors

@@ -136,6 +136,8 @@ fn config(folder: &Path) -> ControlConfig {
         edge_gid: None,
         vpn: VpnDoor::default(),
         vpn_gid: None,
+        ssh_host: None,
+        ssh_gid: None,
     }
 }
 

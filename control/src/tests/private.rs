@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use std::num::NonZeroU32;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
+use vpn::client::{SessionState, SessionStatus, VpnReply, VpnRequest};
 
 impl Bench {
     async fn of(&self, vpc: &str, method: &str, path: &str, body: Value) -> Reply {
@@ -70,6 +71,66 @@ fn text(value: &Value) -> &str {
 
 fn message(reply: &Reply) -> &str {
     text(&reply.body["message"])
+}
+
+#[tokio::test]
+async fn a_service_has_a_way_to_clients_that_come_later() {
+    let bench = Bench::new().await;
+    let vpc = bench.vpc("10.0.0.0/24").await;
+    let made = bench.of(&vpc, "POST", "services", json!({"name": "db"})).await.good();
+    assert_eq!(bench.network(&vpc)["clients"]["pool"], "100.96.0.0/16");
+    bench.of(&vpc, "DELETE", &format!("services/{}", text(&made["serviceId"])), nothing()).await.good();
+    assert!(bench.network(&vpc).is_null());
+}
+
+/// A WireGuard front that has one live session, and one that idled.
+async fn play_front(bench: &Bench, live: &Value, idled: &Value) {
+    std::fs::create_dir_all(bench.config.places.vpn_run()).expect("folder");
+    let listener = WireListener::bind(&bench.config.places.vpn_socket(), 0o600).expect("listen");
+    let status = |id: &Value, state| SessionStatus {
+        id: text(id).parse().expect("id"),
+        state,
+        endpoint: (state == SessionState::Live).then(|| "198.51.100.7:4711".parse().expect("address")),
+        silent_seconds: 3,
+        handshake_seconds: None,
+        received_bytes: 100,
+        sent_bytes: 200,
+    };
+    let (live, idled) = (status(live, SessionState::Live), status(idled, SessionState::Idled));
+    tokio::spawn(async move {
+        while let Ok(wire) = listener.accept().await {
+            let VpnRequest::Sessions { .. } = wire.receive().await.expect("asked").0;
+            // In two replies.
+            for (status, more) in [(&live, true), (&idled, false)] {
+                let sessions = vec![status.clone()];
+                wire.send(&VpnReply::Sessions { sessions, more }, &[]).await.expect("told");
+            }
+        }
+    });
+}
+
+#[tokio::test]
+async fn what_sessions_do_is_told_and_a_silent_one_ends() {
+    let bench = Bench::new().await;
+    let vpc = bench.vpc("192.168.10.0/24").await;
+    let (live, idle) = (bench.session(&vpc).await, bench.session(&vpc).await);
+    let rows = |list: Value| list["sessions"].as_array().expect("list").clone();
+    let list = rows(bench.of(&vpc, "GET", "wireguard/sessions", nothing()).await.good());
+    assert_eq!((list.len(), &list[0]["state"]), (2, &Value::Null), "nobody to ask");
+    play_front(&bench, &live["sessionId"], &idle["sessionId"]).await;
+    let list = rows(bench.of(&vpc, "GET", "wireguard/sessions", nothing()).await.good());
+    assert_eq!((&list[0]["state"], &list[1]["state"]), (&json!("connected"), &json!("ending")));
+    assert_eq!((&list[0]["endpoint"], &list[0]["receivedBytes"]), (&json!("198.51.100.7:4711"), &json!(100)));
+    // A new session makes the sweeper look.
+    let third = bench.session(&vpc).await;
+    let left = [live["sessionId"].clone(), third["sessionId"].clone()];
+    let gone = async {
+        let mut looks = tokio::time::interval(std::time::Duration::from_millis(20));
+        while bench.sessions(&vpc).await != left || bench.told() != left {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), gone).await.expect("the silent one ends");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::api::Empty;
 use model::api::vpc::VpcInfo;
-use model::api::wireguard::{CloseSession, EphemeralCreated, SessionList, SessionRow};
+use model::api::wireguard::{CloseSession, EphemeralCreated, SessionActivity, SessionList, SessionRow};
 use model::id::{VpcId, WireGuardSessionId};
 use serde_json::json;
 use std::env;
@@ -382,14 +382,23 @@ fn installed(program: &str) -> bool {
 }
 
 fn table(sessions: Vec<SessionRow>) -> Table {
-    let mut table = Table::new(&["ID", "ADDRESS", "KEY", "GATEWAY", "CREATED", "ENDS"]);
+    let mut table = Table::new(&["ID", "ADDRESS", "STATE", "FROM", "RECEIVED", "SENT", "GATEWAY", "ENDS"]);
+    let number = |value: Option<u64>| value.map_or_else(|| "?".to_owned(), |value| value.to_string());
     for session in sessions {
+        let state = match session.state {
+            Some(SessionActivity::Away) => "away",
+            Some(SessionActivity::Connected) => "connected",
+            Some(SessionActivity::Ending) => "ending",
+            None => "?",
+        };
         table.row([
             session.session_id.to_string(),
             session.client_tunnel_ip.to_string(),
-            session.client_public_key.to_string(),
+            state.to_owned(),
+            session.endpoint.unwrap_or_default(),
+            number(session.received_bytes),
+            number(session.sent_bytes),
             session.gateway_vm_id.map(String::from).unwrap_or_default(),
-            session.created_at,
             session.expires_at,
         ]);
     }

@@ -185,13 +185,19 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 prefix: settings.prefix.clone(),
                 allowed_uids: vec![EDGE_ID],
                 vpn_uid: Some(VPN_ID),
+                ssh_uid: None,
                 flow_log: settings.flow_log,
                 upstream_dns: settings.upstream_dns.clone(),
             },
         ),
         Role::Vmm => encode(
             role,
-            &VmmConfig { places, allowed_uids: Vec::new(), console_bytes: settings.console_bytes },
+            &VmmConfig {
+                places,
+                allowed_uids: Vec::new(),
+                ssh_uid: None,
+                console_bytes: settings.console_bytes,
+            },
         ),
         Role::Control => encode(
             role,
@@ -206,6 +212,8 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 edge_gid: Some(EDGE_ID),
                 vpn: settings.vpn.door.clone(),
                 vpn_gid: Some(VPN_ID),
+                ssh_host: None,
+                ssh_gid: None,
             },
         ),
         Role::Vpn => encode(

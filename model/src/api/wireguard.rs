@@ -136,4 +136,27 @@ pub struct SessionRow {
     pub created_at: String,
     /// When it ends in any case, RFC 3339.
     pub expires_at: String,
+    /// What its client is doing; null when the WireGuard front does not say.
+    pub state: Option<SessionActivity>,
+    /// Where its client was last, while it is connected.
+    pub endpoint: Option<String>,
+    /// Seconds since its client was heard of.
+    pub silent_seconds: Option<u64>,
+    /// Bytes from its client since it came last.
+    pub received_bytes: Option<u64>,
+    /// Bytes to it.
+    pub sent_bytes: Option<u64>,
+}
+
+/// What a session's client is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum SessionActivity {
+    /// It was not there yet, or not for some minutes.
+    Away,
+    /// It has a tunnel.
+    Connected,
+    /// It was silent for too long: the session ends.
+    Ending,
 }

@@ -44,8 +44,11 @@ def udp(source_port, port, data=b"x" * 32):
     return struct.pack("!HHHH", source_port, port, 8 + len(data), 0) + data
 
 
-def tcp(port, flags=0x02):
-    return struct.pack("!HHIIBBHHH", chance.randrange(1024, 65535), port, 1, 0, 5 << 4, flags, 1024, 0, 0)
+def tcp(port, destination, flags=0x02):
+    """A SYN with a sound checksum, so that it is not for that that it is dropped."""
+    segment = struct.pack("!HHIIBBHHH", chance.randrange(1024, 65535), port, 1, 0, 5 << 4, flags, 1024, 0, 0)
+    pseudo = address(OWN) + address(destination) + struct.pack("!HH", 6, len(segment))
+    return segment[:16] + struct.pack("!H", checksum(pseudo + segment)) + segment[18:]
 
 
 def arp(operation, sender_mac, sender, target_mac, target):
@@ -92,12 +95,13 @@ def frames():
     yield "expired", frame(IPV4, ipv4(OWN, to, ttl=chance.choice([0, 1]), body=udp(9, 9)))
     yield "source_route", frame(IPV4, ipv4(OWN, GATEWAY, words=7, options=b"\x83\x07\x04" + address(NEIGHBOUR) + b"\0", body=udp(9, 9)))
     yield "overlapping_fragments", frame(IPV4, ipv4(OWN, NEIGHBOUR, flags=chance.choice([0x2000, 0x2001, 0x0001, 0x1FFF]), body=os.urandom(24)))
-    yield "to_foreign", frame(IPV4, ipv4(OWN, chance.choice(FOREIGN), 6, tcp(chance.choice([22, 80, 443, 8600]))))
-    yield "to_gateway", frame(IPV4, ipv4(OWN, GATEWAY, 6, tcp(chance.randrange(1, 65535))))
+    foreign = chance.choice(FOREIGN)
+    yield "to_foreign", frame(IPV4, ipv4(OWN, foreign, 6, tcp(chance.choice([22, 80, 443, 8600]), foreign)))
+    yield "to_gateway", frame(IPV4, ipv4(OWN, GATEWAY, 6, tcp(chance.randrange(1, 65535), GATEWAY)))
     yield "to_multicast", frame(IPV4, ipv4(OWN, chance.choice(["224.0.0.1", "239.1.2.3", "255.255.255.255"]), body=udp(5353, 5353)), destination=BROADCAST)
     yield "redirect", frame(IPV4, ipv4(OWN, NEIGHBOUR, 1, b"\5\1\0\0" + address(OWN) + ipv4(NEIGHBOUR, GATEWAY, body=udp(9, 9))[:28]))
     yield "other_protocol", frame(IPV4, ipv4(OWN, chance.choice([NEIGHBOUR, GATEWAY]), chance.choice([0, 2, 4, 41, 47, 50, 89, 132, 255]), os.urandom(40)))
-    yield "flood_of_connections", frame(IPV4, ipv4(OWN, NEIGHBOUR, 6, tcp(chance.randrange(1, 65535))))
+    yield "flood_of_connections", frame(IPV4, ipv4(OWN, NEIGHBOUR, 6, tcp(chance.randrange(1, 65535), NEIGHBOUR)))
     yield "noise", os.urandom(chance.randrange(14, 1500))
 
 
@@ -118,7 +122,7 @@ while time.monotonic() < until:
     # Headers of segmentation and checksums that do not fit their packets.
     header = struct.pack("<BBHHHH", chance.choice([0, 1, 2]), chance.choice([0, 1, 3, 4, 0x81]), chance.randrange(200), chance.randrange(2000), chance.randrange(100), chance.randrange(100))
     try:
-        offloads.send(header + frame(IPV4, ipv4(OWN, NEIGHBOUR, 6, tcp(80) + os.urandom(chance.randrange(0, 3000)))))
+        offloads.send(header + frame(IPV4, ipv4(OWN, NEIGHBOUR, 6, tcp(80, NEIGHBOUR) + os.urandom(chance.randrange(0, 3000)))))
         sent["offload_header"] = sent.get("offload_header", 0) + 1
     except OSError:
         refused += 1

@@ -96,7 +96,7 @@ say("members are reached; 20 MB come whole");
 
 const rpc = ["node", "rpc.mjs", at.VM, "4321"];
 const told = await must(...rpc, "a-long-random-shared-secret");
-assert.match(told, /^assistant.delta: run\n.*assistant.message: agent\n$/s, told);
+assert.match(told, new RegExp(`^assistant.delta: run\\n.*assistant.message: ${agent.vmId}\\n$`, "s"), told);
 assert.equal((await client(...rpc, "wrong")).stdout, "unauthorized\n");
 say("a JSON-RPC service over raw TCP is driven through the tunnel");
 

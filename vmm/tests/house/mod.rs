@@ -33,6 +33,7 @@ impl House {
     pub async fn open_by(before: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let config = VmmConfig {
+            ssh_uid: None,
             places: Places { data: folder.path().join("data"), run: folder.path().join("run") },
             allowed_uids: vec![],
             console_bytes: 1 << 16,

@@ -16,18 +16,18 @@ use crate::io::namespace::Inside;
 use crate::io::nft::{self, Where};
 use crate::pure::bucket::{Allowance, Bucket};
 use crate::pure::flow::{Ends, Flow, Line, REFUSALS_EVERY_SECONDS, Rows, What, ended, ipv4_of, refused};
-use crate::pure::names::NetworkId;
+use crate::pure::names::{DeviceName, NetworkId};
 use crate::pure::netlink::messages;
 use crate::pure::rules::{Logged, log_probe};
 use crate::pure::wanted::MAX_PORTS;
 use crate::switch::{LiveNetwork, Switch};
+use crate::tasks::each_network;
 use model::id::VmId;
 use model::net::Ula;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 
@@ -43,18 +43,6 @@ pub struct FlowLog {
     switch: Switch,
     writer: Writer,
     logged: Logged,
-}
-
-/// One network's task.
-struct Working {
-    sockets: Inside,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 /// What one network's task has in hand.
@@ -100,24 +88,10 @@ impl FlowLog {
         if self.logged == Logged::No {
             return std::future::pending().await;
         }
-        let mut working: BTreeMap<NetworkId, Working> = BTreeMap::new();
-        let mut changes = self.switch.changes();
-        loop {
-            let table = self.switch.table();
-            // A network that was made anew has other sockets.
-            working.retain(|id, at| {
-                table.networks.get(id).is_some_and(|network| network.sockets.same(&at.sockets))
-            });
-            for (id, network) in &table.networks {
-                working.entry(id.clone()).or_insert_with(|| self.begin(id, &network.sockets));
-            }
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
+        each_network(&self.switch, |network, sockets| self.begin(network, sockets)).await;
     }
 
-    fn begin(&self, network: &NetworkId, sockets: &Inside) -> Working {
+    fn begin(&self, network: &NetworkId, sockets: Inside) -> impl Future<Output = ()> + Send + use<> {
         let scribe = Scribe {
             switch: self.switch.clone(),
             writer: self.writer.clone(),
@@ -131,8 +105,7 @@ impl FlowLog {
             lines_lost: 0,
             overflows: 0,
         };
-        let task = tokio::spawn(scribe.run(sockets.clone(), self.logged));
-        Working { sockets: sockets.clone(), task }
+        scribe.run(sockets, self.logged)
     }
 }
 
@@ -205,12 +178,15 @@ impl Scribe {
         let rules = connection
             .map(|connection| network.firewall.allowed_by(network.range, connection))
             .unwrap_or_default();
-        self.write(Some(flow.ends), What::Accept { flow, rules });
+        self.write(Some(flow.ends), None, What::Accept { flow, rules });
     }
 
     fn write_refusals(&mut self) {
         for refusals in self.rows.take() {
-            self.write(Some(refusals.ends), What::Drop { refusals: &refusals });
+            let sender = refusals.device.as_ref();
+            let sender = sender.and_then(|device| self.vms.values().find(|vm| DeviceName::of(vm) == *device));
+            let sender = sender.cloned();
+            self.write(Some(refusals.ends), sender, What::Drop { refusals: &refusals });
         }
         let (lines, overflows) = (self.lines_lost, self.overflows);
         if lines > 0 || overflows > 0 {
@@ -227,11 +203,12 @@ impl Scribe {
         }
     }
 
-    fn write(&mut self, ends: Option<Ends>, what: What<'_>) {
+    /// Writes a line. `sender` is whose packets these were, when their source is a lie.
+    fn write(&mut self, ends: Option<Ends>, sender: Option<VmId>, what: What<'_>) {
         let vm = |address: Option<IpAddr>| self.vms.get(&ipv4_of(address?, self.ula)?);
         let line = Line {
             network: &self.name,
-            source_vm: vm(ends.map(|ends| ends.source)),
+            source_vm: sender.as_ref().or_else(|| vm(ends.map(|ends| ends.source))),
             destination_vm: vm(ends.map(|ends| ends.destination)),
             what,
         };

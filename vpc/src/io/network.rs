@@ -72,6 +72,8 @@ pub struct Network {
     pub range: Ipv4Cidr,
     /// The same for IPv6; none when it speaks none.
     pub ula: Option<Ula>,
+    /// What of it is told to the flow log.
+    pub logged: Logged,
 }
 
 impl Network {
@@ -114,7 +116,7 @@ impl Network {
         }
         ensure_gateway(&netlink).await?;
         uplink::ensure(names, id, &netlink).await?;
-        Ok(Self { inside, sockets, netlink, range, ula })
+        Ok(Self { inside, sockets, netlink, range, ula, logged })
     }
 }
 

@@ -36,7 +36,7 @@ pub async fn execute(
         Step::DressTap(device, alias) => dress(network, device, alias).await?,
         Step::Sign(device, alias) => network.netlink.sign(index(network, device).await?, alias).await?,
         Step::FilterPorts(seats) => {
-            let text = seats.iter().map(rules::port).collect();
+            let text = seats.iter().map(|seat| rules::port(seat, network.logged)).collect();
             nft::apply(Where::Network(inside), text).await?;
             for seat in seats {
                 memory.remember_filter(seat);

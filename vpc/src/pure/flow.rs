@@ -2,6 +2,7 @@
 //! refused packets (nfnetlink_log.h), read, and put together.
 
 use crate::pure::firewall::{Connection, rule_of};
+use crate::pure::names::DeviceName;
 use crate::pure::netlink::{
     Attributes, IPV4_DESTINATION, IPV6_DESTINATION, Message, ORIGINAL, TUPLE_ADDRESSES,
 };
@@ -138,7 +139,7 @@ pub struct Refusal {
     pub ends: Ends,
     /// Its length in bytes, as its header says it.
     pub bytes: u64,
-    /// The counter that has it.
+    /// The counter that has it, and behind a space the port from which it came when its addresses say nothing.
     pub reason: String,
 }
 
@@ -161,6 +162,9 @@ pub struct Refusals {
     /// The rule whose counter that is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleId>,
+    /// The port from which they came, when their addresses say nothing.
+    #[serde(skip)]
+    pub device: Option<DeviceName>,
 }
 
 /// One line of the log.
@@ -168,7 +172,7 @@ pub struct Refusals {
 pub struct Line<'a> {
     /// The network's name.
     pub network: &'a str,
-    /// The VM of the source; none when it is not one of the network's.
+    /// The VM of the source, or from whose port it came when the source is a lie; none when it is not one of the network's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_vm: Option<&'a VmId>,
     /// The VM of the destination.
@@ -311,14 +315,18 @@ impl Rows {
         if self.rows.len() >= MAX_ROWS && !self.rows.contains_key(&key) {
             return false;
         }
-        let row = self.rows.entry(key).or_insert_with_key(|(ends, reason)| Refusals {
-            begin_ms: now_ms,
-            end_ms: now_ms,
-            ends: *ends,
-            packets: 0,
-            bytes: 0,
-            reason: reason.clone(),
-            rule: rule_of(reason),
+        let row = self.rows.entry(key).or_insert_with_key(|(ends, prefix)| {
+            let (reason, device) = prefix.split_once(' ').unwrap_or((prefix, ""));
+            Refusals {
+                begin_ms: now_ms,
+                end_ms: now_ms,
+                ends: *ends,
+                packets: 0,
+                bytes: 0,
+                reason: reason.to_owned(),
+                rule: rule_of(reason),
+                device: DeviceName::parse(device),
+            }
         });
         row.end_ms = now_ms;
         row.packets += 1;

@@ -160,7 +160,7 @@ pub fn network((network, ula): (Ipv4Cidr, Option<Ula>), inward: Inward, logged: 
 
 /// One port's anti-spoofing chain, at the first place where the kernel sees a frame of the guest.
 #[must_use]
-pub fn port(port: &Seat) -> String {
+pub fn port(port: &Seat, logged: Logged) -> String {
     let (device, mac, ipv4) = (&port.device, port.mac, port.ipv4);
     let mut text = table_with_counters("netdev", TABLE, &PORT_COUNTERS);
     // A guest that does not know its address yet, with its own Ethernet address in the message as well.
@@ -173,13 +173,14 @@ pub fn port(port: &Seat) -> String {
             &format!("filter hook ingress device \"{device}\" priority -500; policy drop;"),
         ),
         rule(&format!("ether saddr != {mac} counter name spoofed_mac drop")),
+        // Nearly all packets end here.
+        rule(&format!("ether type ip ip saddr {ipv4} meta mark set {:#010x} accept", port.mark())),
         rule(&format!(
             "{dhcp} limit rate over {DHCP_PER_SECOND}/second burst {DHCP_AT_ONCE} packets \
              counter name too_many_dhcp drop"
         )),
         rule(&format!("{dhcp} meta mark set {:#010x} accept", port.mark())),
-        rule(&format!("ether type ip ip saddr != {ipv4} counter name spoofed_address drop")),
-        rule(&format!("ether type ip meta mark set {:#010x} accept", port.mark())),
+        rule("ether type ip counter name spoofed_address drop"),
         // Probes (RFC 5227) say 0.0.0.0; the address itself is announced and asked for with the guest's own.
         rule(&format!("ether type arp arp saddr ether {mac} arp saddr ip {{ 0.0.0.0, {ipv4} }} accept")),
         rule("ether type arp counter name spoofed_arp drop"),
@@ -187,7 +188,26 @@ pub fn port(port: &Seat) -> String {
     lines.extend(port_ipv6_rules(port).iter().map(|line| rule(&format!("ether type ip6 {line}"))));
     lines.push(rule("counter name unknown_frame drop"));
     push(&mut text, TABLE, &lines);
-    text
+    if logged == Logged::All { with_port_log(&text, device.as_str()) } else { text }
+}
+
+/// With a line before each that drops what a port lies about, which tells of the packet and names the port, since its
+/// addresses are lies. Each port has limits of its own.
+fn with_port_log(text: &str, device: &str) -> String {
+    let mut told = String::with_capacity(text.len() * 2);
+    for line in text.lines() {
+        let rule = line.starts_with("add rule netdev") && !line.contains(" limit ");
+        if let Some((fits, rest)) = line.split_once("counter name ").filter(|_| rule) {
+            let reason = rest.split(' ').next().unwrap_or_default();
+            told.push_str(&format!(
+                "{fits}limit rate {TOLD_PER_SECOND}/second burst {TOLD_AT_ONCE} packets \
+                 log prefix \"{reason} {device}\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+            ));
+        }
+        told.push_str(line);
+        told.push('\n');
+    }
+    told
 }
 
 /// What a member may say in IPv6: packets with its own address, and of neighbour discovery (RFC 4861) what is about its own
@@ -407,7 +427,9 @@ fn input_rules(ula: Option<Ula>) -> Vec<String> {
 pub fn log_probe() -> String {
     format!(
         "add table inet probe\nadd chain inet probe c\n\
-         add rule inet probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
+         add rule inet probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n\
+         add table netdev probe\nadd chain netdev probe c\n\
+         add rule netdev probe c log prefix \"probe\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
     )
 }
 
@@ -516,8 +538,10 @@ mod tests {
         let texts = [
             (network((range, None), Inward::Apart, Logged::No), &apart[..]),
             (network((range, Some(ula())), Inward::Together, Logged::No), &together),
-            (port(&port_of([1; 20], None)), &plain),
-            (port(&port_of([1; 20], Some(address))), &speaking),
+            (port(&port_of([1; 20], None), Logged::No), &plain),
+            (port(&port_of([1; 20], None), Logged::All), &plain),
+            (port(&port_of([1; 20], Some(address)), Logged::No), &speaking),
+            (port(&port_of([1; 20], Some(address)), Logged::All), &speaking),
             (host(&names, &links), HOST_COUNTERS.as_slice()),
             (host(&names, &[]), HOST_COUNTERS.as_slice()),
         ];

@@ -11,10 +11,11 @@ use crate::pure::bucket::{Allowance, Bucket};
 use crate::pure::dns::{MAX_QUESTION_BYTES, Question, Unasked, read_question};
 use crate::pure::names::NetworkId;
 use crate::switch::Switch;
+use crate::tasks::each_network;
 use hickory_proto::op::ResponseCode;
 use model::net::GATEWAY_IPV4;
 use socket2::{Domain, Protocol, Socket, Type};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use upstream::{Transport, Upstreams, read_message, write_message};
@@ -70,18 +70,6 @@ struct Service {
 /// Those of one network, by address.
 type Guests = Arc<Mutex<HashMap<Ipv4Addr, Guest>>>;
 
-/// A network's name server at work; ends when dropped.
-struct Working {
-    sockets: Inside,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// What one guest has used.
 #[derive(Debug)]
 struct Guest {
@@ -123,32 +111,17 @@ impl Resolver {
 
     /// Serves the guests of all networks for ever.
     pub async fn run(self) {
-        let mut working: BTreeMap<NetworkId, Working> = BTreeMap::new();
-        let mut changes = self.switch.changes();
-        loop {
-            let table = self.switch.table();
-            // A network that was made anew has other sockets.
-            working.retain(|id, at| {
-                table.networks.get(id).is_some_and(|network| network.sockets.same(&at.sockets))
-            });
-            for (id, network) in &table.networks {
-                working.entry(id.clone()).or_insert_with(|| self.begin(id, &network.sockets));
-            }
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
+        each_network(&self.switch, |network, sockets| self.begin(network, sockets)).await;
     }
 
-    fn begin(&self, network: &NetworkId, sockets: &Inside) -> Working {
+    fn begin(&self, network: &NetworkId, sockets: Inside) -> impl Future<Output = ()> + Send + use<> {
         let service = Service {
             switch: self.switch.clone(),
             shared: Arc::clone(&self.shared),
             network: network.clone(),
             guests: Guests::default(),
         };
-        let task = tokio::spawn(service.run(sockets.clone()));
-        Working { sockets: sockets.clone(), task }
+        service.run(sockets)
     }
 }
 

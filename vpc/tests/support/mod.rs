@@ -158,6 +158,7 @@ impl World {
             prefix: self.prefix.clone(),
             allowed_uids: vec![64_501],
             vpn_uid: Some(VPN_USER),
+            ssh_uid: None,
             flow_log: self.flow_log,
             upstream_dns: vec![SocketAddr::from((DNS, 53))],
         };

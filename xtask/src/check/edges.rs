@@ -11,10 +11,25 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmm", &["vpc", "feed", "model"]),
     ("edge-proxy", &["vpc", "feed", "model"]),
     ("vpn", &["vpc", "feed", "model"]),
-    ("control", &["feed", "model", "vmm", "vpc", "vpn"]),
+    ("ssh-proxy", &["vmm", "vpc", "feed", "model"]),
+    ("control", &["feed", "model", "ssh-proxy", "vmm", "vpc", "vpn"]),
     ("guest-agent", &["model"]),
     ("gatehouse", &["model", "vpc"]),
-    ("tests", &["control", "edge-proxy", "feed", "gatehouse", "guest-agent", "model", "vmm", "vpc", "vpn"]),
+    (
+        "tests",
+        &[
+            "control",
+            "edge-proxy",
+            "feed",
+            "gatehouse",
+            "guest-agent",
+            "model",
+            "ssh-proxy",
+            "vmm",
+            "vpc",
+            "vpn",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
