@@ -383,11 +383,17 @@ impl Line {
         target.check().await?;
         for step in plan::join(service) {
             match step {
-                JoinStep::Link => target.link(network, service).await?,
+                JoinStep::Link => {
+                    self.memory.fresh.insert(service.seat.device.clone());
+                    target.link(network, service).await?;
+                }
                 JoinStep::Plain(step) => {
                     ports::execute(names, network, &mut self.memory, keeper, &step).await?;
                 }
-                JoinStep::Furnish => target.furnish(service).await?,
+                JoinStep::Furnish => {
+                    target.furnish(service).await?;
+                    ports::speaks(network, &service.seat).await?;
+                }
             }
         }
         self.broken.remove(&service.seat.device);

@@ -26,6 +26,8 @@ pub struct Memory {
     pub chains: Option<BTreeSet<DeviceName>>,
     /// The rules of who comes from where, as this process last wrote them.
     pub sides: Option<String>,
+    /// Devices that this process made and that have no chain yet: nothing was heard of who will be behind them.
+    pub fresh: BTreeSet<DeviceName>,
     /// The firewall that this process wrote; none when it must be written (again).
     pub firewall: Option<crate::io::firewall::Standing>,
 }

@@ -52,25 +52,30 @@ const TOLD_PER_SECOND: u32 = 20;
 const TOLD_AT_ONCE: u32 = 40;
 /// Bytes of a refused packet that are told: the longest IPv4 header and the ports behind it.
 pub const TOLD_BYTES: u32 = 68;
+/// Reasons of a port's chain that are counted and not told: every honest system says so much of its groups, and asks for
+/// routers.
+const UNTOLD: [&str; 2] = ["ipv6_multicast", "ipv6_frame"];
 /// Where refused packets are told; nobody else listens in a namespace of ours.
 pub const LOG_GROUP: u16 = 1;
 
 /// Counters of the per-port chains (family netdev, in the namespace).
-pub const PORT_COUNTERS: [&str; 9] = [
+pub const PORT_COUNTERS: [&str; 11] = [
     "spoofed_mac",
     "spoofed_address",
     "spoofed_arp",
     "too_many_dhcp",
     // Where IPv6 is spoken.
     "spoofed_nd",
+    "spoofed_dhcpv6",
     "ipv6_multicast",
     "spoofed_ipv6",
+    "ipv6_extension",
     // Where it is not.
     "ipv6_frame",
     "unknown_frame",
 ];
 /// Counters of the network (family inet, in the namespace).
-pub const NETWORK_COUNTERS: [&str; 12] = [
+pub const NETWORK_COUNTERS: [&str; 13] = [
     "invalid",
     // Of the default network alone.
     "to_other_vm",
@@ -84,8 +89,12 @@ pub const NETWORK_COUNTERS: [&str; 12] = [
     "ipv6_elsewhere",
     // Of private networks alone.
     "ipv6_nobody",
+    "ipv6_silent",
     "own_ipv6",
 ];
+/// The members that have been heard to speak IPv6, by that address (family inet, in the namespace). The kernel keeps them,
+/// so that vpc need not.
+pub const SPEAKERS: &str = "speakers";
 /// Counters in the host's namespace (family inet).
 pub const HOST_COUNTERS: [&str; 5] = ["to_host", "to_private_range", "unasked", "wrong_source", "ipv6"];
 
@@ -175,6 +184,9 @@ pub fn port(port: &Seat, logged: Logged) -> String {
         rule(&format!("ether saddr != {mac} counter name spoofed_mac drop")),
         // Nearly all packets end here.
         rule(&format!("ether type ip ip saddr {ipv4} meta mark set {:#010x} accept", port.mark())),
+    ];
+    lines.extend(port_ipv6_common(port).iter().map(|line| rule(&format!("ether type ip6 {line}"))));
+    lines.extend([
         rule(&format!(
             "{dhcp} limit rate over {DHCP_PER_SECOND}/second burst {DHCP_AT_ONCE} packets \
              counter name too_many_dhcp drop"
@@ -184,7 +196,7 @@ pub fn port(port: &Seat, logged: Logged) -> String {
         // Probes (RFC 5227) say 0.0.0.0; the address itself is announced and asked for with the guest's own.
         rule(&format!("ether type arp arp saddr ether {mac} arp saddr ip {{ 0.0.0.0, {ipv4} }} accept")),
         rule("ether type arp counter name spoofed_arp drop"),
-    ];
+    ]);
     lines.extend(port_ipv6_rules(port).iter().map(|line| rule(&format!("ether type ip6 {line}"))));
     lines.push(rule("counter name unknown_frame drop"));
     push(&mut text, TABLE, &lines);
@@ -197,8 +209,9 @@ fn with_port_log(text: &str, device: &str) -> String {
     let mut told = String::with_capacity(text.len() * 2);
     for line in text.lines() {
         let rule = line.starts_with("add rule netdev") && !line.contains(" limit ");
-        if let Some((fits, rest)) = line.split_once("counter name ").filter(|_| rule) {
-            let reason = rest.split(' ').next().unwrap_or_default();
+        let refuses = line.split_once("counter name ").filter(|_| rule);
+        let refuses = refuses.and_then(|(fits, rest)| Some((fits, rest.split(' ').next()?)));
+        if let Some((fits, reason)) = refuses.filter(|(_, reason)| !UNTOLD.contains(reason)) {
             told.push_str(&format!(
                 "{fits}limit rate {TOLD_PER_SECOND}/second burst {TOLD_AT_ONCE} packets \
                  log prefix \"{reason} {device}\" group {LOG_GROUP} snaplen {TOLD_BYTES}\n"
@@ -210,10 +223,24 @@ fn with_port_log(text: &str, device: &str) -> String {
     told
 }
 
-/// What a member may say in IPv6: packets with its own address, and of neighbour discovery (RFC 4861) what is about its own
+/// Nearly all IPv6 packets: TCP and UDP between members, with nothing between IPv6's header and theirs, and nothing that
+/// could say an address to a client of DHCPv6.
+fn port_ipv6_common(port: &Seat) -> Vec<String> {
+    let Some(own) = port.ipv6 else { return Vec::new() };
+    let members = Ipv6Addr::from_bits(own.to_bits() >> (128 - Ula::PREFIX) << (128 - Ula::PREFIX));
+    let between = format!("ip6 saddr {own} ip6 daddr {members}/{}", Ula::PREFIX);
+    let kinds = ["tcp".to_owned(), format!("udp udp dport != {DHCPV6_CLIENT}")];
+    kinds
+        .map(|kind| format!("{between} ip6 nexthdr {kind} meta mark set {:#010x} accept", port.mark()))
+        .to_vec()
+}
+
+/// What else a member may say in IPv6: packets with its own address, and of neighbour discovery (RFC 4861) what is about its own
 /// addresses or asks for the gateway. As a link-local address it has the one that its NIC makes of the Ethernet address,
 /// and says nothing else with it: of any other the kernel would learn a neighbour, into a table that all networks share.
-/// It asks for no router, is none, and joins no groups, so all other multicast is dropped.
+/// It asks for no router, is none, and joins no groups, so all other multicast is dropped. Of extension headers (RFC 8200
+/// section 4) fragments pass, which are put together before they are judged further, and what is sealed (ESP); none of the
+/// others is needed between members, and each was once a way around a filter.
 fn port_ipv6_rules(port: &Seat) -> Vec<String> {
     let Some(own) = port.ipv6 else { return vec!["counter name ipv6_frame drop".to_owned()] };
     let (mac, link) = (port.mac.to_string().replace(':', ""), port.mac.link_local());
@@ -221,7 +248,11 @@ fn port_ipv6_rules(port: &Seat) -> Vec<String> {
     let about_itself = [asked(own), asked(link)];
     let (about_gateway, accept) =
         (asked(GATEWAY_IPV6), format!("meta mark set {:#010x} accept", port.mark()));
-    let (ask, answer) = ("icmpv6 type nd-neighbor-solicit", "icmpv6 type nd-neighbor-advert");
+    // With nothing in front of it (RFC 6980 says why).
+    let (ask, answer) = (
+        "ip6 nexthdr icmpv6 icmpv6 type nd-neighbor-solicit",
+        "ip6 nexthdr icmpv6 icmpv6 type nd-neighbor-advert",
+    );
     let from_itself = format!("ip6 saddr {{ {own}, {link} }}");
     // The whole message: without options, or with the sender's or target's Ethernet address and nothing else.
     let bare = format!("ip6 length {ND_BYTES}");
@@ -247,8 +278,11 @@ fn port_ipv6_rules(port: &Seat) -> Vec<String> {
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert, nd-redirect } \
          counter name spoofed_nd drop"
             .to_owned(),
+        format!("udp dport {DHCPV6_CLIENT} counter name spoofed_dhcpv6 drop"),
         "ip6 daddr ff00::/8 counter name ipv6_multicast drop".to_owned(),
         format!("ip6 saddr != {own} counter name spoofed_ipv6 drop"),
+        format!("ip6 nexthdr {{ {EXTENSIONS} }} counter name ipv6_extension drop"),
+        format!("ip6 nexthdr {FRAGMENT} frag nexthdr {{ {FRAGMENT}, {EXTENSIONS} }} counter name ipv6_extension drop"),
         accept,
     ]);
     lines
@@ -332,6 +366,13 @@ const ND_OPTION_BYTES: u8 = 8;
 /// Kinds of that option.
 const ND_SOURCE_MAC: u8 = 1;
 const ND_TARGET_MAC: u8 = 2;
+/// Where a client of DHCPv6 gets answers (RFC 8415 section 7.2). Nobody of a network has any to give.
+const DHCPV6_CLIENT: u16 = 546;
+/// The number of a fragment's header.
+const FRAGMENT: u8 = 44;
+/// The numbers of all other extension headers (IANA's list) but ESP: hop by hop, routing, authentication, destination's
+/// options, mobility, HIP, Shim6, experiments.
+const EXTENSIONS: &str = "0, 43, 51, 60, 135, 139, 140, 253, 254";
 /// The group in which the gateway is asked for (RFC 4291 section 2.7.1).
 const GATEWAY_GROUP: &str = "ff02::1:ff00:1";
 /// A SYN says no larger segment than the path's first link takes (RFC 4459 section 3.2 says why).
@@ -339,6 +380,10 @@ const CLAMP: &str = "tcp flags & (syn | rst) == syn tcp option maxseg size set r
 
 /// What is judged where the kernel first sees the packet, since without a route it would get no further and be counted by
 /// no reason of ours; and what the gateway would say of itself, which would wake VMs that sleep.
+///
+/// A member that has never been heard has no IPv6: an older system, or one without our agent. It would let packets fall
+/// without a word, so who tries gets one here. Who has it says so by neighbour discovery: the agent at once, and any
+/// system when it first asks for the gateway with its address.
 fn ipv6_rules(ula: Option<Ula>) -> Vec<String> {
     let mut lines = vec![chain("inet", "ipv6", "filter hook prerouting priority mangle; policy accept;")];
     let mut rule = |rule: String| lines.push(format!("add rule inet T ipv6 meta nfproto ipv6 {rule}"));
@@ -346,10 +391,17 @@ fn ipv6_rules(ula: Option<Ula>) -> Vec<String> {
         rule("counter name ipv6_elsewhere drop".to_owned());
         return lines;
     };
+    let (to_gateway, nobody) =
+        (format!("ip6 daddr {{ {GATEWAY_IPV6}, ff00::/8 }}"), "reject with icmpv6 addr-unreachable");
+    // Nearly all packets end here.
+    rule(format!("ip6 daddr @{SPEAKERS} return"));
     // Neighbour discovery, which the member's own chain has judged.
-    rule(format!("ip6 daddr {{ {GATEWAY_IPV6}, ff00::/8 }} return"));
+    rule(format!("meta mark != 0 ip6 saddr {ula} {to_gateway} add @{SPEAKERS} {{ ip6 saddr }}"));
+    rule(format!("{to_gateway} return"));
     rule(format!("ip6 daddr != {ula} counter name ipv6_elsewhere drop"));
-    rule("fib daddr oif missing counter name ipv6_nobody reject with icmpv6 addr-unreachable".to_owned());
+    rule(format!("fib daddr oif missing counter name ipv6_nobody {nobody}"));
+    rule(format!("counter name ipv6_silent {nobody}"));
+    lines.insert(0, format!("add set inet T {}", speakers_set()));
     lines.extend([
         chain("inet", "own_ipv6", "filter hook output priority filter; policy accept;"),
         "add rule inet T own_ipv6 icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, \
@@ -357,6 +409,23 @@ fn ipv6_rules(ula: Option<Ula>) -> Vec<String> {
             .to_owned(),
     ]);
     lines
+}
+
+fn speakers_set() -> String {
+    format!("{SPEAKERS} {{ type ipv6_addr; size {SOURCES}; flags dynamic; }}")
+}
+
+/// A member is known to speak IPv6, since vpc itself gave it the address.
+#[must_use]
+pub fn speaker(address: Ipv6Addr) -> String {
+    format!("add element inet {TABLE} {SPEAKERS} {{ {address} }}\n")
+}
+
+/// Whether the member of this address speaks IPv6 is not known (any more). For networks that have [`SPEAKERS`].
+#[must_use]
+pub fn without_speaker(address: Ipv6Addr) -> String {
+    // What is not there cannot be deleted.
+    format!("{}delete element inet {TABLE} {SPEAKERS} {{ {address} }}\n", speaker(address))
 }
 
 fn forward_rules((network, ula): (Ipv4Cidr, Option<Ula>), inward: Inward) -> Vec<String> {
@@ -528,10 +597,13 @@ mod tests {
         let without = |all: &[&'static str], names: &[&str]| -> Vec<&'static str> {
             all.iter().copied().filter(|name| !names.contains(name)).collect()
         };
-        let apart = without(&NETWORK_COUNTERS, &["ipv6_nobody", "own_ipv6"]);
+        let apart = without(&NETWORK_COUNTERS, &["ipv6_nobody", "ipv6_silent", "own_ipv6"]);
         let together = without(&NETWORK_COUNTERS, &["to_other_vm"]);
         let (plain, speaking) = (
-            without(&PORT_COUNTERS, &["spoofed_nd", "ipv6_multicast", "spoofed_ipv6"]),
+            without(
+                &PORT_COUNTERS,
+                &["spoofed_nd", "spoofed_dhcpv6", "ipv6_multicast", "spoofed_ipv6", "ipv6_extension"],
+            ),
             without(&PORT_COUNTERS, &["ipv6_frame"]),
         );
         let address = ula().address(Ipv4Addr::new(10, 201, 0, 5));

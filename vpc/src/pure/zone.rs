@@ -53,12 +53,24 @@ impl Zone {
         zone
     }
 
-    /// The answer to a question that is this network's alone; none when name servers must be asked.
+    /// The member whose IPv6 address is asked for; none when no such address is.
     #[must_use]
-    pub fn answer(&self, question: &Question) -> Option<Vec<u8>> {
+    pub fn ipv6_asked(&self, question: &Question) -> Option<Ipv6Addr> {
+        let asked = matches!(question.kind(), RecordType::AAAA | RecordType::ANY);
+        let ula = self.ula.filter(|_| asked)?;
+        let labels = below(question.name(), VPC_DOMAIN)?;
+        let [label] = labels.as_slice() else { return None };
+        Some(ula.address(*self.addresses.get(label)?))
+    }
+
+    /// The answer to a question that is this network's alone; none when name servers must be asked. Of the member whose IPv6
+    /// address is asked for, `speaks_ipv6` says whether it has one: an address at which nobody answers would be tried in
+    /// vain before the other.
+    #[must_use]
+    pub fn answer(&self, question: &Question, speaks_ipv6: bool) -> Option<Vec<u8>> {
         let name = question.name();
         if let Some(labels) = below(name, VPC_DOMAIN) {
-            return question.answer(self.forward(name, question.kind(), question.class(), &labels));
+            return question.answer(self.forward(question, &labels, speaks_ipv6));
         }
         let address = match below(name, REVERSE_DOMAIN) {
             Some(labels) => {
@@ -73,10 +85,9 @@ impl Zone {
 
     fn forward(
         &self,
-        name: &Name,
-        kind: RecordType,
-        class: DNSClass,
+        question: &Question,
         labels: &[String],
+        speaks_ipv6: bool,
     ) -> Result<Vec<Record>, ResponseCode> {
         let address = match labels {
             // The domain itself is there, and has no record.
@@ -84,9 +95,11 @@ impl Zone {
             [label] => *self.addresses.get(label).ok_or(ResponseCode::NXDomain)?,
             _ => return Err(ResponseCode::NXDomain),
         };
-        let asked = |one: RecordType| [one, RecordType::ANY].contains(&kind) && class == DNSClass::IN;
+        let (name, kind) = (question.name(), question.kind());
+        let asked =
+            |one: RecordType| [one, RecordType::ANY].contains(&kind) && question.class() == DNSClass::IN;
         let ipv4 = asked(RecordType::A).then(|| RData::A(A::from(address)));
-        let ula = self.ula.filter(|_| asked(RecordType::AAAA));
+        let ula = self.ula.filter(|_| speaks_ipv6 && asked(RecordType::AAAA));
         let ipv6 = ula.map(|ula| RData::AAAA(AAAA::from(ula.address(address))));
         let records = ipv4.into_iter().chain(ipv6);
         Ok(records.map(|data| Record::from_rdata(name.clone(), TTL, data)).collect())
@@ -159,6 +172,11 @@ mod tests {
         Ula::of(&VpcId::from_random([1; 20]))
     }
 
+    /// The only member that speaks IPv6.
+    fn sixth() -> Ipv6Addr {
+        ula().address(Ipv4Addr::new(10, 0, 0, 6))
+    }
+
     fn reverse(address: Ipv6Addr) -> String {
         let digits = format!("{:032x}", address.to_bits());
         digits.chars().rev().map(|digit| format!("{digit}.")).collect::<String>() + "ip6.arpa."
@@ -197,7 +215,9 @@ mod tests {
     /// The answer's code and data; none when name servers must be asked.
     fn said(zone: &Zone, name: &str, kind: RecordType) -> Option<(ResponseCode, Vec<String>)> {
         let asked = Name::from_ascii(name).expect("name");
-        let answer = Message::from_vec(&zone.answer(&question(asked.clone(), kind))?).expect("a message");
+        let asks = question(asked.clone(), kind);
+        let speaks = zone.ipv6_asked(&asks).is_some_and(|address| address == sixth());
+        let answer = Message::from_vec(&zone.answer(&asks, speaks)?).expect("a message");
         assert_eq!((answer.metadata.id, answer.metadata.message_type), (9, MessageType::Response));
         assert!(answer.metadata.recursion_available && answer.metadata.recursion_desired);
         assert!(answer.queries[0].name.eq_case(&asked), "as the guest wrote it");
@@ -218,6 +238,8 @@ mod tests {
             ("web.vpc.internal.", RecordType::AAAA, good, vec![&six]),
             (&six_reversed, RecordType::PTR, good, vec!["web.vpc.internal."]),
             (&seven_reversed, RecordType::PTR, none, vec![]),
+            ("db.vpc.internal.", RecordType::AAAA, good, vec![]),
+            ("db.vpc.internal.", RecordType::ANY, good, vec!["10.0.0.5"]),
             ("web.vpc.internal.", RecordType::TXT, good, vec![]),
             ("vpc.internal.", RecordType::A, good, vec![]),
             ("nobody.vpc.internal.", RecordType::A, none, vec![]),
@@ -269,7 +291,7 @@ mod tests {
             let all = labels.iter().map(Vec::as_slice).chain(domain.map(str::as_bytes));
             let name = Name::from_labels(all).expect("a name");
             for zone in [zone(), Zone::default()] {
-                prop_assert!(zone.answer(&question(name.clone(), RecordType::A)).is_some());
+                prop_assert!(zone.answer(&question(name.clone(), RecordType::A), false).is_some());
             }
         }
     }

@@ -1,10 +1,11 @@
 //! What stands in the Internet of a test, and what a guest does with it.
 
-use super::{DNS, SERVER, inside};
+use super::{DNS, PATIENCE, SERVER, inside};
+use model::net::GATEWAY_IPV6;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 /// Longest that a guest waits for what must come.
 const LONG: Duration = Duration::from_secs(30);
@@ -187,6 +188,29 @@ pub fn pings_ipv6(to: Ipv6Addr, count: u16, wait: Duration) -> usize {
         }
     }
     answers
+}
+
+/// Asks for the gateway in its group with an address of one's own, as a system does before its first packet (RFC 4861
+/// section 7.2.2), until it answers.
+pub fn ask_for_gateway(own: Ipv6Addr, nic: u32) {
+    const SOLICITATION: u8 = 135;
+    const ADVERTISEMENT: u8 = 136;
+    let mut socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("raw socket");
+    socket.set_multicast_hops_v6(255).expect("set");
+    socket.bind(&SocketAddr::from((own, 0)).into()).expect("bound");
+    socket.set_read_timeout(Some(SHORT)).expect("set");
+    let group = SocketAddrV6::new("ff02::1:ff00:1".parse().expect("a group"), 0, 0, nic);
+    let message = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0][..], &GATEWAY_IPV6.octets()].concat();
+    let (begun, mut bytes) = (Instant::now(), [0; 1500]);
+    while begun.elapsed() < PATIENCE {
+        socket.send_to(&message, &SocketAddr::V6(group).into()).expect("sent");
+        while let Ok(length) = socket.read(&mut bytes) {
+            if length >= 24 && bytes[0] == ADVERTISEMENT && bytes[8..24] == GATEWAY_IPV6.octets() {
+                return;
+            }
+        }
+    }
+    panic!("the gateway does not answer {own}");
 }
 
 /// Sends echo requests (RFC 792) and counts the answers that come within `wait` after the last.
