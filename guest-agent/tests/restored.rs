@@ -143,6 +143,7 @@ fn config(number: u8, restored: Option<Identity>) -> BootConfig {
         gateway: [169, 254, 1, 1].into(),
         dns: vec![[169, 254, 1, 1].into()],
         mtu: 1400,
+        ipv6: None,
     };
     let restored = restored.map(|identity| Restored { entropy: vec![number; ENTROPY_BYTES], identity });
     BootConfig { hostname: format!("vm-{number}"), network: Some(network), unix_nanoseconds: 0, restored }

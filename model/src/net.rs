@@ -1,14 +1,17 @@
 //! Addresses that every network of the house agrees on, and what a guest is told of its own.
 
+use crate::id::VpcId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use thiserror::Error;
 
 /// The guest's IPv4 gateway and name server: link-local, and the same in every network, so that a VM which
 /// is restored elsewhere finds it where it was.
 pub const GATEWAY_IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The same for IPv6 between the members of a private network.
+pub const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Under it are the names of a private network's members. `internal` is reserved for such use (ICANN resolution
 /// 2024.07.29.06) and no name of the public tree ends in it.
 pub const VPC_DOMAIN: &str = "vpc.internal";
@@ -52,6 +55,13 @@ impl MacAddress {
     pub fn of_ipv4(address: Ipv4Addr) -> Self {
         let [a, b, c, d] = address.octets();
         Self([0x02, 0x67, a, b, c, d])
+    }
+
+    /// The link-local address that a NIC makes of it (RFC 4291 appendix A).
+    #[must_use]
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0;
+        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
     }
 }
 
@@ -224,6 +234,57 @@ impl fmt::Debug for Ipv4Cidr {
     }
 }
 
+/// The IPv6 addresses of one VPC's members: a unique local /64 (RFC 4193), made of the VPC's id. Each member's address is
+/// the prefix and, in the last 32 bits, its IPv4 address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ula(u64);
+
+impl Ula {
+    /// Bits that all addresses share.
+    pub const PREFIX: u8 = 64;
+    /// Bits before the IPv4 address.
+    const BEFORE_IPV4: u8 = 96;
+
+    /// Of a VPC. What keeps networks apart are their namespaces, not these 56 bits: they need only differ where people or
+    /// machines see two networks, so a fixed function that mixes well is enough (FNV-1a, then the finalizer of
+    /// SplitMix64), whoever may find two ids of one prefix: ids are control's to choose. Both must never change.
+    #[must_use]
+    pub fn of(vpc: &VpcId) -> Self {
+        let mixed = vpc.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self(0xfd << 56 | (mixed ^ (mixed >> 31)) >> 8)
+    }
+
+    /// A member's address.
+    #[must_use]
+    pub fn address(self, ipv4: Ipv4Addr) -> Ipv6Addr {
+        Ipv6Addr::from_bits(u128::from(self.0) << 64 | u128::from(ipv4.to_bits()))
+    }
+
+    /// The member whose address it would be; none when it is not one of this VPC's.
+    #[must_use]
+    pub fn ipv4_of(self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        let low = u64::try_from(address.to_bits() & u128::from(u64::MAX)).ok()?;
+        let ipv4 = Ipv4Addr::from_bits(u32::try_from(low).ok()?);
+        (self.address(ipv4) == address).then_some(ipv4)
+    }
+
+    /// The addresses of the members that have one of `range`, as address and prefix length joined by `/`.
+    #[must_use]
+    pub fn of_range(self, range: Ipv4Cidr) -> String {
+        format!("{}/{}", self.address(range.network()), Self::BEFORE_IPV4 + range.prefix())
+    }
+}
+
+impl fmt::Display for Ula {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address(Ipv4Addr::UNSPECIFIED), Self::PREFIX)
+    }
+}
+
 /// What a guest must set on its NIC. The address is a /32; everything goes through the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestNetwork {
@@ -237,6 +298,19 @@ pub struct GuestNetwork {
     pub dns: Vec<IpAddr>,
     /// Bytes of an IP packet.
     pub mtu: u16,
+    /// Its IPv6 among the members of a private network; none elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<GuestIpv6>,
+}
+
+/// What a guest must set for IPv6. The address is a /128; its network, the first [`Ula::PREFIX`] bits, goes through the
+/// gateway, and nothing else does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestIpv6 {
+    /// The VM's own address.
+    pub address: Ipv6Addr,
+    /// The next hop.
+    pub gateway: Ipv6Addr,
 }
 
 const fn mask(prefix: u8) -> u32 {
@@ -268,6 +342,19 @@ mod tests {
         assert_eq!("1.2.3.4/32".parse::<Ipv4Cidr>().expect("one").hosts().count(), 1);
     }
 
+    #[test]
+    fn a_vpcs_prefix_never_changes() {
+        let vpc: VpcId = "vpc-abcdefghij0123456789".parse().expect("an id");
+        assert_eq!(Ula::of(&vpc).to_string(), "fd54:7823:4dd0:8754::/64");
+        let address = Ula::of(&vpc).address(Ipv4Addr::new(10, 0, 0, 5));
+        assert!(address.to_string().ends_with("::a00:5"), "{address}");
+        let mac = MacAddress::of_ipv4(Ipv4Addr::new(10, 0, 0, 5));
+        assert_eq!(mac.link_local().to_string(), "fe80::67:aff:fe00:5");
+        // Ids that differ by one character have prefixes that differ by half of their bits.
+        let near: VpcId = "vpc-abcdefghij0123456788".parse().expect("an id");
+        assert!((16..=40).contains(&(Ula::of(&vpc).0 ^ Ula::of(&near).0).count_ones()));
+    }
+
     proptest! {
         #[test]
         fn a_network_has_its_hosts_and_no_others(bits: u32, prefix in 20u8..=32, other: u32) {
@@ -287,6 +374,25 @@ mod tests {
             prop_assert_eq!((one.overlaps(other), other.overlaps(one)), (common, common));
             let within = one.contains(other.network()) && one.contains(other.broadcast());
             prop_assert_eq!(one.encloses(other), within);
+        }
+
+        #[test]
+        fn members_have_addresses_of_their_vpc_alone(a: [u8; 20], b: [u8; 20], bits: u32, m in 0u8..=32, other: u32) {
+            let (one, two) = (Ula::of(&VpcId::from_random(a)), Ula::of(&VpcId::from_random(b)));
+            let (ipv4, other) = (Ipv4Addr::from_bits(bits), Ipv4Addr::from_bits(other));
+            let address = one.address(ipv4);
+            prop_assert!(address.is_unique_local() && address.octets()[0] == 0xfd);
+            prop_assert_eq!(one.ipv4_of(address), Some(ipv4));
+            prop_assert_eq!(two.ipv4_of(address), (one == two).then_some(ipv4));
+            prop_assert_eq!(one.ipv4_of(Ipv6Addr::from_bits(address.to_bits() | 1 << 40)), None);
+            // A range of members has those addresses that its IPv4 range has.
+            let range = Ipv4Cidr::constant(Ipv4Addr::from_bits(bits & mask(m)), m);
+            let text = one.of_range(range);
+            let (network, prefix) = text.split_once('/').expect("both");
+            let network: Ipv6Addr = network.parse().expect("an address");
+            let shift = 128 - prefix.parse::<u32>().expect("a length");
+            let within = one.address(other).to_bits() >> shift == network.to_bits() >> shift;
+            prop_assert_eq!(within, range.contains(other));
         }
 
         #[test]

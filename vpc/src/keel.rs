@@ -3,8 +3,8 @@
 //! A turn looks only at the networks that the view changed, that are broken, that somebody asked to be looked at, or whose
 //! audit is due (see [`crate::line`]), so a change in one costs no pass over all.
 
-use crate::io::network;
 use crate::io::uplink::HostTable;
+use crate::io::{network, settings};
 use crate::keeper::Keeper;
 use crate::line::Line;
 use crate::pure::names::{DeviceName, Names, NetworkId};
@@ -100,6 +100,7 @@ impl Keel {
     async fn turn(&mut self) -> Instant {
         let Some(view) = self.feed.current() else { return Instant::now() + AUDIT };
         let wanted = Wanted::of(&view);
+        let wanted = if settings::has_ipv6() { wanted } else { wanted.without_ipv6() };
         self.report(&wanted);
         let looked = self.follow(&wanted);
         // What is no longer wanted is no longer handed out, from now on.
@@ -273,6 +274,7 @@ impl Keel {
                 zone: Arc::clone(line.zone()),
                 clients: line.has_clients(),
                 range: network.range,
+                ula: network.ula,
                 vms: Arc::clone(line.vms()),
                 firewall: Arc::clone(line.firewall()),
             };

@@ -264,14 +264,15 @@ impl Line {
     ) -> Result<Network, NetworkError> {
         let text = with_log(sides(wanted.range, wanted.ways.values(), wanted.hidden_behind), self.logged);
         let network = match &self.network {
-            Some(network) if network.range == wanted.range && !self.suspect => {
+            Some(network) if network.range == wanted.range && network.ula == wanted.ula && !self.suspect => {
                 if self.memory.sides.as_ref() != Some(&text) {
                     nft::apply(Where::Network(&network.inside), text.clone()).await?;
                 }
                 network.clone()
             }
             Some(_) | None => {
-                let network = Network::ensure(place, id, wanted.range, &text, self.logged).await?;
+                let ranges = (wanted.range, wanted.ula);
+                let network = Network::ensure(place, id, ranges, &text, self.logged).await?;
                 self.suspect = false;
                 self.memory.firewall = None;
                 self.network.insert(network).clone()
@@ -400,11 +401,17 @@ impl Line {
         target.check().await?;
         for step in plan::join(service) {
             match step {
-                JoinStep::Link => target.link(network, service).await?,
+                JoinStep::Link => {
+                    self.memory.fresh.insert(service.seat.device.clone());
+                    target.link(network, service).await?;
+                }
                 JoinStep::Plain(step) => {
                     ports::execute(names, network, &mut self.memory, keeper, &step).await?;
                 }
-                JoinStep::Furnish => target.furnish(service).await?,
+                JoinStep::Furnish => {
+                    target.furnish(service).await?;
+                    ports::speaks(network, &service.seat).await?;
+                }
             }
         }
         self.broken.remove(&service.seat.device);
@@ -450,9 +457,11 @@ async fn let_go_of_the_gone(keeper: &mut Keeper, wanted: &WantedNetwork, seen: &
 fn devices(step: &Step) -> Vec<&DeviceName> {
     match step {
         Step::CreateTap(port) | Step::AttachTap(port) => vec![&port.device],
-        Step::AddRoute(seat) | Step::AddNeighbour(seat) => vec![&seat.device],
         Step::FilterPorts(seats) => seats.iter().map(|seat| &seat.device).collect(),
         Step::RaiseTap(device)
+        | Step::SpeakIpv6(device)
+        | Step::AddRoute(device, _)
+        | Step::AddNeighbour(device, _, _)
         | Step::RemoveTap(device)
         | Step::DressTap(device, _)
         | Step::Sign(device, _) => vec![device],

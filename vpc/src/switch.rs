@@ -10,7 +10,7 @@ use crate::pure::zone::Zone;
 use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
 use model::id::{Generation, ServiceId, VmId};
-use model::net::Ipv4Cidr;
+use model::net::{Ipv4Cidr, Ula};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
@@ -45,6 +45,8 @@ pub struct LiveNetwork {
     pub clients: bool,
     /// Where its addresses come from.
     pub range: Ipv4Cidr,
+    /// The same for IPv6; none when it speaks none.
+    pub ula: Option<Ula>,
     /// Its VMs by address. The same one as long as nothing of the network changes.
     pub vms: Arc<HashMap<Ipv4Addr, VmId>>,
     /// Its firewall.

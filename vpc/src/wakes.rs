@@ -169,6 +169,7 @@ mod tests {
             vm: vm.clone(),
             mac: MacAddress::of_ipv4(ipv4),
             ipv4,
+            ipv6: None,
             queues: 1,
             dialable: BTreeSet::new(),
             asleep,

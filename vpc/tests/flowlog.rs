@@ -4,6 +4,7 @@ mod support;
 
 use model::firewall::{RuleAction, RuleDirection, RuleEntry, RulePeer, RuleProtocol};
 use model::id::RuleId;
+use model::net::Ula;
 use model::view::{NetworkEntry, PortEntry};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use support::guest::Guest;
 use support::servers::{ask_tcp, reaches_tcp, reaches_udp, whoami};
 use support::{PATIENCE, SERVER, World, member, port, private, sh};
+use vpc::pure::names::TABLE;
 
 const RANGE: &str = "10.0.0.0/24";
 const FIVE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
@@ -151,6 +153,43 @@ async fn flows_that_passed_and_packets_that_did_not_are_told() {
     world.settled().await;
     let last = line(&world, &vpc, |line| line["destination_port"] == 7).await;
     assert_eq!((&last["end"], &last["source_vm"]), (&json!("silent"), &json!(five.port.vm)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_members_say_by_ipv6_is_told_alike() {
+    let members: Vec<PortEntry> = [FIVE, SIX].map(|address| member(1, address.octets(), &[])).to_vec();
+    let world = logged(&members).await;
+    let (vpc, ula) = (world.networks[0].vpc.to_string(), Ula::of(&world.networks[0].vpc));
+    let (five, six) = (Guest::boot(&world, &members[0]).await, Guest::boot(&world, &members[1]).await);
+    let space = world.private(&world.networks[0].vpc);
+    sh(&format!(
+        "nsenter --net=/run/netns/{space} sh -c 'echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait'"
+    ));
+    let (from, to) = (five.speak_ipv6(ula).await, six.speak_ipv6(ula).await);
+    let to_port = move |port| SocketAddr::from((to, port));
+    whoami(&six.namespace, to_port(80));
+    assert_eq!(five.run(move || ask_tcp(to_port(80))).await, from.to_string());
+    assert!(!five.run(move || reaches_tcp(to_port(81))).await);
+    for (port, verdict) in [(80, "accept"), (81, "drop")] {
+        let told = line(&world, &vpc, |line| line["destination_port"] == port).await;
+        assert_eq!((&told["verdict"], &told["protocol"]), (&json!(verdict), &json!("tcp")), "{told}");
+        assert_eq!((&told["source"], &told["destination"]), (&json!(from), &json!(to)), "{told}");
+        assert_eq!(told["source_vm"], json!(five.port.vm), "{told}");
+        assert_eq!(told["destination_vm"], json!(six.port.vm), "{told}");
+    }
+    let passed = line(&world, &vpc, |line| line["destination_port"] == 80).await;
+    assert_eq!(passed["rules"], json!([RuleId::from_random([1; 20])]));
+    // A lie is told with the port's VM, and what every system says of its groups is not.
+    let another = ula.address(Ipv4Addr::new(10, 0, 0, 99));
+    sh(&format!("ip -n {} addr add {another}/128 dev lo nodad", five.namespace));
+    let lie = move || UdpSocket::bind((another, 0)).and_then(|socket| socket.send_to(b"lie", to_port(17)));
+    five.run(move || lie().expect("sent")).await;
+    let spoofed = line(&world, &vpc, |line| line["reason"] == "spoofed_ipv6").await;
+    assert_eq!((&spoofed["source"], &spoofed["source_vm"]), (&json!(another), &json!(five.port.vm)));
+    assert_eq!((&spoofed["verdict"], &spoofed["destination_vm"]), (&json!("drop"), &json!(six.port.vm)));
+    assert!(world.counter(&space, "netdev", TABLE, "ipv6_multicast") > 0, "the guest's groups");
+    let rules = sh(&format!("nsenter --net=/run/netns/{space} nft list table netdev {TABLE}"));
+    assert!(rules.contains("\"spoofed_ipv6 ") && !rules.contains("\"ipv6_multicast "), "{rules}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

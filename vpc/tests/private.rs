@@ -3,7 +3,7 @@
 
 mod support;
 
-use model::net::GATEWAY_IPV4;
+use model::net::{GATEWAY_IPV4, Ula};
 use model::view::PortEntry;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -227,6 +227,7 @@ async fn names_mean_members_of_the_own_network_and_go_nowhere_else() {
             assert_eq!(guest.run(move || resolve(GATEWAY_IPV4, tcp)).await, Some(SERVER), "forwarded");
         }
     }
+    first.speak_ipv6(Ula::of(&world.networks[0].vpc)).await;
     let (a, aaaa, ptr) = (1, 28, 12);
     let (five, six) = (Some(FIVE.octets()), Some(SIX.octets()));
     let cases = [
@@ -234,7 +235,10 @@ async fn names_mean_members_of_the_own_network_and_go_nowhere_else() {
         (&first, "www.vpc.internal", a, (GOOD, five)),
         (&first, "WEB.vpc.INTERNAL", a, (GOOD, five)),
         (&first, "db.vpc.internal", a, (GOOD, six)),
+        // Its IPv6 address ends in the IPv4 one. The other has never been heard to have one.
+        (&first, "web.vpc.internal", aaaa, (GOOD, five)),
         (&first, "db.vpc.internal", aaaa, (GOOD, None)),
+        (&first, "db.vpc.internal", 16, (GOOD, None)),
         (&first, "mail.vpc.internal", a, (NO_NAME, None)),
         (&second, "web.vpc.internal", a, (GOOD, six)),
         (&second, "db.vpc.internal", a, (NO_NAME, None)),
@@ -249,6 +253,11 @@ async fn names_mean_members_of_the_own_network_and_go_nowhere_else() {
         }
     }
     let reverse = first.run(|| look_up(GATEWAY_IPV4, "6.0.0.10.in-addr.arpa", 12, false)).await;
+    assert!(matches!(reverse, Some((GOOD, Some(_)))), "{reverse:?}");
+    let own = Ula::of(&world.networks[0].vpc).address(SIX);
+    let digits: Vec<char> = format!("{:032x}", own.to_bits()).chars().rev().collect();
+    let name = digits.into_iter().map(|digit| format!("{digit}.")).collect::<String>() + "ip6.arpa";
+    let reverse = first.run(move || look_up(GATEWAY_IPV4, &name, 12, false)).await;
     assert!(matches!(reverse, Some((GOOD, Some(_)))), "{reverse:?}");
     // Names come and go with the view.
     world.networks[1] = private(2, RANGE, &[member(2, BOTH[1], &["new"])]);

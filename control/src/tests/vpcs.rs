@@ -4,9 +4,9 @@ use super::crash::{runtime, start};
 use super::world::{Manner, World};
 use super::{Bench, Reply, call, config, id, nothing};
 use crate::vms::FailPoints;
-use model::net::MacAddress;
+use model::net::{MacAddress, Ula};
 use serde_json::{Value, json};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 pub(super) fn nic(vpc: &str, ipv4: Value) -> Value {
@@ -33,10 +33,19 @@ impl Bench {
         self.admin("DELETE", &format!("/v1/vpcs/{vpc}/members/{vm}"), nothing()).await
     }
 
+    fn spec(&self, vm: &str) -> vmm::client::MachineSpec {
+        let launched = self.world.state().launched.clone();
+        launched.into_iter().rfind(|spec| spec.vm == id(vm)).expect("launched")
+    }
+
+    /// Its IPv6 address, if it was told one.
+    fn launched_ipv6(&self, vm: &str) -> Option<Ipv6Addr> {
+        self.spec(vm).boot.network.expect("a network").ipv6.map(|ipv6| ipv6.address)
+    }
+
     /// The address and the VPC with which a VM was launched last.
     fn launched(&self, vm: &str) -> Ipv4Addr {
-        let launched = self.world.state().launched.clone();
-        let spec = launched.into_iter().rfind(|spec| spec.vm == id(vm)).expect("launched");
+        let spec = self.spec(vm);
         let network = spec.boot.network.expect("a network");
         assert_eq!(spec.nic.expect("a NIC").mac, MacAddress::of_ipv4(network.ipv4));
         assert_eq!(network.mac, MacAddress::of_ipv4(network.ipv4));
@@ -81,6 +90,8 @@ async fn a_vpc_is_made_listed_used_and_deleted() {
     let told = bench.info(&plain).await;
     assert_eq!((&told["vpc"], &told["ipv4"]), (&Value::Null, &json!("10.201.0.1")));
     assert_eq!(bench.launched(&web), Ipv4Addr::new(10, 0, 9, 9));
+    let ula = Ula::of(&second.parse().expect("an id"));
+    assert_eq!(bench.launched_ipv6(&web), Some(ula.address(Ipv4Addr::new(10, 0, 9, 9))));
 
     let view = bench.view("vpc");
     assert_eq!(view["ports"].as_array().map(Vec::len), Some(1), "{view}");
@@ -301,6 +312,7 @@ async fn a_member_is_not_forked_and_its_snapshots_are_of_no_network() {
     let outside = bench.create(json!({"snapshotId": copy})).await;
     assert_eq!(bench.info(&outside).await["vpc"], Value::Null);
     assert_eq!(bench.launched(&outside), Ipv4Addr::new(10, 201, 0, 1));
+    assert_eq!(bench.launched_ipv6(&outside), None);
     let inside = bench.create(json!({"snapshotId": copy, "nics": nic(&vpc, json!(true))["nics"]})).await;
     assert_eq!(bench.launched(&inside), Ipv4Addr::new(10, 0, 0, 2));
     let wrong = bench.admin(

@@ -9,7 +9,7 @@ use crate::pure::phase::{Ask, Effect, Event, Fate, Lack, Next, Phase, Seen, step
 use crate::store::VmRecord;
 use model::agent::BootConfig;
 use model::id::Generation;
-use model::net::{GATEWAY_IPV4, GUEST_MTU, GuestNetwork, MacAddress};
+use model::net::{GATEWAY_IPV4, GATEWAY_IPV6, GUEST_MTU, GuestIpv6, GuestNetwork, MacAddress, Ula};
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -337,6 +337,10 @@ fn machine(vm: &VmRecord, generation: Generation) -> MachineSpec {
         gateway: GATEWAY_IPV4,
         dns: vec![IpAddr::V4(GATEWAY_IPV4)],
         mtu: GUEST_MTU,
+        ipv6: vm
+            .vpc
+            .as_ref()
+            .map(|vpc| GuestIpv6 { address: Ula::of(vpc).address(vm.ipv4), gateway: GATEWAY_IPV6 }),
     };
     MachineSpec {
         vm: vm.id.clone(),

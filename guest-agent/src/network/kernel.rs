@@ -1,12 +1,12 @@
 //! Requests about NICs, addresses and routes over rtnetlink(7).
 
 use super::NetworkError;
-use model::net::MacAddress;
+use model::net::{MacAddress, Ula};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -14,7 +14,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Room for one datagram of a dump: the kernel fills at most 32 KiB (linux/net/netlink/af_netlink.c).
 const DATAGRAM_BYTES: usize = 32 << 10;
@@ -83,8 +83,24 @@ impl Kernel {
         self.ask("bring the NIC up", RouteNetlinkMessage::SetLink(link), 0)
     }
 
-    pub fn replace_address(&mut self, nic: u32, address: Ipv4Addr) -> Result<(), NetworkError> {
-        let message = RouteNetlinkMessage::NewAddress(address_message(nic, address, 32));
+    /// The name of a NIC.
+    pub fn name(&mut self, nic: u32) -> Result<Option<String>, NetworkError> {
+        let links = self.dump("list the NICs", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(links.into_iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) if link.header.index == nic => {
+                link.attributes.into_iter().find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name),
+                    _ => None,
+                })
+            }
+            _ => None,
+        }))
+    }
+
+    /// Gives a NIC an address of its own alone. Nobody is asked whether he has it: who gave it out knows.
+    pub fn replace_address(&mut self, nic: u32, address: IpAddr) -> Result<(), NetworkError> {
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        let message = RouteNetlinkMessage::NewAddress(address_message(nic, address, prefix));
         self.ask("set the address", message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
@@ -97,9 +113,28 @@ impl Kernel {
 
     /// Removes its IPv4 addresses, except one.
     pub fn remove_addresses(&mut self, nic: u32, keep: Option<Ipv4Addr>) -> Result<(), NetworkError> {
-        for found in self.list_addresses(AddressFamily::Inet)? {
-            let Some(IpAddr::V4(local)) = address_of(&found) else { continue };
-            if found.header.index != nic || Some(local) == keep {
+        let other = |address: IpAddr| address.is_ipv4() && Some(address) != keep.map(IpAddr::V4);
+        self.remove_addresses_that(nic, AddressFamily::Inet, other)
+    }
+
+    /// Removes its unique local IPv6 addresses (RFC 4193), except one.
+    pub fn remove_local_ipv6(&mut self, nic: u32, keep: Option<Ipv6Addr>) -> Result<(), NetworkError> {
+        let other = |address: IpAddr| match address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(address) => address.is_unique_local() && Some(address) != keep,
+        };
+        self.remove_addresses_that(nic, AddressFamily::Inet6, other)
+    }
+
+    fn remove_addresses_that(
+        &mut self,
+        nic: u32,
+        family: AddressFamily,
+        unwanted: impl Fn(IpAddr) -> bool,
+    ) -> Result<(), NetworkError> {
+        for found in self.list_addresses(family)? {
+            let Some(local) = address_of(&found).filter(|local| unwanted(*local)) else { continue };
+            if found.header.index != nic {
                 continue;
             }
             let other = address_message(nic, local, found.header.prefix_len);
@@ -147,6 +182,39 @@ impl Kernel {
             route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(by)));
         }
         self.ask("set a route", RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// To the network of an IPv6 address, by way of the gateway.
+    pub fn replace_ipv6_route(
+        &mut self,
+        nic: u32,
+        address: Ipv6Addr,
+        gateway: Ipv6Addr,
+    ) -> Result<(), NetworkError> {
+        let message = RouteNetlinkMessage::NewRoute(ipv6_route(nic, network_of(address), gateway));
+        self.ask("set a route", message, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Removes what [`Self::replace_ipv6_route`] set, except for the network of this address.
+    pub fn remove_ipv6_routes(
+        &mut self,
+        nic: u32,
+        gateway: Ipv6Addr,
+        keep: Option<Ipv6Addr>,
+    ) -> Result<(), NetworkError> {
+        let mut all = RouteMessage::default();
+        all.header.address_family = AddressFamily::Inet6;
+        let found = self.dump("list the routes", RouteNetlinkMessage::GetRoute(all))?;
+        let networks = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => network_behind(&route, nic, gateway),
+            _ => None,
+        });
+        let networks: Vec<Ipv6Addr> = networks.collect();
+        for network in networks.into_iter().filter(|network| Some(*network) != keep.map(network_of)) {
+            let message = RouteNetlinkMessage::DelRoute(ipv6_route(nic, network, gateway));
+            self.ask("remove an old route", message, 0)?;
+        }
+        Ok(())
     }
 
     /// A request that is answered with yes or no.
@@ -241,12 +309,47 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     all.iter().find_map(local).or_else(|| all.iter().find_map(any))
 }
 
-fn address_message(nic: u32, address: Ipv4Addr, prefix: u8) -> AddressMessage {
+fn address_message(nic: u32, address: IpAddr, prefix: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    if address.is_ipv6() {
+        message.header.flags = AddressHeaderFlags::Nodad;
+    }
     message.header.prefix_len = prefix;
     message.header.index = nic;
-    message.attributes.push(AddressAttribute::Local(address.into()));
-    message.attributes.push(AddressAttribute::Address(address.into()));
+    message.attributes.push(AddressAttribute::Local(address));
+    message.attributes.push(AddressAttribute::Address(address));
     message
+}
+
+fn ipv6_route(nic: u32, network: Ipv6Addr, gateway: Ipv6Addr) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet6;
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.header.flags = RouteFlags::Onlink;
+    route.header.destination_prefix_length = Ula::PREFIX;
+    route.attributes.push(RouteAttribute::Oif(nic));
+    route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet6(network)));
+    route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet6(gateway)));
+    route
+}
+
+/// The network of a route that may be one of ours; none of any other.
+fn network_behind(route: &RouteMessage, nic: u32, gateway: Ipv6Addr) -> Option<Ipv6Addr> {
+    let by = RouteAttribute::Gateway(RouteAddress::Inet6(gateway));
+    let ours = route.header.table == RouteHeader::RT_TABLE_MAIN
+        && route.header.protocol == RouteProtocol::Static
+        && route.header.destination_prefix_length == Ula::PREFIX
+        && route.attributes.contains(&RouteAttribute::Oif(nic))
+        && route.attributes.contains(&by);
+    route.attributes.iter().filter(|_| ours).find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(network)) => Some(*network),
+        _ => None,
+    })
+}
+
+fn network_of(address: Ipv6Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(address.to_bits() >> (128 - Ula::PREFIX) << (128 - Ula::PREFIX))
 }

@@ -1,13 +1,16 @@
 //! The NIC: found by its Ethernet address, given its /32 and its routes over netlink, and its name servers.
 
+mod announce;
 mod kernel;
 mod sockets;
 
 use crate::error_chain;
 use crate::machine::FILE_MODE;
 use crate::place::Root;
+use announce::announce;
 use kernel::Kernel;
-use model::net::{GuestNetwork, MacAddress};
+use model::net::{GATEWAY_IPV6, GuestIpv6, GuestNetwork, MacAddress};
+use rustix::io::Errno;
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
@@ -96,11 +99,46 @@ fn configure_kernel(network: &GuestNetwork) -> Result<(), NetworkError> {
     let mut kernel = Kernel::open()?;
     let nic = kernel.nic(network.mac)?;
     kernel.set_up(nic, network.mtu)?;
-    kernel.replace_address(nic, network.ipv4)?;
+    kernel.replace_address(nic, network.ipv4.into())?;
     kernel.remove_addresses(nic, Some(network.ipv4))?;
     // The gateway is on the link although no prefix of ours covers it.
     kernel.replace_route(nic, Some(network.gateway), None)?;
-    kernel.replace_route(nic, None, Some(network.gateway))
+    kernel.replace_route(nic, None, Some(network.gateway))?;
+    // A system may have turned IPv6 off, and goes on without it.
+    if let Err(error) = configure_ipv6(&mut kernel, (nic, network.mac), network.ipv6.as_ref()) {
+        eprintln!("gatehouse-agent: the NIC speaks IPv4 alone: {}", error_chain(&error));
+    }
+    Ok(())
+}
+
+/// Sets IPv6, or takes away what an earlier configuration of ours set of it.
+fn configure_ipv6(
+    kernel: &mut Kernel,
+    (nic, mac): (u32, MacAddress),
+    ipv6: Option<&GuestIpv6>,
+) -> Result<(), NetworkError> {
+    let address = ipv6.map(|ipv6| ipv6.address);
+    if let Some(ipv6) = ipv6 {
+        believe_no_router(kernel, nic)?;
+        kernel.replace_address(nic, ipv6.address.into())?;
+        kernel.replace_ipv6_route(nic, ipv6.address, ipv6.gateway)?;
+    }
+    kernel.remove_ipv6_routes(nic, ipv6.map_or(GATEWAY_IPV6, |ipv6| ipv6.gateway), address)?;
+    kernel.remove_local_ipv6(nic, address)?;
+    // Last: from now on others may try it.
+    address.map_or(Ok(()), |address| {
+        let refused =
+            |cause: Errno| NetworkError::Refused { action: "announce the address", cause: cause.into() };
+        announce(nic, mac, address).map_err(refused)
+    })
+}
+
+/// Addresses and routes come from us alone.
+fn believe_no_router(kernel: &mut Kernel, nic: u32) -> Result<(), NetworkError> {
+    let Some(name) = kernel.name(nic)? else { return Ok(()) };
+    let setting = format!("/proc/sys/net/ipv6/conf/{name}/accept_ra");
+    std::fs::write(setting, "0")
+        .map_err(|cause| NetworkError::Refused { action: "ignore routers' advertisements", cause })
 }
 
 fn resolver(servers: &[IpAddr]) -> String {
@@ -116,9 +154,14 @@ fn resolver(servers: &[IpAddr]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
+    use rustix::net::{
+        AddressFamily, RecvFlags, SocketFlags, SocketType, bind, ipproto, recvfrom, socket_with, sockopt,
+    };
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6};
+    use std::os::fd::OwnedFd;
     use std::process::Command;
     use std::thread;
+    use std::time::Duration;
 
     fn ip(words: &str) -> String {
         let done = Command::new("ip").args(words.split(' ')).output().expect("ip");
@@ -133,7 +176,13 @@ mod tests {
             gateway: Ipv4Addr::new(169, 254, 1, 1),
             dns: vec![],
             mtu: 1400,
+            ipv6: None,
         }
+    }
+
+    fn with_ipv6(address: &str) -> GuestNetwork {
+        let address: Ipv6Addr = address.parse().expect("an address");
+        GuestNetwork { ipv6: Some(GuestIpv6 { address, gateway: GATEWAY_IPV6 }), ..settings([10, 0, 0, 2]) }
     }
 
     /// In a network namespace of the test's own thread, which its children inherit.
@@ -160,6 +209,70 @@ mod tests {
             assert!(routes.contains("default via 169.254.1.1 dev nic0 proto static onlink"), "{routes}");
             assert!(routes.contains("169.254.1.1 dev nic0 proto static scope link"), "{routes}");
             assert_eq!(routes.lines().count(), 2, "{routes}");
+        });
+    }
+
+    /// A socket for messages of ICMPv6 that come in at a NIC for all of its link.
+    fn icmpv6_at(nic: u32) -> OwnedFd {
+        let socket =
+            socket_with(AddressFamily::INET6, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMPV6));
+        let socket = socket.expect("a raw socket");
+        bind(&socket, &SocketAddrV6::new(announce::ALL_NODES, 0, 0, nic)).expect("bound");
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(5)))
+            .expect("set");
+        socket
+    }
+
+    /// Waits for the advertisement of an address, and checks the whole of it.
+    fn await_advertisement(socket: &OwnedFd, address: Ipv6Addr) {
+        let mut bytes = [0; 1500];
+        loop {
+            let (length, _, from) = recvfrom(socket, &mut bytes[..], RecvFlags::empty()).expect("announced");
+            let from = SocketAddrV6::try_from(from.expect("a sender")).expect("an address");
+            if bytes[0] == 136 && *from.ip() == address {
+                let option = [&[2, 1][..], &[2, 0x67, 10, 0, 0, 2]].concat();
+                let expected = [&[0x20, 0, 0, 0][..], &address.octets(), &option].concat();
+                assert_eq!(bytes[4..length], expected);
+                return;
+            }
+        }
+    }
+
+    #[test]
+    fn a_nic_gets_its_ipv6_and_loses_it_again() {
+        in_namespace(|| {
+            ip("link add nic0 address 02:67:0a:00:00:02 type veth peer name other");
+            ip("link set other up");
+            let addresses = || ip("-6 -o address show dev nic0 scope global");
+            let routes = || ip("-6 route show dev nic0 proto static");
+            let other = ip("-o link show other");
+            let other = other.split(':').next().and_then(|index| index.parse().ok()).expect("a number");
+            let heard = icmpv6_at(other);
+            // Again, and in another network.
+            for network in [1, 1, 2] {
+                let address = format!("fd00:1:1:{network}::a00:2");
+                configure_kernel(&with_ipv6(&address)).expect("configured");
+                let address: Ipv6Addr = address.parse().expect("an address");
+                await_advertisement(&heard, address);
+                let now = addresses();
+                assert!(now.contains(&format!("fd00:1:1:{network}::a00:2/128")), "{now}");
+                assert!(!now.contains("tentative") && now.lines().count() == 1, "{now}");
+                let now = routes();
+                assert!(now.contains(&format!("fd00:1:1:{network}::/64 via fe80::1")), "{now}");
+                assert!(now.contains("onlink") && now.lines().count() == 1, "{now}");
+            }
+            let setting = std::fs::read_to_string("/proc/sys/net/ipv6/conf/nic0/accept_ra");
+            assert_eq!(setting.expect("a setting").trim(), "0");
+            // What the system's owner set stays.
+            ip("address add 2001:db8::7/64 dev nic0 nodad");
+            configure_kernel(&settings([10, 0, 0, 2])).expect("configured");
+            let now = addresses();
+            assert!(now.contains("2001:db8::7/64") && now.lines().count() == 1, "{now}");
+            assert_eq!(routes(), "");
+            // A system that speaks none goes on without it.
+            std::fs::write("/proc/sys/net/ipv6/conf/nic0/disable_ipv6", "1").expect("off");
+            configure_kernel(&with_ipv6("fd00::a00:2")).expect("configured");
+            assert!(ip("-4 -o address show dev nic0").contains("10.0.0.2/32"));
         });
     }
 

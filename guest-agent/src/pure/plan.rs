@@ -59,7 +59,8 @@ mod tests {
     fn config(identity: Option<Identity>, nic: bool, clock: u64) -> BootConfig {
         let address = std::net::Ipv4Addr::LOCALHOST;
         let mac = MacAddress([2; 6]);
-        let network = GuestNetwork { mac, ipv4: address, gateway: address, dns: vec![], mtu: 1500 };
+        let network =
+            GuestNetwork { mac, ipv4: address, gateway: address, dns: vec![], mtu: 1500, ipv6: None };
         BootConfig {
             hostname: "vm".into(),
             network: nic.then_some(network),

@@ -16,11 +16,30 @@ MAC = bytes.fromhex(open(f"/sys/class/net/{DEVICE}/address").read().strip().repl
 GATEWAY_MAC, BROADCAST = bytes.fromhex("026761746501"), b"\xff" * 6
 IPV4, ARP, IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
 SOL_PACKET, PACKET_VNET_HDR = 263, 15
+TCP, UDP, FRAGMENT, ICMPV6 = 6, 17, 44, 58
+HEADERS = [0, 43, 51, 60, 135, 139, 140]  # extension headers (IANA's list) that members do not need
 chance = random.Random(7)
 
 
 def address(text):
     return socket.inet_aton(text)
+
+
+def own_ipv6(device):
+    """Its addresses: the network's (RFC 4193), and the link's."""
+    lines = [line.split() for line in open("/proc/net/if_inet6")]
+    found = [bytes.fromhex(line[0]) for line in lines if line[5] == device]
+    return next(one for one in found if one[0] == 0xFD), next(one for one in found if one[:2] == b"\xfe\x80")
+
+
+OWN6, LINK6 = (socket.inet_ntop(socket.AF_INET6, one) for one in own_ipv6(DEVICE))
+
+
+def member6(ipv4):
+    return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, OWN6)[:12] + address(ipv4))
+
+
+NEIGHBOUR6 = member6(NEIGHBOUR)
 
 
 def checksum(data):
@@ -60,6 +79,24 @@ def ipv6(source, next_header, body, destination="ff02::1"):
     return head + socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, destination) + body
 
 
+def icmpv6(source, message, destination="ff02::1"):
+    """With a sound checksum, so that it is not for that that it is dropped."""
+    pseudo = b"".join(socket.inet_pton(socket.AF_INET6, one) for one in (source, destination)) + struct.pack("!II", len(message), ICMPV6)
+    return ipv6(source, ICMPV6, message[:2] + struct.pack("!H", checksum(pseudo + message)) + message[4:], destination)
+
+
+def about(kind, target, option=b""):
+    """Of neighbour discovery (RFC 4861): who asks for an address, or has it."""
+    return struct.pack("!BBHI", kind, 0, 0, 0x60000000 if kind == 136 else 0) + socket.inet_pton(socket.AF_INET6, target) + option
+
+
+def behind(kind, next_header, body, more=0):
+    """An extension header of eight bytes (RFC 8200 section 4); a fragment's says its place and whether others follow."""
+    if kind == FRAGMENT:
+        return struct.pack("!BBHI", next_header, 0, more, chance.randrange(1 << 32)) + body
+    return struct.pack("!BB6s", next_header, 0, b"\1\4\0\0\0\0" if kind != 43 else b"\0\1\0\0\0\0") + body
+
+
 def frame(kind, packet, source=MAC, destination=GATEWAY_MAC):
     return destination + source + kind + packet
 
@@ -79,9 +116,25 @@ def frames():
     yield "malformed_arp", frame(ARP, os.urandom(chance.randrange(0, 40)))
     advert = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0xC0, 1800, 0, 0) + b"\1\1" + MAC
     yield "router_advertisement", frame(IPV6, ipv6("fe80::1", 58, advert))
-    claim = struct.pack("!BBHI", 136, 0, 0, 0x60000000) + socket.inet_pton(socket.AF_INET6, "fe80::1") + b"\2\1" + MAC
-    yield "neighbour_advertisement", frame(IPV6, ipv6("fe80::1", 58, claim))
-    yield "spoofed_ipv6", frame(IPV6, ipv6(chance.choice(["2001:db8::1", "fd00::1", "::1", "ff02::1", "::"]), 17, udp(53, 53), "2001:db8::2"))
+    yield "router_advertisement", frame(IPV6, icmpv6(LINK6, advert, chance.choice(["ff02::1", NEIGHBOUR6])))
+    claim = about(136, chance.choice(["fe80::1", NEIGHBOUR6]), b"\2\1" + MAC)
+    yield "neighbour_advertisement", frame(IPV6, icmpv6(chance.choice(["fe80::1", OWN6, LINK6, NEIGHBOUR6]), claim, chance.choice(["ff02::1", NEIGHBOUR6])))
+    yield "neighbour_solicitation", frame(IPV6, icmpv6(chance.choice([NEIGHBOUR6, "fe80::9", "::"]), about(135, NEIGHBOUR6, b"\1\1" + MAC), chance.choice(["ff02::1", NEIGHBOUR6])))
+    redirect = struct.pack("!BBHI", 137, 0, 0, 0) + 2 * socket.inet_pton(socket.AF_INET6, NEIGHBOUR6)
+    yield "redirect_ipv6", frame(IPV6, icmpv6(chance.choice(["fe80::1", OWN6]), redirect, NEIGHBOUR6))
+    elsewhere6 = chance.choice(["2001:db8::1", "fd00::1", "::1", "ff02::1", "::", "::ffff:10.66.0.10", "fe80::1", LINK6, NEIGHBOUR6])
+    yield "spoofed_ipv6", frame(IPV6, ipv6(elsewhere6, UDP, udp(53, 53), chance.choice([NEIGHBOUR6, "2001:db8::2"])))
+    yield "spoofed_ipv6_tcp", frame(IPV6, ipv6(elsewhere6, TCP, tcp(80, NEIGHBOUR), NEIGHBOUR6))
+    yield "spoofed_ipv6_fragment", frame(IPV6, ipv6(elsewhere6, FRAGMENT, behind(FRAGMENT, UDP, os.urandom(24), chance.choice([0, 1, 8, 9])), NEIGHBOUR6))
+    yield "extension_header", frame(IPV6, ipv6(OWN6, kind := chance.choice(HEADERS), behind(kind, UDP, udp(9, 9)), NEIGHBOUR6))
+    yield "hidden_extension_header", frame(IPV6, ipv6(OWN6, FRAGMENT, behind(FRAGMENT, kind := chance.choice(HEADERS), behind(kind, UDP, udp(9, 9)), 1), NEIGHBOUR6))
+    yield "hidden_neighbour_advertisement", frame(IPV6, ipv6(OWN6, kind := chance.choice([60, FRAGMENT]), behind(kind, ICMPV6, claim), chance.choice(["ff02::1", NEIGHBOUR6])))
+    yield "overlapping_ipv6_fragments", frame(IPV6, ipv6(OWN6, FRAGMENT, behind(FRAGMENT, UDP, os.urandom(24), chance.choice([1, 9, 8, 0xFFF8])), NEIGHBOUR6))
+    yield "dhcpv6_answer", frame(IPV6, ipv6(chance.choice([OWN6, LINK6]), UDP, udp(547, 546, b"\7\0\0\1" + os.urandom(40)), chance.choice([NEIGHBOUR6, "ff02::1"])))
+    yield "multicast_ipv6", frame(IPV6, ipv6(chance.choice([OWN6, LINK6]), UDP, udp(5353, 5353), chance.choice(["ff02::fb", "ff02::1", "ff05::2", "ff0e::1"])))
+    yield "to_foreign_ipv6", frame(IPV6, ipv6(OWN6, UDP, udp(53, 53), chance.choice(["2001:db8::2", "fd00::1", "::1", "::ffff:127.0.0.1", "64:ff9b::a42:a"])))
+    yield "to_nobody_ipv6", frame(IPV6, ipv6(OWN6, UDP, udp(53, 53), member6("10.66.0.200")))
+    yield "short_ipv6", frame(IPV6, ipv6(OWN6, UDP, b"", NEIGHBOUR6)[: chance.randrange(60)])
     offer = struct.pack("!BBBB", 2, 1, 6, 0) + os.urandom(40) + b"\0" * 192 + bytes.fromhex("638253633501023604") + address(OWN) + b"\xff"
     yield "dhcp_offer", frame(IPV4, ipv4(OWN, "255.255.255.255", body=udp(67, 68, offer)), destination=BROADCAST)
     yield "dhcp_garbage", frame(IPV4, ipv4("0.0.0.0", "255.255.255.255", body=udp(68, 67, os.urandom(chance.randrange(0, 600)))), destination=BROADCAST)

@@ -15,7 +15,7 @@ use crate::flowlog::writer::Writer;
 use crate::io::namespace::Inside;
 use crate::io::nft::{self, Where};
 use crate::pure::bucket::{Allowance, Bucket};
-use crate::pure::flow::{Ends, Flow, Line, REFUSALS_EVERY_SECONDS, Rows, What, ended, refused};
+use crate::pure::flow::{Ends, Flow, Line, REFUSALS_EVERY_SECONDS, Rows, What, ended, ipv4_of, refused};
 use crate::pure::names::{DeviceName, NetworkId};
 use crate::pure::netlink::messages;
 use crate::pure::rules::{Logged, log_probe};
@@ -23,8 +23,9 @@ use crate::pure::wanted::MAX_PORTS;
 use crate::switch::{LiveNetwork, Switch};
 use crate::tasks::each_network;
 use model::id::VmId;
+use model::net::Ula;
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::{MissedTickBehavior, interval};
@@ -53,6 +54,8 @@ struct Scribe {
     /// VMs by address, those that left too: the ends of their flows are told after they left.
     vms: HashMap<Ipv4Addr, VmId>,
     seen: Option<Arc<HashMap<Ipv4Addr, VmId>>>,
+    /// What the IPv6 addresses of its members are made of.
+    ula: Option<Ula>,
     rows: Rows,
     bucket: Bucket,
     lines_lost: u64,
@@ -96,6 +99,7 @@ impl FlowLog {
             network: network.clone(),
             vms: HashMap::new(),
             seen: None,
+            ula: None,
             rows: Rows::default(),
             bucket: Bucket::full(ALLOWANCE, Instant::now()),
             lines_lost: 0,
@@ -166,10 +170,14 @@ impl Scribe {
         }
         self.vms.extend(network.vms.iter().map(|(address, vm)| (*address, vm.clone())));
         self.seen = Some(Arc::clone(&network.vms));
+        self.ula = network.ula;
     }
 
     fn write_flow(&mut self, network: &LiveNetwork, flow: Flow) {
-        let rules = network.firewall.allowed_by(network.range, flow.ends.connection());
+        let connection = flow.ends.connection(network.ula);
+        let rules = connection
+            .map(|connection| network.firewall.allowed_by(network.range, connection))
+            .unwrap_or_default();
         self.write(Some(flow.ends), None, What::Accept { flow, rules });
     }
 
@@ -197,7 +205,7 @@ impl Scribe {
 
     /// Writes a line. `sender` is whose packets these were, when their source is a lie.
     fn write(&mut self, ends: Option<Ends>, sender: Option<VmId>, what: What<'_>) {
-        let vm = |address: Option<Ipv4Addr>| self.vms.get(&address?);
+        let vm = |address: Option<IpAddr>| self.vms.get(&ipv4_of(address?, self.ula)?);
         let line = Line {
             network: &self.name,
             source_vm: sender.as_ref().or_else(|| vm(ends.map(|ends| ends.source))),

@@ -39,7 +39,7 @@ pub async fn ensure(
             counters.into_iter().map(|counter| counter.name).filter(|name| rule_of(name).is_some()).collect()
         }
     };
-    let text = firewall.text(network.range, logged, &counters);
+    let text = firewall.text((network.range, network.ula), logged, &counters);
     nft::apply(Where::Network(&network.inside), text).await?;
     chaos::border();
     *standing = Some(Standing { firewall: firewall.clone(), counters: firewall.counters() });

@@ -7,11 +7,12 @@
 
 use crate::io::namespace::{Inside, NamespaceError};
 use crate::pure::netlink::{
-    Attributes, IPV4_DESTINATION, Message, NLM_F_ACK, ORIGINAL, TUPLE_ADDRESSES, attribute, messages, request,
+    AF_INET, AF_INET6, Attributes, IPV4_DESTINATION, IPV6_DESTINATION, Message, NLM_F_ACK, ORIGINAL,
+    TUPLE_ADDRESSES, attribute, messages, request, request_of,
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use thiserror::Error;
 
 // include/uapi/linux/netlink.h and netfilter/nfnetlink*.h
@@ -46,22 +47,24 @@ pub enum FlowsError {
     Namespace(#[from] NamespaceError),
 }
 
-/// Forgets all flows of a port: those that it began, and those with it.
+/// Forgets all flows of a port: those to one of its addresses, and with its IPv4 address those that it began from any.
 ///
 /// # Errors
 /// See [`FlowsError`].
-pub async fn forget(inside: &Inside, address: Ipv4Addr) -> Result<(), FlowsError> {
+pub async fn forget(inside: &Inside, address: IpAddr) -> Result<(), FlowsError> {
     inside.run(move || delete(address)).await?.map_err(FlowsError::Delete)
 }
 
-fn delete(address: Ipv4Addr) -> io::Result<()> {
+fn delete(address: IpAddr) -> io::Result<()> {
     let socket = Socket::new(NETLINK_NETFILTER)?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    acknowledged(&socket, &by_mark(address.to_bits()))?;
+    if let IpAddr::V4(address) = address {
+        acknowledged(&socket, &by_mark(address.to_bits()))?;
+    }
     for _ in 0..MAX_LISTS {
         let (flows, whole) = list(&socket, address)?;
         for flow in &flows {
-            match acknowledged(&socket, &request(DELETE_FLOWS, NLM_F_ACK, 0, flow)) {
+            match acknowledged(&socket, &request_of(family(address), DELETE_FLOWS, NLM_F_ACK, 0, flow)) {
                 // It has ended by itself.
                 Err(error) if error.raw_os_error() == Some(ENOENT) => {}
                 other => other?,
@@ -75,8 +78,8 @@ fn delete(address: Ipv4Addr) -> io::Result<()> {
 }
 
 /// What names each flow to an address, and whether the list is whole.
-fn list(socket: &Socket, address: Ipv4Addr) -> io::Result<(Vec<Vec<u8>>, bool)> {
-    socket.send(&request(GET_FLOWS, NLM_F_DUMP, 0, &by_destination(address)), 0)?;
+fn list(socket: &Socket, address: IpAddr) -> io::Result<(Vec<Vec<u8>>, bool)> {
+    socket.send(&request_of(family(address), GET_FLOWS, NLM_F_DUMP, 0, &by_destination(address)), 0)?;
     let (mut flows, mut whole) = (Vec::new(), true);
     loop {
         let (bytes, _) = socket.recv_from_full()?;
@@ -93,11 +96,12 @@ fn list(socket: &Socket, address: Ipv4Addr) -> io::Result<(Vec<Vec<u8>>, bool)> 
 }
 
 /// Of a listed flow to this address, the attributes that name it. A kernel that knows no filter lists others as well.
-fn named(message: &Message<'_>, address: Ipv4Addr) -> Option<Vec<u8>> {
+fn named(message: &Message<'_>, address: IpAddr) -> Option<Vec<u8>> {
     let flow = Attributes(message.attributes);
     let tuple = flow.find(ORIGINAL)?;
-    let to = Attributes(Attributes(tuple).find(TUPLE_ADDRESSES)?).find(IPV4_DESTINATION)?;
-    if to != address.octets() {
+    let (kind, octets) = destination(address);
+    let to = Attributes(Attributes(tuple).find(TUPLE_ADDRESSES)?).find(kind)?;
+    if to != octets {
         return None;
     }
     let mut bytes = attribute(ORIGINAL | NESTED, tuple);
@@ -135,16 +139,30 @@ fn by_mark(mark: u32) -> Vec<u8> {
     request(DELETE_FLOWS, NLM_F_ACK, 0, &attributes)
 }
 
-fn by_destination(address: Ipv4Addr) -> Vec<u8> {
+/// A filter by destination. None by an IPv6 one: the kernel then leaves out those that fit and lists the others (as of
+/// Linux 6.18), so all of them are listed.
+fn by_destination(address: IpAddr) -> Vec<u8> {
+    let IpAddr::V4(address) = address else { return Vec::new() };
     let addresses = attribute(TUPLE_ADDRESSES | NESTED, &attribute(IPV4_DESTINATION, &address.octets()));
     let filter = attribute(CTA_FILTER_ORIG_FLAGS, &CTA_FILTER_F_CTA_IP_DST.to_ne_bytes());
     [attribute(ORIGINAL | NESTED, &addresses), attribute(CTA_FILTER | NESTED, &filter)].concat()
 }
 
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+fn destination(address: IpAddr) -> (u16, Vec<u8>) {
+    match address {
+        IpAddr::V4(address) => (IPV4_DESTINATION, address.octets().to_vec()),
+        IpAddr::V6(address) => (IPV6_DESTINATION, address.octets().to_vec()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::UdpSocket;
+    use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
     use std::process::Command;
 
     /// Destinations of the flows of the calling thread's namespace.
@@ -158,7 +176,7 @@ mod tests {
     fn flows_of_an_address_and_to_it_are_forgotten_and_no_others() {
         std::thread::spawn(|| {
             crate::sys::namespace::enter_new().expect("this test needs root");
-            delete(Ipv4Addr::new(10, 201, 0, 5)).expect("nothing to delete is fine");
+            delete(Ipv4Addr::new(10, 201, 0, 5).into()).expect("nothing to delete is fine");
             let rules = "add table inet t; add chain inet t c { type filter hook output priority mangle; }
                 add rule inet t c ip daddr 127.0.0.4 ct mark set 0x7f000002; add rule inet t c ct state new accept";
             let made = Command::new("sh").arg("-ec").arg(format!("ip link set lo up; nft '{rules}'")).status();
@@ -168,8 +186,17 @@ mod tests {
                 socket.send_to(b"x", (Ipv4Addr::new(127, 0, 0, last), 9)).expect("sent");
             }
             assert_eq!(flows().len(), 3);
-            delete(Ipv4Addr::new(127, 0, 0, 2)).expect("deleted");
+            delete(Ipv4Addr::new(127, 0, 0, 2).into()).expect("deleted");
             assert_eq!(flows(), ["127.0.0.3"], "one was to it, and one had its mark");
+            let socket = UdpSocket::bind("[::1]:0").expect("bound");
+            for port in [8, 9] {
+                socket.send_to(b"x", (Ipv6Addr::LOCALHOST, port)).expect("sent");
+            }
+            assert_eq!(flows().len(), 3);
+            delete(Ipv6Addr::from_bits(2).into()).expect("nothing to delete is fine");
+            assert_eq!(flows().len(), 3);
+            delete(Ipv6Addr::LOCALHOST.into()).expect("deleted");
+            assert_eq!(flows(), ["127.0.0.3"]);
         })
         .join()
         .expect("the thread's own assertions hold");

@@ -7,7 +7,7 @@ use crate::io::network::{Network, NetworkError};
 use crate::io::settings;
 use crate::pure::wanted::{Service, WantedNetwork};
 use crate::pure::ways::End;
-use model::net::{GATEWAY_IPV4, GUEST_MTU, Ipv4Cidr};
+use model::net::{GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_MTU, Ipv4Cidr, Ula};
 use rustix::fd::{AsFd, OwnedFd};
 use thiserror::Error;
 
@@ -121,7 +121,7 @@ impl Target {
         netlink.dress(index, seat.mac, Some(service.id.as_str()), crate::pure::plan::WAITING_FRAMES).await?;
         netlink.set_mtu(index, GUEST_MTU).await?;
         chaos::border();
-        netlink.add_address(index, seat.ipv4, 32).await?;
+        netlink.add_address(index, seat.ipv4.into(), 32).await?;
         chaos::border();
         netlink.raise(index).await?;
         chaos::border();
@@ -134,6 +134,15 @@ impl Target {
             netlink.add_route(index, route).await?;
         }
         chaos::border();
+        if let Some(address) = seat.ipv6 {
+            let name = self.end.clone();
+            self.inside.run(move || settings::apply(&settings::SPEAK_IPV6, &name)).await??;
+            netlink.add_address(index, address.into(), 128).await?;
+            // Nobody is asked for the gateway, and so the end needs no link-local address.
+            netlink.add_neighbour(index, GATEWAY_IPV6.into(), GATEWAY_MAC).await?;
+            netlink.add_ipv6_route(index, (address, Ula::PREFIX), GATEWAY_IPV6).await?;
+            chaos::border();
+        }
         Ok(())
     }
 }

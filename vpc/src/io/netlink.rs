@@ -5,15 +5,16 @@ use futures_util::TryStreamExt;
 use model::net::{Ipv4Cidr, MacAddress};
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags};
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoTun, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use thiserror::Error;
 
@@ -166,18 +167,34 @@ impl Netlink {
         Ok(found.map_err(refused("listing routes"))?.iter().filter_map(read_route).collect())
     }
 
-    /// Permanent IPv4 neighbours: device, address, Ethernet address.
+    /// IPv6 routes of the main table to single addresses over one device: device, address. Without those to link-local
+    /// ones, which the kernel makes of its own.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn neighbours(&self) -> Result<Vec<(u32, Ipv4Addr, MacAddress)>, NetlinkError> {
+    pub async fn ipv6_host_routes(&self) -> Result<Vec<(u32, Ipv6Addr)>, NetlinkError> {
+        let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let found = self.handle.route().get(all).execute().try_collect::<Vec<_>>().await;
+        Ok(found.map_err(refused("listing routes"))?.iter().filter_map(read_ipv6_host_route).collect())
+    }
+
+    /// Permanent neighbours: device, address, Ethernet address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn neighbours(&self) -> Result<Vec<(u32, IpAddr, MacAddress)>, NetlinkError> {
         let found = self.handle.neighbours().get().execute().try_collect::<Vec<_>>().await;
         let found = found.map_err(refused("listing neighbours"))?;
         let permanent = found.iter().filter(|entry| entry.header.state == NeighbourState::Permanent);
         Ok(permanent
             .filter_map(|entry| {
                 let address = entry.attributes.iter().find_map(|attribute| match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                        Some(IpAddr::V4(*address))
+                    }
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                        Some(IpAddr::V6(*address))
+                    }
                     _ => None,
                 })?;
                 let mac = entry.attributes.iter().find_map(|attribute| match attribute {
@@ -194,13 +211,33 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr, u8)>, NetlinkError> {
+        let found = self.list_addresses().await?;
+        let ipv4 = found.into_iter().filter_map(|(device, address, prefix)| match address {
+            IpAddr::V4(address) => Some((device, address, prefix)),
+            IpAddr::V6(_) => None,
+        });
+        Ok(ipv4.collect())
+    }
+
+    /// The devices that have an address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn devices_with(&self, wanted: IpAddr) -> Result<HashSet<u32>, NetlinkError> {
+        let found = self.list_addresses().await?;
+        let having = found.into_iter().filter(|(_, address, _)| *address == wanted);
+        Ok(having.map(|(device, _, _)| device).collect())
+    }
+
+    async fn list_addresses(&self) -> Result<Vec<(u32, IpAddr, u8)>, NetlinkError> {
         let found = self.handle.address().get().execute().try_collect::<Vec<_>>().await;
         let found = found.map_err(refused("listing addresses"))?;
         Ok(found
             .iter()
             .filter_map(|entry| {
                 let own = entry.attributes.iter().find_map(|attribute| match attribute {
-                    AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                    AddressAttribute::Local(address @ IpAddr::V4(_))
+                    | AddressAttribute::Address(address @ IpAddr::V6(_)) => Some(*address),
                     _ => None,
                 })?;
                 Some((entry.header.index, own, entry.header.prefix_len))
@@ -276,30 +313,54 @@ impl Netlink {
         self.handle.link().del(index).execute().await.map_err(refused("removing a device"))
     }
 
-    /// Gives a device an address, or leaves it when it has it.
+    /// Gives a device an address, or leaves it when it has it. Of an IPv6 address nobody is asked first
+    /// whether he has it (RFC 4862 section 5.4): it is given out by us.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn add_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), NetlinkError> {
-        let request = self.handle.address().add(index, IpAddr::V4(address), prefix).replace();
+    pub async fn add_address(&self, index: u32, address: IpAddr, prefix: u8) -> Result<(), NetlinkError> {
+        let mut request = self.handle.address().add(index, address, prefix).replace();
+        if address.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         request.execute().await.map_err(refused("adding an address"))
     }
 
-    /// A host route over a device, with the source address for packets of our own.
+    /// A host route over a device, with the source address for packets of our own; IPv6 finds its own one.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn add_host_route(
+    pub async fn add_host_route(&self, index: u32, to: IpAddr, source: Ipv4Addr) -> Result<(), NetlinkError> {
+        let route = match to {
+            IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(to, 32)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .pref_source(source)
+                .build(),
+            IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(to, 128)
+                .output_interface(index)
+                .build(),
+        };
+        self.handle.route().add(route).replace().execute().await.map_err(refused("adding a route"))
+    }
+
+    /// A route over a device to an IPv6 network, behind a gateway on its link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn add_ipv6_route(
         &self,
         index: u32,
-        to: Ipv4Addr,
-        source: Ipv4Addr,
+        (to, prefix): (Ipv6Addr, u8),
+        gateway: Ipv6Addr,
     ) -> Result<(), NetlinkError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(to, 32)
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(to, prefix)
             .output_interface(index)
-            .scope(RouteScope::Link)
-            .pref_source(source)
+            .gateway(gateway)
+            .onlink()
             .build();
         self.handle.route().add(route).replace().execute().await.map_err(refused("adding a route"))
     }
@@ -337,12 +398,12 @@ impl Netlink {
     pub async fn add_neighbour(
         &self,
         index: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
         mac: MacAddress,
     ) -> Result<(), NetlinkError> {
         self.handle
             .neighbours()
-            .add(index, IpAddr::V4(address))
+            .add(index, address)
             .link_layer_address(&mac.0)
             .state(NeighbourState::Permanent)
             .replace()
@@ -402,17 +463,32 @@ fn tun_fact(facts: &[InfoTun], kind: u16) -> Option<u32> {
 }
 
 fn read_route(message: &RouteMessage) -> Option<Route> {
-    if message.header.table != RT_TABLE_MAIN || message.header.address_family != AddressFamily::Inet {
-        return None;
-    }
-    let device = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })?;
+    let device = device_of(message, AddressFamily::Inet)?;
     let destination = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
         _ => None,
     });
     let destination = destination.unwrap_or(Ipv4Addr::UNSPECIFIED);
     Some(Route { destination, prefix: message.header.destination_prefix_length, device })
+}
+
+fn read_ipv6_host_route(message: &RouteMessage) -> Option<(u32, Ipv6Addr)> {
+    let device = device_of(message, AddressFamily::Inet6)?;
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(*address),
+        _ => None,
+    })?;
+    let host = message.header.destination_prefix_length == 128 && !destination.is_unicast_link_local();
+    host.then_some((device, destination))
+}
+
+/// The device of a route of this family in the main table.
+fn device_of(message: &RouteMessage, family: AddressFamily) -> Option<u32> {
+    if message.header.table != RT_TABLE_MAIN || message.header.address_family != family {
+        return None;
+    }
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }

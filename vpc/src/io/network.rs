@@ -12,7 +12,7 @@ use crate::io::settings::{self, SettingError};
 use crate::io::uplink::{self, HostTable};
 use crate::pure::names::{Names, NetworkId};
 use crate::pure::rules::{self, Inward, Logged};
-use model::net::{GATEWAY_IPV4, Ipv4Cidr};
+use model::net::{GATEWAY_IPV4, Ipv4Cidr, Ula};
 use std::collections::BTreeSet;
 use std::io;
 use thiserror::Error;
@@ -70,6 +70,8 @@ pub struct Network {
     pub netlink: Netlink,
     /// Where its guests' addresses come from.
     pub range: Ipv4Cidr,
+    /// The same for IPv6; none when it speaks none.
+    pub ula: Option<Ula>,
     /// What of it is told to the flow log.
     pub logged: Logged,
     /// Its namespace was made for it: nothing stands there that it did not put there.
@@ -77,7 +79,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Makes or completes a network whose guests have addresses of `range`, with the rules `sides` of who comes from where.
+    /// Makes or completes a network whose guests have addresses of `range` and, when they speak IPv6, `ula`, with the rules `sides` of who comes from where.
     /// Must be called in the host's namespace.
     ///
     /// # Errors
@@ -85,7 +87,7 @@ impl Network {
     pub async fn ensure(
         (names, table): (&Names, &HostTable),
         id: &NetworkId,
-        range: Ipv4Cidr,
+        (range, ula): (Ipv4Cidr, Option<Ula>),
         sides: &str,
         logged: Logged,
     ) -> Result<Self, NetworkError> {
@@ -103,16 +105,20 @@ impl Network {
             NetworkId::Private(_) => Inward::Together,
         };
         // Rules come before the link over which anything could flow.
-        let text = [sides, &rules::network(range, inward, logged)].concat();
+        let text = [sides, &rules::network((range, ula), inward, logged)].concat();
         nft::apply(Where::Network(&inside), text).await?;
         chaos::border();
+        if ula.is_some() {
+            inside.run(|| settings::apply(&settings::FORWARD_IPV6, "")).await??;
+            chaos::border();
+        }
         if logged != Logged::No {
             // The rules have brought flows' tracking along, if it was a module.
             inside.run(|| settings::apply(&settings::FLOW_LOG, "")).await??;
         }
         ensure_gateway(&netlink).await?;
         uplink::ensure((names, table), id, &netlink).await?;
-        Ok(Self { inside, sockets, netlink, range, logged, new })
+        Ok(Self { inside, sockets, netlink, range, ula, logged, new })
     }
 }
 
@@ -186,7 +192,7 @@ async fn ensure_gateway(netlink: &Netlink) -> Result<(), NetworkError> {
     netlink.raise(loopback.index).await?;
     chaos::border();
     // On the loopback device the address is every TAP's, and needs no device of its own.
-    netlink.add_address(loopback.index, GATEWAY_IPV4, 32).await?;
+    netlink.add_address(loopback.index, GATEWAY_IPV4.into(), 32).await?;
     chaos::border();
     Ok(())
 }

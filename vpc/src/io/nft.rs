@@ -1,10 +1,12 @@
 //! nft(8): applies rule texts and lists chains, in the namespace in which the caller's closure runs.
 
 use crate::io::namespace::{Inside, NamespaceError};
-use crate::pure::names::DeviceName;
+use crate::pure::names::{DeviceName, TABLE};
+use crate::pure::rules::SPEAKERS;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::io;
+use std::net::Ipv6Addr;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -88,6 +90,15 @@ pub async fn counters(place: Where<'_>, table: &str) -> Result<Vec<Counter>, Nft
     counters_of(&output.stdout, table).map_err(NftError::List)
 }
 
+/// The members' addresses that were heard to speak IPv6.
+///
+/// # Errors
+/// See [`NftError`]; [`NftError::Refused`] when the network has no such set.
+pub async fn speakers(place: Where<'_>) -> Result<Vec<Ipv6Addr>, NftError> {
+    let output = run(place, &["-j", "list", "set", "inet", TABLE, SPEAKERS], b"").await?;
+    addresses_of(&output.stdout).map_err(NftError::List)
+}
+
 /// A named counter.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Counter {
@@ -109,6 +120,13 @@ struct Listing {
 struct Item {
     chain: Option<Chain>,
     counter: Option<Counter>,
+    set: Option<Set>,
+}
+
+#[derive(Deserialize)]
+struct Set {
+    #[serde(default)]
+    elem: Vec<Ipv6Addr>,
 }
 
 #[derive(Deserialize)]
@@ -130,6 +148,11 @@ fn counters_of(json: &[u8], table: &str) -> Result<Vec<Counter>, serde_json::Err
     let listing: Listing = serde_json::from_slice(json)?;
     let counters = listing.nftables.into_iter().filter_map(|item| item.counter);
     Ok(counters.filter(|counter| counter.table == table).collect())
+}
+
+fn addresses_of(json: &[u8]) -> Result<Vec<Ipv6Addr>, serde_json::Error> {
+    let listing: Listing = serde_json::from_slice(json)?;
+    Ok(listing.nftables.into_iter().filter_map(|item| item.set).flat_map(|set| set.elem).collect())
 }
 
 async fn run(place: Where<'_>, arguments: &'static [&'static str], text: &[u8]) -> Result<Output, NftError> {
@@ -187,6 +210,20 @@ mod tests {
         let chains = chains_of(json, "gh").expect("good");
         assert_eq!(chains.iter().map(DeviceName::as_str).collect::<Vec<_>>(), ["tabcdefghij0123"]);
         assert!(chains_of(b"not json", "gh").is_err());
+    }
+
+    #[test]
+    fn addresses_of_a_set_are_read() {
+        let of = |elements: &str| {
+            let json = format!(
+                r#"{{"nftables":[{{"metainfo":{{"version":"1.0.6"}}}},{{"set":{{"name":"s"{elements}}}}}]}}"#
+            );
+            addresses_of(json.as_bytes())
+        };
+        assert_eq!(of("").expect("an empty set"), Vec::<Ipv6Addr>::new());
+        let all: Vec<Ipv6Addr> = ["fd00::5", "fd00::6"].map(|text| text.parse().expect("an address")).into();
+        assert_eq!(of(r#","elem":["fd00::5","fd00::6"]"#).expect("two"), all);
+        assert!(of(r#","elem":["10.0.0.5"]"#).is_err());
     }
 
     #[test]

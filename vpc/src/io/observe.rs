@@ -8,9 +8,9 @@ use crate::pure::names::{DeviceKind, DeviceName, TABLE};
 use crate::pure::plan::{Seen, SeenTap};
 use crate::pure::wanted::Seat;
 use crate::pure::ways::SeenWay;
-use model::net::{Ipv4Cidr, MacAddress};
+use model::net::{GATEWAY_IPV6, Ipv4Cidr, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub struct Memory {
     pub chains: Option<BTreeSet<DeviceName>>,
     /// The rules of who comes from where, as this process last wrote them.
     pub sides: Option<String>,
+    /// Devices that this process made and that have no chain yet: nothing was heard of who will be behind them.
+    pub fresh: BTreeSet<DeviceName>,
     /// The firewall that this process wrote; none when it must be written (again).
     pub firewall: Option<crate::io::firewall::Standing>,
 }
@@ -51,6 +53,8 @@ impl Memory {
 pub async fn observe(network: &Network, memory: &mut Memory, keeper: &Keeper) -> Result<Seen, NetworkError> {
     let (links, routes) = (network.netlink.links().await?, network.netlink.routes().await?);
     let neighbours = network.netlink.neighbours().await?;
+    let ipv6_routes = network.netlink.ipv6_host_routes().await?;
+    let speaking = network.netlink.devices_with(GATEWAY_IPV6.into()).await?;
     let chains = match memory.chains.take() {
         Some(chains) => chains,
         None if network.new && memory.filters.is_empty() => BTreeSet::new(),
@@ -66,7 +70,12 @@ pub async fn observe(network: &Network, memory: &mut Memory, keeper: &Keeper) ->
         match device.kind() {
             DeviceKind::Tap | DeviceKind::Service => {
                 let held = keeper.queues(&device).map_or(0, |queues| queues.len());
-                seen.taps.insert(device, tap(link, &routes, neighbours, held));
+                let speaks_ipv6 = speaking.contains(&link.index);
+                let ipv6 = ipv6_routes.iter().filter(|(index, _)| *index == link.index);
+                let ipv6: Vec<IpAddr> = ipv6.map(|(_, address)| IpAddr::V6(*address)).collect();
+                let mut tap = SeenTap { speaks_ipv6, held, ..tap(link, &routes, neighbours) };
+                tap.routes.extend(ipv6);
+                seen.taps.insert(device, tap);
             }
             DeviceKind::Peer | DeviceKind::Clients => {
                 seen.ways.insert(device, way(link, &routes, neighbours));
@@ -81,7 +90,7 @@ pub async fn observe(network: &Network, memory: &mut Memory, keeper: &Keeper) ->
     Ok(seen)
 }
 
-fn tap(link: Link, routes: &[Route], neighbours: BTreeMap<Ipv4Addr, MacAddress>, held: usize) -> SeenTap {
+fn tap(link: Link, routes: &[Route], neighbours: BTreeMap<IpAddr, MacAddress>) -> SeenTap {
     let over = routes.iter().filter(|route| route.device == link.index && route.prefix == 32);
     SeenTap {
         mac: link.mac,
@@ -90,20 +99,25 @@ fn tap(link: Link, routes: &[Route], neighbours: BTreeMap<Ipv4Addr, MacAddress>,
         multi_queue: link.multi_queue,
         up: link.up,
         attached: link.attached,
-        held,
-        routes: over.map(|route| route.destination).collect(),
+        routes: over.map(|route| route.destination.into()).collect(),
         neighbours,
+        ..SeenTap::default()
     }
 }
 
-fn way(link: Link, routes: &[Route], neighbours: BTreeMap<Ipv4Addr, MacAddress>) -> SeenWay {
+/// Ways speak IPv4 alone.
+fn way(link: Link, routes: &[Route], neighbours: BTreeMap<IpAddr, MacAddress>) -> SeenWay {
     let over = routes.iter().filter(|route| route.device == link.index && route.prefix <= 32);
+    let ipv4 = |(address, mac)| match address {
+        IpAddr::V4(address) => Some((address, mac)),
+        IpAddr::V6(_) => None,
+    };
     SeenWay {
         mac: link.mac,
         alias: link.alias,
         mtu: link.mtu,
         up: link.up,
         routes: over.map(|route| Ipv4Cidr::constant(route.destination, route.prefix)).collect(),
-        neighbours,
+        neighbours: neighbours.into_iter().filter_map(ipv4).collect(),
     }
 }

@@ -11,9 +11,9 @@ use crate::keeper::Keeper;
 use crate::pure::names::{DeviceName, Names};
 use crate::pure::plan::{Alias, Step, WAITING_FRAMES};
 use crate::pure::rules;
-use crate::pure::wanted::Port;
+use crate::pure::wanted::{Port, Seat};
 use crate::sys::tun::{self, Opening};
-use model::net::{GATEWAY_IPV4, GATEWAY_MAC};
+use model::net::{GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC};
 use std::sync::Arc;
 use tracing::{debug, warn};
 
@@ -31,29 +31,45 @@ pub async fn execute(
     debug!(?step, "step");
     let inside = &network.inside;
     match step {
-        Step::CreateTap(port) => open(network, keeper, port, Opening::New).await?,
+        Step::CreateTap(port) => {
+            memory.fresh.insert(port.device.clone());
+            open(network, keeper, port, Opening::New).await?;
+        }
         Step::AttachTap(port) => open(network, keeper, port, Opening::Existing).await?,
         Step::DressTap(device, alias) => dress(network, device, alias).await?,
         Step::Sign(device, alias) => network.netlink.sign(index(network, device).await?, alias).await?,
         Step::FilterPorts(seats) => {
-            let text = seats.iter().map(|seat| rules::port(seat, network.logged)).collect();
+            let mut text: String = seats.iter().map(|seat| rules::port(seat, network.logged)).collect();
+            let fresh = seats.iter().filter(|seat| memory.fresh.contains(&seat.device));
+            text.extend(fresh.filter_map(|seat| seat.ipv6).map(rules::without_speaker));
             nft::apply(Where::Network(inside), text).await?;
             for seat in seats {
+                memory.fresh.remove(&seat.device);
                 memory.remember_filter(seat);
             }
         }
         Step::RaiseTap(device) => network.netlink.raise(index(network, device).await?).await?,
-        Step::AddRoute(seat) => {
-            let device = index(network, &seat.device).await?;
-            network.netlink.add_host_route(device, seat.ipv4, GATEWAY_IPV4).await?;
+        Step::SpeakIpv6(device) => {
+            let name = device.clone();
+            network.inside.run(move || settings::apply(&settings::SPEAK_IPV6, name.as_str())).await??;
+            chaos::border();
+            network.netlink.add_address(index(network, device).await?, GATEWAY_IPV6.into(), 128).await?;
         }
-        Step::AddNeighbour(seat) => {
-            let device = index(network, &seat.device).await?;
-            network.netlink.add_neighbour(device, seat.ipv4, seat.mac).await?;
+        Step::AddRoute(device, address) => {
+            let device = index(network, device).await?;
+            network.netlink.add_host_route(device, *address, GATEWAY_IPV4).await?;
+        }
+        Step::AddNeighbour(device, address, mac) => {
+            let device = index(network, device).await?;
+            network.netlink.add_neighbour(device, *address, *mac).await?;
         }
         Step::RemoveTap(device) => network.netlink.remove(index(network, device).await?).await?,
         Step::DropFilters(devices) => {
-            let text = devices.iter().map(|device| rules::without_port(device.as_str())).collect();
+            let mut text: String =
+                devices.iter().map(|device| rules::without_port(device.as_str())).collect();
+            let gone = devices.iter().filter_map(|device| memory.filters.get(device));
+            let gone = gone.filter_map(|(_, ipv4)| Some(network.ula?.address(*ipv4)));
+            text.extend(gone.map(rules::without_speaker));
             nft::apply(Where::Network(inside), text).await?;
             for device in devices {
                 memory.forget_filter(device);
@@ -67,6 +83,17 @@ pub async fn execute(
         }
         Step::Way(step) => ways::execute(names, network, step).await?,
     }
+    chaos::border();
+    Ok(())
+}
+
+/// Remembers that a member speaks IPv6, since it was just given the address.
+///
+/// # Errors
+/// When nft refuses.
+pub async fn speaks(network: &Network, seat: &Seat) -> Result<(), NetworkError> {
+    let Some(address) = seat.ipv6 else { return Ok(()) };
+    nft::apply(Where::Network(&network.inside), rules::speaker(address)).await?;
     chaos::border();
     Ok(())
 }

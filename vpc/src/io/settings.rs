@@ -13,8 +13,8 @@ pub struct SettingError {
     source: io::Error,
 }
 
-/// The whole namespace: it forwards IPv4, believes no redirect and no source route, checks sources strictly,
-/// and speaks no IPv6 yet.
+/// The whole namespace: it forwards IPv4, believes no redirect and no source route, checks sources strictly. No device
+/// speaks IPv6 before [`SPEAK_IPV6`], so none does in the default network, and none that leads out of a private one.
 pub const NETWORK: [(&str, &str); 14] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "1"),
@@ -27,10 +27,14 @@ pub const NETWORK: [(&str, &str); 14] = [
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv4/conf/all/accept_source_route", "0"),
     ("ipv4/conf/default/accept_source_route", "0"),
-    ("ipv6/conf/all/disable_ipv6", "1"),
+    // Not of all: that would take the addresses of those that speak it.
     ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv6/conf/lo/disable_ipv6", "1"),
     ("ipv6/conf/default/accept_ra", "0"),
 ];
+
+/// A private network's namespace, besides: it forwards IPv6 among the devices that speak it.
+pub const FORWARD_IPV6: [(&str, &str); 1] = [("ipv6/conf/all/forwarding", "1")];
 
 /// Flows have counters and times, and their ends are told though nobody listened when they began. A kernel without times
 /// has no such setting, and the log says when it heard of an end.
@@ -41,13 +45,23 @@ pub const FLOW_LOG: [(&str, &str); 3] = [
 ];
 
 /// A TAP: it answers address resolution for everything, at once, with the gateway's Ethernet address.
-pub const TAP: [(&str, &str); 6] = [
+pub const TAP: [(&str, &str); 5] = [
     ("ipv4/conf/DEVICE/proxy_arp", "1"),
     ("ipv4/neigh/DEVICE/proxy_delay", "0"),
     ("ipv4/conf/DEVICE/rp_filter", "1"),
     ("ipv4/conf/DEVICE/accept_redirects", "0"),
     ("ipv4/conf/DEVICE/send_redirects", "0"),
-    ("ipv6/conf/DEVICE/disable_ipv6", "1"),
+];
+
+/// A member's device in a private network, and a service's own end of it: no address but those that it is given, nothing
+/// believed of routers, and no routing headers. Last it is turned on.
+pub const SPEAK_IPV6: [(&str, &str); 6] = [
+    ("ipv6/conf/DEVICE/addr_gen_mode", "1"),
+    ("ipv6/conf/DEVICE/accept_ra", "0"),
+    ("ipv6/conf/DEVICE/accept_redirects", "0"),
+    ("ipv6/conf/DEVICE/accept_source_route", "-1"),
+    ("ipv6/conf/DEVICE/proxy_ndp", "0"),
+    ("ipv6/conf/DEVICE/disable_ipv6", "0"),
 ];
 
 /// A way to VPN clients or to a peer: nobody is answered for anybody else.
@@ -87,6 +101,12 @@ pub fn apply(settings: &[(&'static str, &'static str)], device: &str) -> Result<
         }
     }
     Ok(())
+}
+
+/// Whether the kernel speaks IPv6 at all.
+#[must_use]
+pub fn has_ipv6() -> bool {
+    path("ipv6/conf").exists()
 }
 
 /// Turns IPv4 forwarding on in the calling thread's namespace. True when it was off.

@@ -45,7 +45,7 @@ pub async fn ensure(
     let (ours, theirs) = (host.need(&name).await?, inner.need(INNER_UPLINK).await?);
     settings::apply(&settings::HOST_UPLINK, &name)?;
     let transfer = table.admit(names, &host, (&name, ours.index)).await?;
-    inner.add_address(theirs.index, transfer.inner(), 31).await?;
+    inner.add_address(theirs.index, transfer.inner().into(), 31).await?;
     chaos::border();
     host.raise(ours.index).await?;
     chaos::border();
@@ -91,7 +91,7 @@ impl HostTable {
         let mut standing = self.0.lock().await;
         let transfer = choose_transfer(name, host, index).await?;
         // The rules are made of the addresses that are there; nothing flows before the device is up.
-        host.add_address(index, transfer.host(), 31).await?;
+        host.add_address(index, transfer.host().into(), 31).await?;
         chaos::border();
         write(names, &mut standing, links(names, host).await?).await?;
         chaos::border();

@@ -35,7 +35,7 @@ pub async fn execute(names: &Names, network: &Network, step: &WayStep) -> Result
         WayStep::Dress(way) => dress(network, way).await?,
         WayStep::Raise(device) => netlink.raise(index(network, device).await?).await?,
         WayStep::AddHop(device) => {
-            netlink.add_neighbour(index(network, device).await?, PEER_HOP, GATEWAY_MAC).await?;
+            netlink.add_neighbour(index(network, device).await?, PEER_HOP.into(), GATEWAY_MAC).await?;
         }
         WayStep::AddRoute(way) => {
             let via = matches!(way.end, End::Peer { .. }).then_some(PEER_HOP);

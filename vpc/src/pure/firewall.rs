@@ -7,6 +7,9 @@
 //! A packet in the direction in which its connection began is judged each time, not the first alone, so a new `deny`
 //! ends what it fits. In each chain the first rule that fits decides. A rule that cannot be served never opens what it
 //! would have closed: see [`Firewall::of`].
+//!
+//! Rules are written in IPv4 addresses. The IPv6 address of a member is made of its IPv4 address, so what a rule says of
+//! addresses in the network's range it says of both; others have none.
 
 use crate::pure::names::{CLIENTS, TABLE};
 use crate::pure::rules::{Logged, push, table_with_counters, with_log};
@@ -14,7 +17,7 @@ use model::firewall::{
     MAX_PORT_RANGES, MAX_RULES, PortRange, RuleAction, RuleDirection, RuleEntry, RulePeer, RuleProtocol,
 };
 use model::id::RuleId;
-use model::net::{GATEWAY_IPV4, Ipv4Cidr};
+use model::net::{GATEWAY_IPV4, Ipv4Cidr, Ula};
 use model::view::Entries;
 use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
@@ -175,10 +178,15 @@ impl Firewall {
         self.rules.iter().map(|rule| counter_of(&rule.id)).collect()
     }
 
-    /// The firewall of a network whose members have addresses of `range`, as one transaction. `standing` are counters of
+    /// The firewall of a network whose members have addresses of `range` and, when they speak IPv6, `ula`, as one transaction. `standing` are counters of
     /// rules that are there; those of rules that left go.
     #[must_use]
-    pub fn text(&self, range: Ipv4Cidr, logged: Logged, standing: &BTreeSet<String>) -> String {
+    pub fn text(
+        &self,
+        (range, ula): (Ipv4Cidr, Option<Ula>),
+        logged: Logged,
+        standing: &BTreeSet<String>,
+    ) -> String {
         let mut text = table_with_counters("inet", TABLE, &FIREWALL_COUNTERS);
         let wanted = self.counters();
         let mut lines: Vec<String> =
@@ -193,12 +201,17 @@ impl Firewall {
             lines.push(format!(
                 "add rule inet T untrack meta mark != 0 ip daddr {range} ip daddr != @hidden notrack"
             ));
+            lines.extend(
+                ula.map(|ula| format!("add rule inet T untrack meta mark != 0 ip6 daddr {ula} notrack")),
+            );
         }
         for (chain, direction) in [(RULES_OUT, RuleDirection::Out), (RULES_IN, RuleDirection::In)] {
             lines.push(format!("add chain inet T {chain}"));
             lines.push(format!("flush chain inet T {chain}"));
             lines.extend(
-                self.chain(direction).into_iter().map(|rule| format!("add rule inet T {chain} {rule}")),
+                self.chain(direction, range, ula)
+                    .into_iter()
+                    .map(|rule| format!("add rule inet T {chain} {rule}")),
             );
         }
         lines.extend(standing.difference(&wanted).map(|counter| format!("delete counter inet T {counter}")));
@@ -206,12 +219,13 @@ impl Firewall {
         with_log(text, logged)
     }
 
-    fn chain(&self, direction: RuleDirection) -> Vec<String> {
+    fn chain(&self, direction: RuleDirection, range: Ipv4Cidr, ula: Option<Ula>) -> Vec<String> {
         let mut lines = Vec::new();
         if self.unreadable {
             lines.push("counter name unreadable_rules drop".to_owned());
         }
-        lines.extend(self.rules.iter().filter(|rule| rule.direction == direction).map(rule));
+        let rules = self.rules.iter().filter(|rule| rule.direction == direction);
+        lines.extend(rules.flat_map(|rule| lines_of(rule, range, ula)));
         if self.closed_behind.contains(&direction) {
             lines.push("counter name rules_cut_off drop".to_owned());
         }
@@ -234,25 +248,46 @@ pub fn rule_of(counter: &str) -> Option<RuleId> {
     format!("{RULE_ID}{}", counter.strip_prefix(COUNTER)?).parse().ok()
 }
 
-fn rule(rule: &RuleEntry) -> String {
+/// A rule that names no address is one line for both families, any other one for each.
+fn lines_of(rule: &RuleEntry, range: Ipv4Cidr, ula: Option<Ula>) -> Vec<String> {
     let (member, peer, device) = match rule.direction {
         RuleDirection::Out => ("saddr", "daddr", "oifname"),
         RuleDirection::In => ("daddr", "saddr", "iifname"),
     };
-    let mut text = String::new();
+    let mut ipv4 = String::new();
+    // None when some address of the rule has no counterpart.
+    let mut ipv6 = ula.map(|_| String::new());
     if let Some(address) = rule.member {
-        text.push_str(&format!("ip {member} {address} "));
+        ipv4.push_str(&format!("ip {member} {address} "));
+        ipv6 = ipv6.zip(ula).map(|(text, ula)| format!("{text}ip6 {member} {} ", ula.address(address)));
     }
     match rule.peer {
         RulePeer::Any => {}
-        RulePeer::Range(range) => text.push_str(&format!("ip {peer} {range} ")),
-        RulePeer::Clients => text.push_str(&format!("{device} \"{CLIENTS}\" ")),
+        RulePeer::Range(peers) => {
+            ipv4.push_str(&format!("ip {peer} {peers} "));
+            let ula = ula.filter(|_| peers.overlaps(range));
+            ipv6 = ipv6.zip(ula).map(|(text, ula)| format!("{text}ip6 {peer} {} ", ula.of_range(peers)));
+        }
+        RulePeer::Clients => {
+            let clients = format!("{device} \"{CLIENTS}\" ");
+            ipv4.push_str(&clients);
+            // They speak IPv4 alone.
+            ipv6 = None;
+        }
     }
+    let rest = rest_of(rule);
+    let other = ipv6.filter(|text| *text != ipv4).map(|text| format!("{text}{rest}"));
+    std::iter::once(format!("{ipv4}{rest}")).chain(other).collect()
+}
+
+/// What follows the addresses of a rule.
+fn rest_of(rule: &RuleEntry) -> String {
+    let mut text = String::new();
     let protocol = match rule.protocol {
         RuleProtocol::Any => None,
         RuleProtocol::Tcp => Some("tcp"),
         RuleProtocol::Udp => Some("udp"),
-        RuleProtocol::Icmp => Some("icmp"),
+        RuleProtocol::Icmp => Some("{ icmp, ipv6-icmp }"),
     };
     match protocol {
         Some(protocol) if !rule.ports.is_empty() => {
@@ -292,6 +327,10 @@ mod tests {
         "10.0.0.0/24".parse().expect("range")
     }
 
+    fn ula() -> Ula {
+        Ula::of(&model::id::VpcId::from_random([1; 20]))
+    }
+
     fn entry(number: u8, action: RuleAction, direction: RuleDirection) -> RuleEntry {
         RuleEntry {
             id: RuleId::from_random([number; 20]),
@@ -315,7 +354,7 @@ mod tests {
     }
 
     fn text(firewall: &Firewall) -> String {
-        firewall.text(range(), Logged::No, &BTreeSet::new())
+        firewall.text((range(), None), Logged::No, &BTreeSet::new())
     }
 
     #[test]
@@ -340,7 +379,10 @@ mod tests {
             text.lines().filter_map(|line| line.strip_prefix("add rule inet gatehouse rules_")).collect();
         let name = |number: u8| counter_of(&RuleId::from_random([number; 20]));
         let expected = [
-            format!("out oifname \"clients\" meta l4proto icmp counter name {} drop", name(2)),
+            format!(
+                "out oifname \"clients\" meta l4proto {{ icmp, ipv6-icmp }} counter name {} drop",
+                name(2)
+            ),
             "out oifname \"clients\" counter name to_client drop".to_owned(),
             format!(
                 "in ip daddr 10.0.0.5 ip saddr 10.0.0.6/32 tcp dport {{ 22-22, 8000-8100 }} counter name {} return",
@@ -353,11 +395,45 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_of_members_addresses_is_one_of_both_families() {
+        let in_rule =
+            |peer, member| RuleEntry { member, peer, ..entry(1, RuleAction::Deny, RuleDirection::In) };
+        let peers = |text: &str| RulePeer::Range(text.parse().expect("range"));
+        let prefix = ula().to_string().replace("/64", "");
+        let cases = [
+            (in_rule(RulePeer::Any, None), vec![String::new()]),
+            (in_rule(RulePeer::Clients, None), vec!["iifname \"clients\" ".to_owned()]),
+            (
+                in_rule(RulePeer::Any, Some([10, 0, 0, 5].into())),
+                vec!["ip daddr 10.0.0.5 ".to_owned(), format!("ip6 daddr {prefix}a00:5 ")],
+            ),
+            (
+                in_rule(peers("10.0.0.8/29"), None),
+                vec!["ip saddr 10.0.0.8/29 ".to_owned(), format!("ip6 saddr {prefix}a00:8/125 ")],
+            ),
+            (
+                in_rule(peers("0.0.0.0/0"), None),
+                vec!["ip saddr 0.0.0.0/0 ".to_owned(), format!("ip6 saddr {prefix}/96 ")],
+            ),
+            (
+                in_rule(peers("198.51.100.0/24"), Some([10, 0, 0, 5].into())),
+                vec!["ip daddr 10.0.0.5 ip saddr 198.51.100.0/24 ".to_owned()],
+            ),
+        ];
+        let rest = format!("counter name {} drop", counter_of(&RuleId::from_random([1; 20])));
+        for (rule, expected) in cases {
+            let expected: Vec<_> = expected.iter().map(|text| format!("{text}{rest}")).collect();
+            assert_eq!(lines_of(&rule, range(), Some(ula())), expected);
+            assert_eq!(lines_of(&rule, range(), None), expected[..1]);
+        }
+    }
+
+    #[test]
     fn counters_outlive_a_rewrite_and_go_with_their_rule() {
         let (firewall, _) = of(vec![entry(1, RuleAction::Deny, RuleDirection::In)]);
         let gone = counter_of(&RuleId::from_random([2; 20]));
         let standing = firewall.counters().into_iter().chain([gone.clone()]).collect();
-        let text = firewall.text(range(), Logged::No, &standing);
+        let text = firewall.text((range(), Some(ula())), Logged::No, &standing);
         let deleted: Vec<&str> = text.lines().filter(|line| line.starts_with("delete")).collect();
         assert_eq!(deleted, [format!("delete counter inet gatehouse {gone}")]);
         assert_eq!(rule_of(&gone), Some(RuleId::from_random([2; 20])));
@@ -369,7 +445,7 @@ mod tests {
     fn a_network_without_rules_tracks_only_when_it_is_logged() {
         let (firewall, _) = of(vec![]);
         assert!(text(&firewall).contains("ip daddr 10.0.0.0/24 ip daddr != @hidden notrack"));
-        let logged = firewall.text(range(), Logged::All, &BTreeSet::new());
+        let logged = firewall.text((range(), Some(ula())), Logged::All, &BTreeSet::new());
         assert!(!logged.contains("notrack"));
         assert!(logged.contains("log prefix \"to_client\""), "{logged}");
     }

@@ -3,11 +3,14 @@
 
 use crate::pure::firewall::{Connection, rule_of};
 use crate::pure::names::DeviceName;
-use crate::pure::netlink::{Attributes, IPV4_DESTINATION, Message, ORIGINAL, TUPLE_ADDRESSES};
+use crate::pure::netlink::{
+    Attributes, IPV4_DESTINATION, IPV6_DESTINATION, Message, ORIGINAL, TUPLE_ADDRESSES,
+};
 use model::id::{RuleId, VmId};
+use model::net::Ula;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// `IPCTNL_MSG_CT_DELETE` of the subsystem for flows: one has ended.
 pub const FLOW_ENDED: u16 = (1 << 8) | 2;
@@ -30,6 +33,7 @@ const BEGAN: u16 = 1;
 const ENDED: u16 = 2;
 const TUPLE_PORTS: u16 = 2;
 const IPV4_SOURCE: u16 = 1;
+const IPV6_SOURCE: u16 = 3;
 const PROTOCOL: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
@@ -45,37 +49,50 @@ const PREFIX: u16 = 10;
 const NANOSECONDS_IN_MS: u64 = 1_000_000;
 /// Flags and place of a fragment (RFC 791 section 3.1): zero in the place says that the packet begins here.
 const FRAGMENT_PLACE: u16 = 0x1fff;
+/// Bytes of IPv6's header (RFC 8200 section 3).
+const IPV6_HEADER: usize = 40;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 
 /// Both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Ends {
     /// Who began.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Its port, of TCP and UDP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_port: Option<u16>,
     /// With whom.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Its port, of TCP and UDP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub destination_port: Option<u16>,
-    /// As in the IPv4 header.
+    /// As in the IP header; of IPv6, what follows it.
     #[serde(serialize_with = "protocol")]
     pub protocol: u8,
 }
 
 impl Ends {
-    /// As the firewall sees it.
+    /// As the firewall's rules are written, in IPv4. None when an end has no such address.
     #[must_use]
-    pub fn connection(&self) -> Connection {
-        Connection {
-            source: self.source,
-            destination: self.destination,
-            protocol: self.protocol,
+    pub fn connection(&self, ula: Option<Ula>) -> Option<Connection> {
+        Some(Connection {
+            source: ipv4_of(self.source, ula)?,
+            destination: ipv4_of(self.destination, ula)?,
+            protocol: if self.protocol == ICMPV6 { ICMP } else { self.protocol },
             port: self.destination_port.unwrap_or_default(),
-        }
+        })
+    }
+}
+
+/// The IPv4 address of whom an address is, where `ula` is what members' IPv6 addresses are made of.
+#[must_use]
+pub fn ipv4_of(address: IpAddr, ula: Option<Ula>) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(address) => ula?.ipv4_of(address),
     }
 }
 
@@ -195,7 +212,7 @@ pub enum What<'a> {
     },
 }
 
-/// Reads the end of a flow; none when it is not one of IPv4.
+/// Reads the end of a flow; none when it is none of IP.
 #[must_use]
 pub fn ended(message: &Message<'_>) -> Option<Flow> {
     if message.kind != FLOW_ENDED {
@@ -217,9 +234,9 @@ pub fn ended(message: &Message<'_>) -> Option<Flow> {
         begin_ms: time(BEGAN),
         end_ms: time(ENDED),
         ends: Ends {
-            source: addresses.number::<4>(IPV4_SOURCE)?.into(),
+            source: address(addresses, IPV4_SOURCE, IPV6_SOURCE)?,
             source_port: port(SOURCE_PORT),
-            destination: addresses.number::<4>(IPV4_DESTINATION)?.into(),
+            destination: address(addresses, IPV4_DESTINATION, IPV6_DESTINATION)?,
             destination_port: port(DESTINATION_PORT),
             protocol,
         },
@@ -231,7 +248,7 @@ pub fn ended(message: &Message<'_>) -> Option<Flow> {
     })
 }
 
-/// Reads a refused packet; none when it is not one of IPv4.
+/// Reads a refused packet; none when it is none of IP.
 #[must_use]
 pub fn refused(message: &Message<'_>) -> Option<Refusal> {
     if message.kind != PACKET_TOLD {
@@ -240,28 +257,48 @@ pub fn refused(message: &Message<'_>) -> Option<Refusal> {
     let all = Attributes(message.attributes);
     let reason = all.find(PREFIX)?.split(|byte| *byte == 0).next().unwrap_or_default();
     let packet = all.find(PAYLOAD)?;
+    let (ends, bytes) = match packet.first()? >> 4 {
+        4 => ipv4_ends(packet)?,
+        6 => ipv6_ends(packet)?,
+        _ => return None,
+    };
+    Some(Refusal { ends, bytes, reason: String::from_utf8_lossy(reason).into_owned() })
+}
+
+fn address(addresses: Attributes<'_>, ipv4: u16, ipv6: u16) -> Option<IpAddr> {
+    let ipv4 = addresses.number::<4>(ipv4).map(IpAddr::from);
+    ipv4.or_else(|| addresses.number::<16>(ipv6).map(IpAddr::from))
+}
+
+/// The ends of an IPv4 packet, and its length.
+fn ipv4_ends(packet: &[u8]) -> Option<(Ends, u64)> {
     let header = packet.first_chunk::<20>()?;
     let [version, _, long, short, _, _, place, more, _, protocol, ..] = *header;
-    if version >> 4 != 4 {
-        return None;
-    }
     let first = u16::from_be_bytes([place, more]) & FRAGMENT_PLACE == 0;
-    let ports =
-        packet.get(usize::from(version & 15) * 4..).filter(|_| first && matches!(protocol, TCP | UDP));
+    let ports = packet.get(usize::from(version & 15) * 4..).filter(|_| first);
+    let [.., a, b, c, d, e, f, g, h] = *header;
+    let (source, destination) = (Ipv4Addr::new(a, b, c, d), Ipv4Addr::new(e, f, g, h));
+    let bytes = u64::from(u16::from_be_bytes([long, short]));
+    Some((ends((source.into(), destination.into()), protocol, ports), bytes))
+}
+
+/// The same of an IPv6 packet. What stands behind extension headers has no ports here.
+fn ipv6_ends(packet: &[u8]) -> Option<(Ends, u64)> {
+    let header = packet.first_chunk::<IPV6_HEADER>()?;
+    let [_, _, _, _, long, short, protocol, ..] = *header;
+    let address = |at: usize| Some(Ipv6Addr::from(<[u8; 16]>::try_from(header.get(at..at + 16)?).ok()?));
+    let (source, destination) = (address(8)?, address(24)?);
+    let bytes = IPV6_HEADER as u64 + u64::from(u16::from_be_bytes([long, short]));
+    Some((ends((source.into(), destination.into()), protocol, packet.get(IPV6_HEADER..)), bytes))
+}
+
+fn ends((source, destination): (IpAddr, IpAddr), protocol: u8, behind: Option<&[u8]>) -> Ends {
+    let ports = behind.filter(|_| matches!(protocol, TCP | UDP));
     let port = |at: usize| {
         let bytes = ports?.get(at..at + 2)?;
         Some(u16::from_be_bytes(bytes.try_into().ok()?))
     };
-    let [.., a, b, c, d, e, f, g, h] = *header;
-    let ends = Ends {
-        source: Ipv4Addr::new(a, b, c, d),
-        source_port: port(0),
-        destination: Ipv4Addr::new(e, f, g, h),
-        destination_port: port(2),
-        protocol,
-    };
-    let bytes = u64::from(u16::from_be_bytes([long, short]));
-    Some(Refusal { ends, bytes, reason: String::from_utf8_lossy(reason).into_owned() })
+    Ends { source, source_port: port(0), destination, destination_port: port(2), protocol }
 }
 
 /// Refused packets until they are written.
@@ -310,7 +347,8 @@ impl Rows {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn protocol<S: serde::Serializer>(number: &u8, serializer: S) -> Result<S::Ok, S::Error> {
     match *number {
-        1 => serializer.serialize_str("icmp"),
+        ICMP => serializer.serialize_str("icmp"),
+        ICMPV6 => serializer.serialize_str("icmpv6"),
         TCP => serializer.serialize_str("tcp"),
         UDP => serializer.serialize_str("udp"),
         other => serializer.collect_str(&other),
@@ -418,15 +456,41 @@ mod tests {
             let refusal = told(b"invalid", &packet(100, protocol, place)).expect("a packet");
             assert_eq!((refusal.ends.source_port, refusal.ends.destination_port), (None, None));
         }
-        assert_eq!(told(b"invalid", &[0x60; 40]), None, "IPv6");
+        assert_eq!(told(b"invalid", &[0x50; 40]), None, "neither IPv4 nor IPv6");
         assert_eq!(told(b"invalid", &packet(100, UDP, 0)[..19]), None);
+    }
+
+    #[test]
+    fn members_are_known_by_their_ipv6_addresses() {
+        let ula = Ula::of(&model::id::VpcId::from_random([1; 20]));
+        let [five, six] = [5, 6].map(|last| ula.address(Ipv4Addr::new(10, 0, 0, last)));
+        let mut packet = vec![0x60, 0, 0, 0, 0, 60, TCP, 64];
+        packet.extend([five.octets(), six.octets()].concat());
+        packet.extend([0x9c, 0x40, 0, 80]);
+        let refusal = told(b"invalid", &packet).expect("a packet");
+        assert_eq!((refusal.ends.source, refusal.bytes), (five.into(), 100));
+        assert_eq!((refusal.ends.source_port, refusal.ends.destination_port), (Some(40_000), Some(80)));
+        let connection = refusal.ends.connection(Some(ula)).expect("both are members");
+        assert_eq!((connection.source, connection.port), (Ipv4Addr::new(10, 0, 0, 5), 80));
+        assert_eq!(refusal.ends.connection(None), None);
+
+        let addresses = [attribute(IPV6_SOURCE, &five.octets()), attribute(IPV6_DESTINATION, &six.octets())];
+        let tuple = [
+            attribute(TUPLE_ADDRESSES, &addresses.concat()),
+            attribute(TUPLE_PORTS, &attribute(PROTOCOL, &[ICMPV6])),
+        ];
+        let bytes = message(FLOW_ENDED, &attribute(ORIGINAL | 1 << 15, &tuple.concat()));
+        let flow = ended(&messages(&bytes).next().expect("a message")).expect("a flow");
+        assert_eq!((flow.ends.source, flow.ends.destination), (five.into(), six.into()));
+        assert_eq!(flow.ends.connection(Some(ula)).expect("members").protocol, ICMP);
     }
 
     #[test]
     fn there_are_no_more_rows_than_may_be() {
         let refusal = told(b"invalid", &packet(100, UDP, 0)).expect("a packet");
         let mut rows = Rows::default();
-        let to = |number: usize| Ends { destination: Ipv4Addr::from_bits(number as u32), ..refusal.ends };
+        let to =
+            |number: usize| Ends { destination: Ipv4Addr::from_bits(number as u32).into(), ..refusal.ends };
         for number in 0..=MAX_ROWS {
             assert_eq!(rows.add(Refusal { ends: to(number), ..refusal.clone() }, 1), number < MAX_ROWS);
         }
@@ -448,8 +512,12 @@ mod tests {
 
         #[test]
         fn no_packet_makes_the_reader_panic(packet in proptest::collection::vec(any::<u8>(), 0..80)) {
-            let long = packet.len() >= 20 && packet[0] >> 4 == 4;
-            prop_assert_eq!(told(b"invalid", &packet).is_some(), long);
+            let least = match packet.first().map(|first| first >> 4) {
+                Some(4) => 20,
+                Some(6) => 40,
+                _ => usize::MAX,
+            };
+            prop_assert_eq!(told(b"invalid", &packet).is_some(), packet.len() >= least);
         }
     }
 }

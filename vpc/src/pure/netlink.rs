@@ -7,11 +7,16 @@ pub const ORIGINAL: u16 = 1;
 pub const TUPLE_ADDRESSES: u16 = 1;
 /// `CTA_IP_V4_DST`.
 pub const IPV4_DESTINATION: u16 = 2;
+/// `CTA_IP_V6_DST`.
+pub const IPV6_DESTINATION: u16 = 4;
 /// Flags of a request: the kernel says whether it did it.
 pub const NLM_F_ACK: u16 = 4;
 /// Any request has it.
 const NLM_F_REQUEST: u16 = 1;
-const AF_INET: u8 = 2;
+/// IPv4's family.
+pub const AF_INET: u8 = 2;
+/// IPv6's.
+pub const AF_INET6: u8 = 10;
 
 /// Bytes of a message's header.
 const HEADER: usize = 16;
@@ -102,11 +107,17 @@ pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 /// A whole message of the packet filter for the resource, in IPv4's family.
 #[must_use]
 pub fn request(kind: u16, flags: u16, resource: u16, attributes: &[u8]) -> Vec<u8> {
+    request_of(AF_INET, kind, flags, resource, attributes)
+}
+
+/// The same in a family.
+#[must_use]
+pub fn request_of(family: u8, kind: u16, flags: u16, resource: u16, attributes: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 4];
     bytes.extend(kind.to_ne_bytes());
     bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
     bytes.extend([1u32.to_ne_bytes(), 0u32.to_ne_bytes()].concat());
-    bytes.extend([AF_INET, 0]);
+    bytes.extend([family, 0]);
     bytes.extend(resource.to_be_bytes());
     bytes.extend(attributes);
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   (absent) ─CreateTap─► down, bare ─DressTap─► down, named ─FilterPorts─► guarded ─RaiseTap─► up
-//!                                                        ─AddRoute─► ─AddNeighbour─► in service
+//!                                       ─SpeakIpv6─► ─AddRoute─► ─AddNeighbour─► in service
 //!   any of these ─RemoveTap─► ─DropFilters─► ─ForgetFlows─► (absent)
 //! ```
 //! A kill between any two steps leaves one of these states, from which the next plan goes on. No device is up
@@ -11,7 +11,8 @@
 //! A service's device is made when the service joins, since its other end is in a namespace that only the service has:
 //!
 //! ```text
-//!   (absent) ─Link─► down ─FilterPorts─► guarded ─Dress─► ─Raise─► ─Furnish─► ─AddRoute─► ─AddNeighbour─► ─Sign─► in service
+//!   (absent) ─Link─► down ─FilterPorts─► guarded ─Dress─► ─Raise─► ─SpeakIpv6─► ─Furnish─►
+//!                                            ─AddRoute─► ─AddNeighbour─► ─Sign─► in service
 //! ```
 //! Until it is signed (its alias), a plan removes it: what is lacking may be at the other end. From then on, what is
 //! changed on this side is repaired as for a TAP. A service whose device is not there waits for it to join.
@@ -21,7 +22,7 @@ use crate::pure::wanted::{Port, Seat, Service, WantedNetwork};
 use crate::pure::ways::{SeenWay, WayStep};
 use model::net::{GATEWAY_MAC, MacAddress};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Frames that wait in one queue of a TAP while nobody reads it; more are dropped, and the device counts them
 /// (`ip -s link`, TX dropped). Each connection that is dialled while the VM sleeps costs one frame, so this is more than
@@ -45,10 +46,12 @@ pub struct SeenTap {
     pub attached: u32,
     /// Queues whose descriptors are at hand.
     pub held: usize,
+    /// It has the gateway's IPv6 address.
+    pub speaks_ipv6: bool,
     /// Host routes over it.
-    pub routes: BTreeSet<Ipv4Addr>,
+    pub routes: BTreeSet<IpAddr>,
     /// Permanent neighbours on it.
-    pub neighbours: BTreeMap<Ipv4Addr, MacAddress>,
+    pub neighbours: BTreeMap<IpAddr, MacAddress>,
 }
 
 /// What is there.
@@ -78,16 +81,18 @@ pub enum Step {
     FilterPorts(Vec<Seat>),
     /// Sets it up.
     RaiseTap(DeviceName),
-    /// The member's host route.
-    AddRoute(Seat),
-    /// The member's neighbour entry.
-    AddNeighbour(Seat),
+    /// Turns IPv6 on and gives the device the gateway's address.
+    SpeakIpv6(DeviceName),
+    /// A host route to the member.
+    AddRoute(DeviceName, IpAddr),
+    /// A neighbour entry of the member.
+    AddNeighbour(DeviceName, IpAddr, MacAddress),
     /// Removes the device with its routes and neighbours.
     RemoveTap(DeviceName),
     /// Removes chains, in one transaction.
     DropFilters(Vec<DeviceName>),
     /// Forgets every tracked flow of an address.
-    ForgetFlows(Ipv4Addr),
+    ForgetFlows(IpAddr),
     /// Of a way to others than members.
     Way(WayStep),
 }
@@ -157,16 +162,17 @@ pub fn plan(wanted: &WantedNetwork, seen: &Seen) -> Vec<Step> {
 pub fn join(service: &Service) -> Vec<JoinStep> {
     let (seat, device) = (service.seat.clone(), service.seat.device.clone());
     let sign = Step::Sign(device.clone(), service.id.to_string());
-    vec![
-        JoinStep::Link,
-        JoinStep::Plain(Step::FilterPorts(vec![seat.clone()])),
-        JoinStep::Plain(Step::DressTap(device.clone(), None)),
-        JoinStep::Plain(Step::RaiseTap(device)),
-        JoinStep::Furnish,
-        JoinStep::Plain(Step::AddRoute(seat.clone())),
-        JoinStep::Plain(Step::AddNeighbour(seat)),
-        JoinStep::Plain(sign),
-    ]
+    let before = [Step::FilterPorts(vec![seat.clone()]), Step::DressTap(device, None)];
+    let mut steps: Vec<_> = std::iter::once(JoinStep::Link).chain(before.map(JoinStep::Plain)).collect();
+    let mut connected = Vec::new();
+    connect(&seat, None, &mut connected);
+    // Routes lead to it once there is somebody.
+    let reached = connected.iter().position(|step| matches!(step, Step::AddRoute(..)));
+    let reaching = connected.split_off(reached.unwrap_or(connected.len()));
+    steps.extend(connected.into_iter().map(JoinStep::Plain));
+    steps.push(JoinStep::Furnish);
+    steps.extend(reaching.into_iter().chain([sign]).map(JoinStep::Plain));
+    steps
 }
 
 /// What removes all of a service's device, joined or not.
@@ -198,8 +204,10 @@ fn removal<'a>(
 /// Whether a device is the service's, and its other end was furnished for it.
 fn is_joined(service: &Service, tap: &SeenTap) -> bool {
     let seat = &service.seat;
-    let addresses = tap.routes.iter().all(|address| *address == seat.ipv4)
-        && tap.neighbours.iter().all(|entry| entry == (&seat.ipv4, &seat.mac));
+    let neighbour = |(address, mac): (&IpAddr, &MacAddress)| {
+        seat.neighbours().any(|own| own == *address) && *mac == seat.mac
+    };
+    let addresses = !is_anothers(seat, tap) && tap.neighbours.iter().all(neighbour);
     tap.alias.as_deref() == Some(service.id.as_str()) && addresses
 }
 
@@ -207,8 +215,12 @@ fn is_joined(service: &Service, tap: &SeenTap) -> bool {
 fn must_go(port: &Port, tap: &SeenTap) -> bool {
     let another = tap.alias.as_ref().is_some_and(|alias| *alias != port.vm.as_str());
     let queues = tap.held != 0 && tap.held != usize::from(port.queues);
-    let address = tap.routes.iter().any(|address| *address != port.ipv4);
-    another || queues || address || tap.multi_queue != (port.queues > 1)
+    another || queues || is_anothers(&port.seat(), tap) || tap.multi_queue != (port.queues > 1)
+}
+
+/// Whether a route over the device leads to another address.
+fn is_anothers(seat: &Seat, tap: &SeenTap) -> bool {
+    tap.routes.iter().any(|address| !seat.addresses().any(|own| own == *address))
 }
 
 /// Up to the filter.
@@ -238,19 +250,28 @@ fn connect(seat: &Seat, tap: Option<&SeenTap>, steps: &mut Vec<Step>) {
     if !tap.is_some_and(|tap| tap.up) {
         steps.push(Step::RaiseTap(seat.device.clone()));
     }
-    if !tap.is_some_and(|tap| tap.routes.contains(&seat.ipv4)) {
-        steps.push(Step::AddRoute(seat.clone()));
+    if seat.ipv6.is_some() && !tap.is_some_and(|tap| tap.speaks_ipv6) {
+        steps.push(Step::SpeakIpv6(seat.device.clone()));
     }
-    if tap.is_none_or(|tap| tap.neighbours.get(&seat.ipv4) != Some(&seat.mac)) {
-        steps.push(Step::AddNeighbour(seat.clone()));
+    for address in seat.addresses().filter(|address| !tap.is_some_and(|tap| tap.routes.contains(address))) {
+        steps.push(Step::AddRoute(seat.device.clone(), address));
+    }
+    let known = |address: &IpAddr| tap.is_some_and(|tap| tap.neighbours.get(address) == Some(&seat.mac));
+    for address in seat.neighbours().filter(|address| !known(address)) {
+        steps.push(Step::AddNeighbour(seat.device.clone(), address, seat.mac));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::id::{ServiceId, VmId};
+    use model::id::{ServiceId, VmId, VpcId};
+    use model::net::Ula;
     use proptest::prelude::*;
+
+    fn ula() -> Ula {
+        Ula::of(&VpcId::from_random([1; 20]))
+    }
 
     fn port(number: u8, last: u8, queues: u8) -> Port {
         let vm = VmId::from_random([number; 20]);
@@ -260,6 +281,7 @@ mod tests {
             vm,
             mac: MacAddress::of_ipv4(ipv4),
             ipv4,
+            ipv6: Some(ula().address(ipv4)),
             queues,
             dialable: BTreeSet::new(),
             asleep: false,
@@ -274,15 +296,17 @@ mod tests {
 
     fn service(number: u8, last: u8) -> Service {
         let (id, ipv4) = (ServiceId::from_random([number; 20]), Ipv4Addr::new(10, 201, 1, last));
-        let seat = Seat { device: DeviceName::of_service(&id), mac: MacAddress::of_ipv4(ipv4), ipv4 };
+        let (device, ipv6) = (DeviceName::of_service(&id), Some(ula().address(ipv4)));
+        let seat = Seat { device, mac: MacAddress::of_ipv4(ipv4), ipv4, ipv6 };
         Service { id, seat, names: Vec::new() }
+    }
+
+    fn tap<'a>(seen: &'a mut Seen, device: &DeviceName) -> &'a mut SeenTap {
+        seen.taps.get_mut(device).unwrap_or_else(|| panic!("{device} is not there"))
     }
 
     /// What the kernel does when a step is executed.
     fn execute(seen: &mut Seen, step: &Step) {
-        let tap = |seen: &mut Seen, device: &DeviceName| -> SeenTap {
-            seen.taps.get(device).cloned().unwrap_or_else(|| panic!("{device} is not there"))
-        };
         match step {
             Step::CreateTap(port) => {
                 let tap = SeenTap {
@@ -296,22 +320,19 @@ mod tests {
                 assert!(seen.taps.insert(port.device.clone(), tap).is_none(), "made twice");
             }
             Step::AttachTap(port) => {
-                let mut tap = tap(seen, &port.device);
+                let tap = tap(seen, &port.device);
                 (tap.attached, tap.held) = (u32::from(port.queues), usize::from(port.queues));
-                seen.taps.insert(port.device.clone(), tap);
             }
             Step::DressTap(device, alias) => {
-                let mut tap = tap(seen, device);
+                let tap = tap(seen, device);
                 (tap.mac, tap.waiting_frames) = (Some(GATEWAY_MAC), WAITING_FRAMES);
-                tap.alias = alias.clone().or(tap.alias);
+                tap.alias = alias.clone().or(tap.alias.take());
                 tap.neighbours.clear();
-                seen.taps.insert(device.clone(), tap);
             }
             Step::Sign(device, alias) => {
-                let mut tap = tap(seen, device);
+                let tap = tap(seen, device);
                 assert!(tap.up && !tap.routes.is_empty() && !tap.neighbours.is_empty(), "not complete");
                 tap.alias = Some(alias.clone());
-                seen.taps.insert(device.clone(), tap);
             }
             Step::FilterPorts(ports) => {
                 for port in ports {
@@ -321,20 +342,23 @@ mod tests {
             }
             Step::RaiseTap(device) => {
                 assert!(matches!(seen.filters.get(device), Some(Some(_))), "up without a filter");
-                let mut tap = tap(seen, device);
-                tap.up = true;
-                seen.taps.insert(device.clone(), tap);
+                tap(seen, device).up = true;
             }
-            Step::AddRoute(port) => {
-                let mut tap = tap(seen, &port.device);
-                assert!(tap.up, "a route needs an up device");
-                tap.routes.insert(port.ipv4);
-                seen.taps.insert(port.device.clone(), tap);
+            Step::SpeakIpv6(device) => {
+                assert!(matches!(seen.filters.get(device), Some(Some(_))), "IPv6 without a filter");
+                let tap = tap(seen, device);
+                assert!(tap.up, "an address needs an up device");
+                tap.speaks_ipv6 = true;
             }
-            Step::AddNeighbour(port) => {
-                let mut tap = tap(seen, &port.device);
-                tap.neighbours.insert(port.ipv4, port.mac);
-                seen.taps.insert(port.device.clone(), tap);
+            Step::AddRoute(device, address) => {
+                let tap = tap(seen, device);
+                assert!(tap.up && (address.is_ipv4() || tap.speaks_ipv6), "a route needs an up device");
+                tap.routes.insert(*address);
+            }
+            Step::AddNeighbour(device, address, mac) => {
+                let tap = tap(seen, device);
+                assert!(address.is_ipv4() || tap.speaks_ipv6);
+                tap.neighbours.insert(*address, *mac);
             }
             Step::RemoveTap(device) => {
                 assert!(seen.taps.remove(device).is_some(), "removed twice");
@@ -368,16 +392,23 @@ mod tests {
         }
     }
 
+    fn reached(seat: &Seat, tap: &SeenTap) -> bool {
+        tap.up
+            && tap.speaks_ipv6
+            && tap.routes == seat.addresses().collect()
+            && tap.routes.len() == 2
+            && tap.neighbours == seat.neighbours().map(|address| (address, seat.mac)).collect()
+            && tap.neighbours.len() == 3
+    }
+
     fn in_service(seen: &Seen, wanted: &WantedNetwork) -> bool {
         let of_ports = |device: &&DeviceName| !wanted.services.contains_key(*device);
         seen.taps.keys().filter(of_ports).eq(wanted.ports.keys())
             && seen.filters.keys().eq(seen.taps.keys())
             && wanted.ports.values().all(|port| {
                 let tap = &seen.taps[&port.device];
-                tap.up
+                reached(&port.seat(), tap)
                     && tap.held == usize::from(port.queues)
-                    && tap.routes == BTreeSet::from([port.ipv4])
-                    && tap.neighbours.get(&port.ipv4) == Some(&port.mac)
                     && tap.mac == Some(GATEWAY_MAC)
                     && tap.waiting_frames == WAITING_FRAMES
             })
@@ -393,10 +424,8 @@ mod tests {
         wanted.services.values().all(|service| {
             let seat = &service.seat;
             seen.taps.get(&seat.device).is_none_or(|tap| {
-                tap.up
+                reached(seat, tap)
                     && tap.alias.as_deref() == Some(service.id.as_str())
-                    && tap.routes == BTreeSet::from([seat.ipv4])
-                    && tap.neighbours == BTreeMap::from([(seat.ipv4, seat.mac)])
                     && seen.filters[&seat.device] == Some((seat.mac, seat.ipv4))
                     && furnished.get(&seat.device) == Some(&(seat.mac, seat.ipv4))
             })
@@ -410,7 +439,7 @@ mod tests {
                 (
                     proptest::collection::btree_map(0u8..4, 1u8..4, 0..4),
                     // Who joins, after how many steps it is cut short, and whether the process was killed there.
-                    proptest::collection::vec((0u8..4, 0usize..12, any::<bool>(), any::<bool>()), 0..4),
+                    proptest::collection::vec((0u8..4, 0usize..16, any::<bool>(), any::<bool>()), 0..4),
                 ),
                 1..6,
             )
@@ -452,7 +481,7 @@ mod tests {
 
         #[test]
         fn every_state_leads_to_the_wanted_one_however_often_it_is_cut_short(
-            views in proptest::collection::vec((ports(), 0usize..40, any::<bool>()), 1..6)
+            views in proptest::collection::vec((ports(), 0usize..64, any::<bool>()), 1..6)
         ) {
             let mut seen = Seen::default();
             for (ports, cut, forgets) in views {

@@ -52,6 +52,8 @@ pub fn sides<'a>(
         };
         let rule =
             |chain: &str, rest: &str| format!("add rule inet {TABLE} {chain} iifname \"{device}\" {rest}");
+        // Its device speaks none, so that this is for the day on which somebody turns it on.
+        line(&rule("sides_from", &format!("meta nfproto ipv6 counter name {wrong} drop")));
         line(&rule("sides_from", &format!("ip saddr != {from} counter name {wrong} drop")));
         line(&rule("sides", &format!("ip daddr != {range} counter name {elsewhere} drop")));
         line(&rule("sides", "return"));

@@ -5,11 +5,11 @@ use crate::pure::names::{DeviceName, NetworkId, uplink_end};
 use crate::pure::reach::{self, ClientsRejection, PeeringRejection};
 use crate::pure::ways::Way;
 use model::id::{Generation, PeeringId, RuleId, ServiceId, VmId, VpcId};
-use model::net::{GATEWAY_IPV4, GATEWAY_MAC, Ipv4Cidr, MacAddress};
+use model::net::{GATEWAY_IPV4, GATEWAY_MAC, Ipv4Cidr, MacAddress, Ula};
 use model::view::{NetworkEntry, PortEntry, ServiceEntry, VpcView};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
 
 /// Most queue pairs of a TAP: their descriptors travel in one message.
@@ -46,6 +46,8 @@ pub struct Port {
     pub mac: MacAddress,
     /// The guest's address.
     pub ipv4: Ipv4Addr,
+    /// Its address among the members of its private network, if that speaks IPv6.
+    pub ipv6: Option<Ipv6Addr>,
     /// Queue pairs, 1..=[`MAX_QUEUES`].
     pub queues: u8,
     /// TCP ports that may be dialled.
@@ -60,7 +62,7 @@ impl Port {
     /// Its place in the network.
     #[must_use]
     pub fn seat(&self) -> Seat {
-        Seat { device: self.device.clone(), mac: self.mac, ipv4: self.ipv4 }
+        Seat { device: self.device.clone(), mac: self.mac, ipv4: self.ipv4, ipv6: self.ipv6 }
     }
 }
 
@@ -84,6 +86,8 @@ pub struct Seat {
     pub mac: MacAddress,
     /// The member's address.
     pub ipv4: Ipv4Addr,
+    /// As [`Port::ipv6`].
+    pub ipv6: Option<Ipv6Addr>,
 }
 
 impl Seat {
@@ -91,6 +95,17 @@ impl Seat {
     #[must_use]
     pub fn mark(&self) -> u32 {
         self.ipv4.to_bits()
+    }
+
+    /// The member's addresses, to which routes lead.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(IpAddr::V4(self.ipv4)).chain(self.ipv6.map(IpAddr::V6))
+    }
+
+    /// Addresses that stand behind its Ethernet address, and for which nobody asks: also the link-local one from which it
+    /// may ask for the gateway. So the kernel learns no neighbour of a guest, whose table all networks share.
+    pub fn neighbours(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.addresses().chain(self.ipv6.map(|_| IpAddr::V6(self.mac.link_local())))
     }
 }
 
@@ -201,6 +216,8 @@ impl fmt::Display for LeftOut {
 pub struct WantedNetwork {
     /// Where its addresses come from.
     pub range: Ipv4Cidr,
+    /// Where its members' IPv6 addresses come from; none when it speaks none, as the default network.
+    pub ula: Option<Ula>,
     /// Ports by device.
     pub ports: BTreeMap<DeviceName, Port>,
     /// Services by device.
@@ -219,6 +236,7 @@ impl WantedNetwork {
     pub fn of_ports(range: Ipv4Cidr, ports: BTreeMap<DeviceName, Port>) -> Self {
         Self {
             range,
+            ula: None,
             ports,
             services: BTreeMap::new(),
             ways: BTreeMap::new(),
@@ -251,7 +269,7 @@ impl Wanted {
     #[must_use]
     pub fn of(view: &VpcView) -> Self {
         let mut check = Check::default();
-        let ports = check.ports(view.default_network, &view.ports, false, &mut Taken::default());
+        let ports = check.ports(view.default_network, &view.ports, None, &mut Taken::default());
         let default = WantedNetwork::of_ports(view.default_network, ports);
         let mut networks = BTreeMap::from([(NetworkId::Default, default)]);
         for entry in &view.networks {
@@ -260,9 +278,10 @@ impl Wanted {
                 continue;
             }
             let mut taken = Taken::default();
-            let ports = check.ports(entry.range, &entry.ports, true, &mut taken);
+            let ula = Some(Ula::of(&entry.vpc));
+            let ports = check.ports(entry.range, &entry.ports, ula, &mut taken);
             let services = check.services(entry, &mut taken);
-            let mut network = WantedNetwork { services, ..WantedNetwork::of_ports(entry.range, ports) };
+            let mut network = WantedNetwork { ula, services, ..WantedNetwork::of_ports(entry.range, ports) };
             (network.ways, network.hidden_behind) = reach::ways(entry, &network, &mut check.left_out);
             let clients = network.ways.contains_key(&DeviceName::clients());
             if !network.ports.is_empty() || !network.services.is_empty() || clients {
@@ -273,6 +292,17 @@ impl Wanted {
         }
         reach::drop_one_sided(&mut networks, &mut check.left_out);
         Self { generation: view.generation, networks, left_out: check.left_out }
+    }
+
+    /// The same for a kernel without IPv6.
+    #[must_use]
+    pub fn without_ipv6(mut self) -> Self {
+        for network in self.networks.values_mut() {
+            network.ula = None;
+            network.ports.values_mut().for_each(|port| port.ipv6 = None);
+            network.services.values_mut().for_each(|service| service.seat.ipv6 = None);
+        }
+        self
     }
 
     /// The TAPs of all networks.
@@ -332,25 +362,33 @@ impl<'a> Check<'a> {
         &mut self,
         range: Ipv4Cidr,
         entries: impl IntoIterator<Item = &'a PortEntry>,
-        named: bool,
+        private: Option<Ula>,
         taken: &mut Taken,
     ) -> BTreeMap<DeviceName, Port> {
         let mut ports = BTreeMap::new();
         for entry in entries {
-            let seat = Seat { device: DeviceName::of(&entry.vm), mac: entry.mac, ipv4: entry.ipv4 };
+            let seat = Seat {
+                device: DeviceName::of(&entry.vm),
+                mac: entry.mac,
+                ipv4: entry.ipv4,
+                ipv6: private.map(|ula| ula.address(entry.ipv4)),
+            };
             if let Err(why) = self.port(range, entry, &seat, taken) {
                 self.left_out.push(LeftOut::Port(entry.vm.clone(), why));
                 continue;
             }
             self.vms.insert(&entry.vm);
             self.take(&seat, taken);
-            let names =
-                if named { self.names(&format!("VM {}", entry.vm), &entry.names, taken) } else { Vec::new() };
+            let names = match private {
+                Some(_) => self.names(&format!("VM {}", entry.vm), &entry.names, taken),
+                None => Vec::new(),
+            };
             let port = Port {
                 vm: entry.vm.clone(),
                 device: seat.device.clone(),
                 mac: entry.mac,
                 ipv4: entry.ipv4,
+                ipv6: seat.ipv6,
                 queues: entry.queues,
                 dialable: entry.dialable.iter().copied().filter(|port| *port != 0).collect(),
                 asleep: entry.asleep,
@@ -364,7 +402,12 @@ impl<'a> Check<'a> {
     fn services(&mut self, network: &'a NetworkEntry, taken: &mut Taken) -> BTreeMap<DeviceName, Service> {
         let mut services = BTreeMap::new();
         for entry in &network.services {
-            let seat = Seat { device: DeviceName::of_service(&entry.id), mac: entry.mac, ipv4: entry.ipv4 };
+            let seat = Seat {
+                device: DeviceName::of_service(&entry.id),
+                mac: entry.mac,
+                ipv4: entry.ipv4,
+                ipv6: Some(Ula::of(&network.vpc).address(entry.ipv4)),
+            };
             if let Err(why) = self.service(network.range, entry, &seat, taken) {
                 self.left_out.push(LeftOut::Service(entry.id.clone(), why));
                 continue;
@@ -595,6 +638,22 @@ mod tests {
         let networks: Vec<_> = wanted.networks.keys().cloned().collect();
         assert_eq!(networks, [NetworkId::Default, NetworkId::Private(one), NetworkId::Private(two)]);
         assert!(wanted.networks.values().all(|network| network.ports.len() == 1), "{wanted:?}");
+    }
+
+    #[test]
+    fn members_of_private_networks_have_ipv6_unless_the_kernel_has_none() {
+        let ports = [entry(2, 2, 1)].map(|port| PortEntry { ipv4: Ipv4Addr::new(10, 0, 0, 2), ..port });
+        let wanted = wanted(vec![entry(1, 1, 1)], vec![private(1, "10.0.0.0/24", ports.to_vec())]);
+        let private = NetworkId::Private(VpcId::from_random([1; 20]));
+        let addresses = |wanted: &Wanted, id: &NetworkId| -> Vec<Option<Ipv6Addr>> {
+            wanted.networks[id].ports.values().map(|port| port.seat().ipv6).collect()
+        };
+        let ula = wanted.networks[&private].ula.expect("it speaks IPv6");
+        assert_eq!(addresses(&wanted, &private), [Some(ula.address(Ipv4Addr::new(10, 0, 0, 2)))]);
+        assert_eq!(addresses(&wanted, &NetworkId::Default), [None]);
+        let without = wanted.without_ipv6();
+        assert_eq!(addresses(&without, &private), [None]);
+        assert_eq!(without.networks[&private].ula, None);
     }
 
     #[test]

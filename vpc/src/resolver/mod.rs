@@ -4,6 +4,7 @@
 //! Sockets for guests are made in the network's namespace, those for name servers in the host's. In which network a
 //! question was asked says the socket; whose it is says the source address, which a guest cannot forge.
 
+pub mod speakers;
 pub mod upstream;
 
 use crate::io::namespace::Inside;
@@ -15,6 +16,7 @@ use crate::tasks::each_network;
 use hickory_proto::op::ResponseCode;
 use model::net::GATEWAY_IPV4;
 use socket2::{Domain, Protocol, Socket, Type};
+use speakers::Speakers;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -65,6 +67,7 @@ struct Service {
     shared: Arc<Shared>,
     network: NetworkId,
     guests: Guests,
+    speakers: Arc<Speakers>,
 }
 
 /// Those of one network, by address.
@@ -120,6 +123,7 @@ impl Resolver {
             shared: Arc::clone(&self.shared),
             network: network.clone(),
             guests: Guests::default(),
+            speakers: Arc::default(),
         };
         service.run(sockets)
     }
@@ -241,9 +245,17 @@ impl Service {
 
     async fn resolve(&self, question: &Question, transport: Transport) -> Option<Vec<u8>> {
         // What cannot be looked up here, since the network is just going, must not be asked elsewhere.
-        let zone =
-            self.switch.table().networks.get(&self.network).map(|network| Arc::clone(&network.zone))?;
-        if let Some(answer) = zone.answer(question) {
+        let (zone, sockets) = self
+            .switch
+            .table()
+            .networks
+            .get(&self.network)
+            .map(|network| (Arc::clone(&network.zone), network.sockets.clone()))?;
+        let speaks_ipv6 = match zone.ipv6_asked(question) {
+            Some(address) => self.speakers.have(&sockets, address).await,
+            None => false,
+        };
+        if let Some(answer) = zone.answer(question, speaks_ipv6) {
             return Some(answer);
         }
         let Ok(_slot) = self.shared.waiting.try_acquire() else {

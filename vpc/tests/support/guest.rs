@@ -1,12 +1,15 @@
 //! A guest: a network stack of its own whose NIC's frames are carried to and from vpc's TAP, header and all, as a
 //! VM's process carries them.
 
+use super::servers::ask_for_gateway;
 use super::{World, clean, sh, within};
 use model::id::Generation;
+use model::net::{GATEWAY_IPV6, Ula};
 use model::view::PortEntry;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use std::io::PipeWriter;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +61,31 @@ impl Guest {
             syns: Arc::default(),
             fragments: Arc::default(),
         }
+    }
+
+    /// Gives it IPv6, and has vpc hear of it; its address.
+    pub async fn speak_ipv6(&self, ula: Ula) -> Ipv6Addr {
+        let (address, nic) = (self.set_ipv6(ula), self.nic_number());
+        self.run(move || ask_for_gateway(address, nic)).await;
+        address
+    }
+
+    /// The number of its NIC.
+    pub fn nic_number(&self) -> u32 {
+        let link = sh(&format!("ip -n {} -o link show eth0", self.namespace));
+        link.split(':').next().and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// Gives it what the agent would set for IPv6, and a default route that no guest has; its address, of which it has said
+    /// nothing yet.
+    pub fn set_ipv6(&self, ula: Ula) -> Ipv6Addr {
+        let (namespace, address) = (&self.namespace, ula.address(self.port.ipv4));
+        sh(&format!(
+            "n=\"ip -n {namespace} -6\"; $n addr add {address}/128 dev eth0 nodad
+             $n route add {ula} via {GATEWAY_IPV6} dev eth0 onlink
+             $n route add default via {GATEWAY_IPV6} dev eth0 onlink"
+        ));
+        address
     }
 
     /// From now on frames are carried to and from these queues.

@@ -328,10 +328,10 @@ impl World {
             // The kernel notes a moment after both ends of a link are up that it has a carrier.
             let waits = |line: &str| line.contains(" veth ") && line.contains("NO-CARRIER");
             if !text.lines().any(waits) || begun.elapsed() > PATIENCE {
-                // Whose flows are counted is the traffic's doing, and not vpc's.
+                // Whose flows are counted, and who was heard to speak IPv6, is the traffic's doing and not vpc's.
                 let by_traffic = |line: &&str| {
-                    let line = line.trim_start();
-                    !line.starts_with("0x") && !line.starts_with("elements = { 0x")
+                    let line = line.trim_start().trim_start_matches("elements = { ");
+                    !line.starts_with("0x") && !line.starts_with("fd")
                 };
                 let mut lines: Vec<String> = text.lines().filter(by_traffic).map(settle).collect();
                 lines.sort();

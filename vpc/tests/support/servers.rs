@@ -1,10 +1,11 @@
 //! What stands in the Internet of a test, and what a guest does with it.
 
-use super::{DNS, SERVER, inside};
+use super::{DNS, PATIENCE, SERVER, inside};
+use model::net::GATEWAY_IPV6;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 /// Longest that a guest waits for what must come.
 const LONG: Duration = Duration::from_secs(30);
@@ -147,7 +148,7 @@ pub fn reaches_tcp(to: SocketAddr) -> bool {
 
 /// Sends a datagram and reads the answer.
 pub fn ask_udp(to: SocketAddr) -> String {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+    let socket = UdpSocket::bind(any_of(to)).expect("bound");
     socket.set_read_timeout(Some(LONG)).expect("set");
     socket.send_to(b"who", to).expect("sent");
     let mut bytes = [0; 1500];
@@ -157,10 +158,59 @@ pub fn ask_udp(to: SocketAddr) -> String {
 
 /// Whether a datagram is answered within a short time.
 pub fn reaches_udp(to: SocketAddr) -> bool {
-    let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+    let socket = UdpSocket::bind(any_of(to)).expect("bound");
     socket.set_read_timeout(Some(SHORT)).expect("set");
     socket.send_to(b"who", to).expect("sent");
     socket.recv_from(&mut [0; 1500]).is_ok()
+}
+
+/// Any address of the family of this one.
+fn any_of(to: SocketAddr) -> SocketAddr {
+    let any = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    SocketAddr::from((any, 0))
+}
+
+/// The same as [`pings`] by IPv6 (RFC 4443). The kernel fills in the checksum, and takes IPv6's header away.
+pub fn pings_ipv6(to: Ipv6Addr, count: u16, wait: Duration) -> usize {
+    let mut socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("raw socket");
+    socket.connect(&SocketAddr::from((to, 0)).into()).expect("a route");
+    for sequence in 1..=count {
+        let [high, low] = sequence.to_be_bytes();
+        socket.send(&[128, 0, 0, 0, 0x47, 0x48, high, low]).expect("sent");
+    }
+    socket.set_read_timeout(Some(wait)).expect("set");
+    let (mut answers, mut bytes) = (0, [0; 1500]);
+    while answers < usize::from(count) {
+        match socket.read(&mut bytes) {
+            Ok(length) if length > 0 && bytes[0] == 129 => answers += 1,
+            Ok(_) => {}
+            Err(_) => break,
+        }
+    }
+    answers
+}
+
+/// Asks for the gateway in its group with an address of one's own, as a system does before its first packet (RFC 4861
+/// section 7.2.2), until it answers.
+pub fn ask_for_gateway(own: Ipv6Addr, nic: u32) {
+    const SOLICITATION: u8 = 135;
+    const ADVERTISEMENT: u8 = 136;
+    let mut socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("raw socket");
+    socket.set_multicast_hops_v6(255).expect("set");
+    socket.bind(&SocketAddr::from((own, 0)).into()).expect("bound");
+    socket.set_read_timeout(Some(SHORT)).expect("set");
+    let group = SocketAddrV6::new("ff02::1:ff00:1".parse().expect("a group"), 0, 0, nic);
+    let message = [&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0][..], &GATEWAY_IPV6.octets()].concat();
+    let (begun, mut bytes) = (Instant::now(), [0; 1500]);
+    while begun.elapsed() < PATIENCE {
+        socket.send_to(&message, &SocketAddr::V6(group).into()).expect("sent");
+        while let Ok(length) = socket.read(&mut bytes) {
+            if length >= 24 && bytes[0] == ADVERTISEMENT && bytes[8..24] == GATEWAY_IPV6.octets() {
+                return;
+            }
+        }
+    }
+    panic!("the gateway does not answer {own}");
 }
 
 /// Sends echo requests (RFC 792) and counts the answers that come within `wait` after the last.

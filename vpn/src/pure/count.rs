@@ -82,7 +82,7 @@ counts! {
     Cookie = "dropped_cookie",
     /// What was sealed is no whole IPv4 packet.
     BadInner = "dropped_inner_malformed",
-    /// What was sealed is IPv6, which the networks do not speak yet.
+    /// What was sealed is IPv6, which members speak among themselves alone.
     InnerIpv6 = "dropped_inner_ipv6",
     /// What was sealed comes from another address than the session's.
     Spoofed = "dropped_spoofed",
