@@ -86,5 +86,8 @@ while time.monotonic() < until:
         continue
     if direction != OUTGOING:
         seen += 1
-        look(data)
+        try:
+            look(data)
+        except (IndexError, OSError, ValueError):
+            complain("of a malformed packet")
 print(json.dumps({"seen": seen, "wrong": wrong}))
