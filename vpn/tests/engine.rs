@@ -113,6 +113,44 @@ proptest! {
     }
 }
 
+/// The state of who was there last is tried first, and must neither answer for another nor keep it out.
+#[test]
+fn clients_that_change_places_keep_their_sessions() {
+    let mut server = Server::new(vec![entry(1, 1), entry(2, 1)]);
+    let mut clients = [Independent::new(1, [0; 32], 1), Independent::new(2, [0; 32], 2)];
+    for second in 1..7u64 {
+        for place in 0..2u16 {
+            // Every other second they stand where they stood before.
+            let number = (place + u16::try_from(second / 2 % 2).expect("short")) % 2;
+            let client = &mut clients[usize::from(number)];
+            *client = Independent::new(number + 1, [0; 32], u32::from(number) + 1);
+            let initiation = client.initiation(stamp(second));
+            let answers = server.receive(at(place), &initiation);
+            assert_eq!((answers.len(), answers[0].0), (1, at(place)));
+            client.response(&answers[0].1);
+            server.receive(at(place), &client.seal(0, &out(number + 1)));
+            assert_eq!(server.seen.delivered.pop().expect("through").1, out(number + 1));
+            assert!(server.receive(at(place), &initiation).is_empty(), "an old one is not answered");
+        }
+    }
+    assert_eq!((server.count(Count::Handshakes), server.count(Count::Handshake)), (12, 12));
+    assert_eq!(server.count(Count::Awoken), 2);
+    // A stranger at a client's address is nobody, and the client goes on.
+    assert!(server.receive(at(0), &Client::new(9).initiation()).is_empty());
+    assert_eq!(server.count(Count::UnknownKey), 1);
+    let mut closed = view(vec![entry(2, 1)]);
+    closed.generation = model::id::Generation(2);
+    server.engine.apply(&closed, server.now);
+    let mut late = Independent::new(1, [0; 32], 1);
+    for place in 0..2 {
+        assert!(
+            server.receive(at(place), &late.initiation(stamp(20))).is_empty(),
+            "a closed session's client"
+        );
+        late = Independent::new(1, [0; 32], 1);
+    }
+}
+
 /// Guard 4. With one limiter for both, or the library's own of ten a second, half or less of these would pass.
 #[test]
 fn each_handshake_counts_once_and_too_many_must_prove_their_address() {

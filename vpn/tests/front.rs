@@ -144,3 +144,45 @@ fn answers_come_from_the_address_that_was_asked() {
         assert!(counts.snapshot().is_empty());
     }
 }
+
+/// A host whose address was replaced goes on with the other one, before its client has heard of it.
+#[test]
+fn answers_come_from_another_address_when_the_one_that_was_asked_is_gone() {
+    let name = format!("vg{}", std::process::id());
+    sh(&format!("ip netns add {name}; ip -n {name} link set lo up"));
+    sh(&format!(
+        "for a in 10.9.0.1/32 10.9.0.2/32 fd00::1/128 fd00::2/128; do ip -n {name} addr add $a dev lo; done"
+    ));
+    let space = name.clone();
+    let result = inside(&name, move || {
+        for asked in ["10.9.0.1", "fd00::1"] {
+            let mut front = Front::bind("[::]:0".parse().expect("address")).expect("bound");
+            let other = if asked.contains(':') { "[fd00::2]:0" } else { "10.9.0.2:0" };
+            let client = UdpSocket::bind(other).expect("bound");
+            client.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+            let at = front.local().expect("bound").port();
+            client.send_to(b"question", (asked, at)).expect("sent");
+            let mut from = None;
+            while from.is_none() {
+                front.receive(|endpoint, _| from = Some(endpoint)).expect("received");
+            }
+            sh(&format!("ip -n {space} addr del {asked} dev lo"));
+            let (mut runs, mut counts) = (Runs::default(), Counts::default());
+            for size in [500, 500, 100] {
+                runs.room(size).expect("room")[..size].fill(1);
+                runs.push(from.expect("asked"), size);
+            }
+            for (run, bytes) in runs.iter() {
+                front.outlet().send(run, bytes, &mut counts);
+            }
+            assert!(counts.snapshot().is_empty(), "{:?}", counts.snapshot());
+            for size in [500, 500, 100] {
+                let (length, now) = client.recv_from(&mut [0; 1000]).expect("it came");
+                assert_eq!((length, now.ip()), (size, client.local_addr().expect("bound").ip()));
+            }
+        }
+    })
+    .join();
+    assert!(succeeds(&format!("ip netns del {name}")));
+    result.expect("as said");
+}

@@ -195,10 +195,21 @@ impl Outlet {
     fn transmit(&self, run: &Run, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
         let transmit =
             Transmit { destination: run.to.remote, ecn: None, contents, segment_size, src_ip: run.to.local };
-        match self.state.try_send((&self.socket).into(), &transmit) {
+        match self.once(&transmit) {
+            // The host may have lost the address that the client knew. Then the routing table's choice is better than
+            // silence: a client follows what is authentic to wherever it comes from.
+            Err(error) if transmit.src_ip.is_some() && may_be_its_source(&error) => {
+                self.once(&Transmit { src_ip: None, ..transmit })
+            }
+            other => other,
+        }
+    }
+
+    fn once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        match self.state.try_send((&self.socket).into(), transmit) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 poll(&mut [PollFd::new(&self.socket, PollFlags::OUT)], Some(&FULL_WAIT))?;
-                self.state.try_send((&self.socket).into(), &transmit)
+                self.state.try_send((&self.socket).into(), transmit)
             }
             other => other,
         }
@@ -209,6 +220,11 @@ impl AsFd for Front {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.outlet.socket.as_fd()
     }
+}
+
+/// What the kernel says of a source that is no address of the host: IPv4 the second, IPv6 the first (tried on 6.x).
+fn may_be_its_source(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NetworkUnreachable)
 }
 
 fn failure(error: &io::Error) -> Count {

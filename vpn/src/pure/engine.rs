@@ -194,6 +194,9 @@ impl Engine {
         now: Now,
         wire: &mut impl Wire,
     ) -> Result<(), Count> {
+        if self.renewal(from, datagram, now, wire).is_some() {
+            return Ok(());
+        }
         let identity = self.identity.as_ref().ok_or(Count::UnknownKey)?;
         let key = identity.initiator(datagram).ok_or(Count::Unreadable)?;
         let place = self.table.by_key(&key).ok_or(Count::UnknownKey)?;
@@ -207,8 +210,22 @@ impl Engine {
             self.table.awake(place, made, from, now);
             self.counts.count(Count::Awoken);
         }
+        self.table.called(place, from.remote);
         self.counts.count(Count::Handshakes);
         Ok(())
+    }
+
+    /// Answers the initiation of a client that stands where it stood at its last one: its state opens it without the
+    /// multiplication that finds out whose it is, one of five. What it does not answer has changed nothing, and goes the
+    /// long way: two more multiplications at most, which is less than an answer costs.
+    fn renewal(&mut self, from: Endpoint, datagram: &[u8], now: Now, wire: &mut impl Wire) -> Option<()> {
+        let place = self.table.by_caller(from.remote)?;
+        let session = self.table.going(place, now, &mut self.counts)?;
+        let live = session.live()?;
+        handshake(&mut live.state, datagram, from, &mut self.opened, &mut self.counts, wire).ok()?;
+        session.touch(from, now, &mut self.counts);
+        self.counts.count(Count::Handshakes);
+        Some(())
     }
 
     /// Hands a message to the state whose index it bears.

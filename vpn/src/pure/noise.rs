@@ -147,15 +147,50 @@ impl Identity {
     /// order everybody would know the result (RFC 7748, section 6.1).
     #[must_use]
     pub fn state(&self, client: &PublicKey, preshared: Option<&SecretKey>, index: u32) -> Option<Tunn> {
-        let client = Curve::from(client.0);
-        if !self.private.diffie_hellman(&client).was_contributory() {
+        if makes_no_secret(client) {
             return None;
         }
+        let client = Curve::from(client.0);
         let preshared = preshared.map(|key| *key.expose());
         let (private, open) = (self.private.clone(), Some(Arc::clone(&self.open)));
         // No keepalives from here: the client's, every 25 s, keep the path open for both.
         Some(Tunn::new(private, client, preshared, None, index, open))
     }
+}
+
+/// The points whose order divides eight, of which every private key makes the same: 0, 1, both of order eight, and p - 1,
+/// p, p + 1, where p is 2^255 - 19 (the twist's too; D. J. Bernstein, "Curve25519", 2006, and RFC 7748, section 6.1). To
+/// find them by multiplying would cost each client that comes a sixth of its handshake.
+const SMALL_ORDER: [[u8; 32]; 7] = [
+    [0; 32],
+    little_endian(1, 0, 0),
+    [
+        0xe0, 0xeb, 0x7a, 0x7c, 0x3b, 0x41, 0xb8, 0xae, 0x16, 0x56, 0xe3, 0xfa, 0xf1, 0x9f, 0xc4, 0x6a, 0xda,
+        0x09, 0x8d, 0xeb, 0x9c, 0x32, 0xb1, 0xfd, 0x86, 0x62, 0x05, 0x16, 0x5f, 0x49, 0xb8, 0x00,
+    ],
+    [
+        0x5f, 0x9c, 0x95, 0xbc, 0xa3, 0x50, 0x8c, 0x24, 0xb1, 0xd0, 0xb1, 0x55, 0x9c, 0x83, 0xef, 0x5b, 0x04,
+        0x44, 0x5c, 0xc4, 0x58, 0x1c, 0x8e, 0x86, 0xd8, 0x22, 0x4e, 0xdd, 0xd0, 0x9f, 0x11, 0x57,
+    ],
+    little_endian(0xec, 0xff, 0x7f),
+    little_endian(0xed, 0xff, 0x7f),
+    little_endian(0xee, 0xff, 0x7f),
+];
+
+/// A number by its lowest byte, all in the middle, and its highest.
+const fn little_endian(lowest: u8, middle: u8, highest: u8) -> [u8; 32] {
+    let mut bytes = [middle; 32];
+    bytes[0] = lowest;
+    bytes[31] = highest;
+    bytes
+}
+
+/// Whether a key is one of those; its highest bit does not count (RFC 7748, section 5). Public keys are no secret, so the
+/// comparison need not take the same time for all.
+fn makes_no_secret(key: &PublicKey) -> bool {
+    let mut point = key.0;
+    point[31] &= 0x7f;
+    SMALL_ORDER.contains(&point)
 }
 
 /// What a cookie is bound to. The library takes an address only; for IPv4 the port rides along in an IPv6 address, so
@@ -247,6 +282,22 @@ mod tests {
             assert_eq!(shape(&datagram), expected, "{counter}");
         }
         assert_eq!(REJECT_AFTER_MESSAGES, 0xffff_ffff_ffff_dfff);
+    }
+
+    proptest! {
+        #[test]
+        fn the_curve_itself_agrees_about_keys_that_make_no_secret(
+            near in 0usize..7, changed in proptest::option::of((0usize..32, 1u8..=255)), private: [u8; 32], random: [u8; 32]
+        ) {
+            let mut point = SMALL_ORDER[near];
+            if let Some((at, bits)) = changed {
+                point[at] ^= bits;
+            }
+            for point in [point, random] {
+                let shared = StaticSecret::from(private).diffie_hellman(&Curve::from(point));
+                prop_assert_eq!(makes_no_secret(&PublicKey(point)), !shared.was_contributory());
+            }
+        }
     }
 
     #[test]

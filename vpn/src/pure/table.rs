@@ -21,7 +21,8 @@ use model::net::Ipv4Cidr;
 use model::view::{SessionEntry, VpnView};
 use rand::RngCore;
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Sessions that are registered: 13 MB, and 700 MB if all of them were live.
@@ -137,6 +138,9 @@ impl Session {
 #[derive(Debug, Default)]
 pub struct Table {
     places: Vec<Option<Session>>,
+    /// Who had a handshake from where, by a hash of that address: a hint, which may be old. Empty until the first.
+    callers: Box<[Option<Place>]>,
+    hasher: RandomState,
     free: Vec<Place>,
     by_id: HashMap<WireGuardSessionId, Place>,
     by_key: HashMap<PublicKey, Place>,
@@ -274,6 +278,28 @@ impl Table {
         session.live = Some(Box::new(Live { state, endpoint, heard: now.steady, told, index, rank }));
         self.by_index.insert(index, place);
         self.live.push(place);
+    }
+
+    /// Notes from where a session's client has got keys.
+    pub fn called(&mut self, place: Place, from: SocketAddr) {
+        if self.callers.is_empty() {
+            self.callers = vec![None; MAX_SESSIONS].into();
+        }
+        let at = self.caller(from);
+        self.callers[at] = Some(place);
+    }
+
+    /// Whose client was there when it last got keys, and still is. Another's may be there by now, so its key decides.
+    #[must_use]
+    pub fn by_caller(&self, from: SocketAddr) -> Option<Place> {
+        let place = (*self.callers.get(self.caller(from))?)?;
+        let live = self.places.get(place.0 as usize)?.as_ref()?.live.as_deref()?;
+        (live.endpoint.remote == from).then_some(place)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a place is the hash's lower bits")]
+    fn caller(&self, from: SocketAddr) -> usize {
+        self.hasher.hash_one(from) as usize % MAX_SESSIONS
     }
 
     /// The session with this key.

@@ -261,11 +261,24 @@ pub fn blake2s_mac(key: &[u8], data: &[u8]) -> [u8; 16] {
 
 impl Independent {
     pub fn new(number: u16, preshared: [u8; 32], index: u32) -> Self {
+        Self::begin(number, preshared, index, None)
+    }
+
+    /// The same with an ephemeral key that was chosen.
+    pub fn fixed(number: u16, preshared: [u8; 32], index: u32, ephemeral: &[u8; 32]) -> Self {
+        Self::begin(number, preshared, index, Some(ephemeral))
+    }
+
+    fn begin(number: u16, preshared: [u8; 32], index: u32, ephemeral: Option<&[u8; 32]>) -> Self {
         let server = public(SERVER).0;
         let parameters = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s".parse().expect("known");
         let handshake = snow::Builder::new(parameters)
             .prologue(b"WireGuard v1 zx2c4 Jason@zx2c4.com")
             .and_then(|builder| {
+                let builder = match ephemeral {
+                    Some(key) => builder.fixed_ephemeral_key_for_testing_only(key),
+                    None => builder,
+                };
                 builder
                     .local_private_key(&private(number))
                     .and_then(|b| b.remote_public_key(&server)?.psk(2, &preshared)?.build_initiator())
@@ -324,9 +337,14 @@ impl Independent {
 /// Sets the first MAC of an initiation.
 pub fn sign(message: &mut [u8]) {
     let end = message.len() - 32;
-    let key = Blake2s256::new_with_prefix(b"mac1----").chain_update(public(SERVER).0).finalize();
-    let mac = blake2s_mac(&key, &message[..end]);
+    let mac = mac1(&message[..end], &public(SERVER));
     message[end..end + 16].copy_from_slice(&mac);
+}
+
+/// The first MAC of what is sent to the holder of this key.
+pub fn mac1(message: &[u8], receiver: &PublicKey) -> [u8; 16] {
+    let key = Blake2s256::new_with_prefix(b"mac1----").chain_update(receiver.0).finalize();
+    blake2s_mac(&key, message)
 }
 
 pub fn stamp(second: u64) -> [u8; 12] {

@@ -153,6 +153,14 @@ impl World {
 
     /// Starts vpn's process and waits until each network's TUN is there and up.
     pub fn start(&mut self) {
+        self.launch();
+        for (_, namespace) in self.networks.clone() {
+            self.bring_up(&namespace);
+        }
+    }
+
+    /// Starts it, and waits for nothing.
+    pub fn launch(&mut self) {
         assert!(self.process.is_none(), "one at a time");
         let log = std::fs::File::options().create(true).append(true).open(self.log()).expect("log");
         let mut command = Command::new("nsenter");
@@ -163,9 +171,12 @@ impl World {
         }
         command.env("RUST_LOG", "debug,boringtun=off").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.process = Some(command.spawn().expect("starts"));
-        for (_, namespace) in self.networks.clone() {
-            self.bring_up(&namespace);
-        }
+    }
+
+    /// How many descriptors vpn's process has.
+    pub fn descriptors(&self) -> usize {
+        let id = self.process.as_ref().expect("runs").id();
+        std::fs::read_dir(format!("/proc/{id}/fd")).expect("it runs").count()
     }
 
     /// What vpc would do with a TUN: up, and the clients' addresses behind it.
