@@ -164,8 +164,9 @@ fn copy(from: &OwnedFd, to: &OwnedFd, seen: impl Fn(&[u8])) -> bool {
 /// Whether a frame, behind its vnet header, is an IPv4 packet that begins a TCP connection (RFC 9293 section 3.1).
 pub fn is_syn(frame: &[u8]) -> bool {
     let Some(packet) = ipv4_of(frame) else { return false };
-    let tcp = usize::from(packet[0] & 15) * 4;
-    packet[9] == 6 && packet[tcp + 13] & 0b1_0010 == 0b0_0010
+    let Some([words, .., protocol]) = packet.first_chunk::<10>() else { return false };
+    let flags = packet.get(usize::from(words & 15) * 4 + 13);
+    *protocol == 6 && flags.is_some_and(|flags| flags & 0b1_0010 == 0b0_0010)
 }
 
 /// Whether a frame is a part of an IPv4 packet (RFC 791 section 3.1): more follow it, or it is not the first.
