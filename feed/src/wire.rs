@@ -264,13 +264,37 @@ impl WireListener {
 pub fn listen_at(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     let socket = make_socket()?;
     rustix::io::ioctl_fionbio(&socket, true)?;
-    let staged = path.with_extension(format!("{}.new", std::process::id()));
+    remove_leftovers(path)?;
+    let staged = staged(path, std::process::id());
     remove_if_there(&staged)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(&staged)?)?;
     rustix::fs::chmod(&staged, rustix::fs::Mode::from_raw_mode(mode))?;
     rustix::net::listen(&socket, BACKLOG)?;
     std::fs::rename(&staged, path)?;
     Ok(socket)
+}
+
+/// Where a socket of this process is made, before it takes its place.
+fn staged(path: &Path, process: u32) -> PathBuf {
+    path.with_extension(format!("{process}.new"))
+}
+
+/// Removes what processes left that were killed before their socket took its place, one each.
+fn remove_leftovers(path: &Path) -> io::Result<()> {
+    // A relative path of one word is in the working folder.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    for entry in std::fs::read_dir(folder)? {
+        let found = folder.join(entry?.file_name());
+        let number = found.file_stem().and_then(|stem| Path::new(stem).extension()?.to_str()?.parse().ok());
+        let Some(process) = number.and_then(rustix::process::Pid::from_raw) else { continue };
+        let ours =
+            found.file_name() == staged(path, process.as_raw_nonzero().get().unsigned_abs()).file_name();
+        // One that another process makes right now is not ours to remove.
+        if ours && rustix::process::test_kill_process(process) == Err(Errno::SRCH) {
+            remove_if_there(&found)?;
+        }
+    }
+    Ok(())
 }
 
 /// A connected pair, for a child process or a test.
@@ -397,6 +421,22 @@ mod tests {
         assert_eq!(text, "through");
         drop(client);
         assert!(matches!(server.receive::<u32>().await, Err(WireError::Closed)));
+    }
+
+    #[test]
+    fn what_killed_processes_left_goes_and_what_others_make_stays() {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut dead = std::process::Command::new("true").spawn().expect("starts");
+        let (gone, alive) = (dead.id(), std::os::unix::process::parent_id());
+        dead.wait().expect("ended");
+        let left =
+            [format!("s.{gone}.new"), format!("s.{alive}.new"), format!("t.{gone}.new"), "s.x.new".into()];
+        for name in &left {
+            std::fs::write(folder.path().join(name), "").expect("written");
+        }
+        let _socket = listen_at(&folder.path().join("s.sock"), 0o600).expect("bound");
+        let there = left.map(|name| folder.path().join(name).exists());
+        assert_eq!(there, [false, true, true, true]);
     }
 
     #[test]
