@@ -55,7 +55,7 @@ for space in host net; do ip -n "$name-$space" addr add 10.0.0.5/32 dev lo; done
 server_public=$(wg pubkey <"$folder/server") client_public=$(wg pubkey <"$folder/client")
 
 vpc=vpc-abcdefghij0123456789
-mkdir -p "$folder/data/feed" "$folder/run"
+mkdir -p "$folder/data/feed" "$folder/run/vpn"
 jq -n --arg server "$(cat "$folder/server")" --arg client "$client_public" --arg vpc $vpc '{
     version: 1, generation: 1, server_key: $server, sessions: [{ id: "wg-abcdefghij0123456789", vpc: $vpc,
     client_key: $client, address: "100.96.0.2", allowed: "10.0.0.0/24", expires_unix_ms: 9999999999999,
@@ -69,7 +69,7 @@ start_end() { # SPACE LETTER TOOL
     case $3 in
         ours) run=("$VPN_BIN/wireguard-end" -f "$device") ;;
         wireguard_go) run=(wireguard-go -f "$device") ;;
-        gotatun) run=("$peers/bin/gotatun-cli" -f "$device") ;;
+        gotatun) run=("$peers/bin/gotatun" -f --disable-drop-privileges "$device") ;;
         boringtun) run=("$peers/bin/boringtun-cli" -f --disable-drop-privileges "$device") ;;
         kernel) started=; ip -n "$name-$1" link add "$device" type wireguard; return ;;
     esac
@@ -85,7 +85,10 @@ start_server() { # TOOL; sets `server` to its process and `space` to where its n
         nsenter "--net=/run/netns/$name-host" "$VPN_BIN/vpn" --config "$folder/vpn.toml" --tunnel "$vpc=$name-net" \
             2>"$folder/${name}s.log" &
         server=$! space=net; pids+=("$server")
-        until ip -n "$name-net" link set gtun0 mtu "$mtu" up 2>/dev/null; do sleep 0.02; done
+        until ip -n "$name-net" link set gtun0 mtu "$mtu" up 2>/dev/null; do
+            kill -0 "$server" 2>/dev/null || { echo "network-vpn.sh: vpn: $(tail -n 3 "$folder/${name}s.log")" >&2; exit 1; }
+            sleep 0.02
+        done
         ip -n "$name-net" route replace 100.96.0.0/16 dev gtun0
         return
     fi
