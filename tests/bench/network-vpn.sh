@@ -25,7 +25,7 @@ if [[ -z ${VPN_BIN:-} ]]; then
     cargo build -q --release --locked -p vpn --features test-parts --bins
     VPN_BIN=${CARGO_TARGET_DIR:-target}/release
 fi
-# The versions with which the figures of docs/vpn.md were taken.
+# Pinned, so that two runs measure the same.
 for peer in gotatun:gotatun-cli@0.10.2 boringtun:boringtun-cli@0.7.1; do
     [[ " $tools " != *" ${peer%%:*} "* ]] ||
         CARGO_TARGET_DIR=$folder/build cargo install -q --locked --root "$peers" "${peer#*:}"
