@@ -251,11 +251,11 @@ const AT_TIMES: &[(&str, &str)] = &[
     ("SYS_gettid", "an abort, a thread that looks who holds a lock"),
     ("SYS_restart_syscall", "the freezer, a wait that a signal broke"),
     ("SYS_futex", "a lock that is waited for; not traced"),
+    ("SYS_newfstatat", "a suspend that is broken off, as an idle VM's is when a stop comes"),
 ];
 /// Calls that none of the tiny guests below leads to, and what does.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("SYS_clock_gettime", "a host whose clock source has no vDSO"),
-    ("SYS_newfstatat", "a suspend that is broken off"),
     ("SYS_fstat", "a newer glibc's way to look at a folder"),
     ("SYS_epoll_wait", "glibc's, where the library takes it"),
     ("SYS_epoll_pwait2", "a wait with a limit: a guest's driver of vsock"),

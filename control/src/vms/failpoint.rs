@@ -12,8 +12,8 @@ pub struct FailPoints {
 #[cfg(test)]
 #[derive(Debug)]
 pub struct Countdown {
-    /// Passes that are left.
-    pub left: std::sync::atomic::AtomicI64,
+    /// Which place it is.
+    pub at: DieAt,
     /// Told when the place is reached, with its name.
     pub reached: tokio::sync::watch::Sender<Option<String>>,
 }
@@ -26,10 +26,33 @@ impl FailPoints {
         drop(place);
         #[cfg(test)]
         if let Some(countdown) = &self.stop_at
-            && countdown.left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) <= 0
+            && let Some(place) = countdown.dies_at(place())
         {
-            countdown.reached.send_replace(Some(place()));
+            countdown.reached.send_replace(Some(place));
             std::future::pending::<()>().await;
         }
+    }
+}
+
+/// Where control dies.
+#[cfg(test)]
+#[derive(Debug)]
+pub enum DieAt {
+    /// After so many others.
+    Number(std::sync::atomic::AtomicI64),
+    /// At the first of this name.
+    Name(&'static str),
+}
+
+#[cfg(test)]
+impl Countdown {
+    /// The place's name when control dies here, or is dead.
+    fn dies_at(&self, name: String) -> Option<String> {
+        let dies = match &self.at {
+            DieAt::Number(left) => left.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) <= 0,
+            DieAt::Name(wanted) => name == *wanted,
+        };
+        let dead = self.reached.borrow().clone();
+        dead.or_else(|| dies.then_some(name))
     }
 }

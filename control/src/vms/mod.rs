@@ -21,7 +21,7 @@ mod snapshot;
 
 pub use error::OpError;
 #[cfg(test)]
-pub use failpoint::Countdown;
+pub use failpoint::{Countdown, DieAt};
 pub use failpoint::FailPoints;
 pub use follow::follow;
 pub use fork::MAX_FORKS;
