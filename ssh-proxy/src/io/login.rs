@@ -96,8 +96,9 @@ impl Visitor {
         let verdict = self.front.throttle().failed(Source::from(self.client), vm, begun);
         tokio::time::sleep_until((begun + REFUSAL).into()).await;
         match verdict {
-            Verdict::Answer => Ok(self.rejected()),
-            Verdict::Cut => Err(russh::Error::Disconnect),
+            // With the last failure no method is left; who goes on all the same is cut.
+            Verdict::Answer if self.failures <= self.front.config.limits.login_attempts => Ok(self.rejected()),
+            Verdict::Answer | Verdict::Cut => Err(russh::Error::Disconnect),
         }
     }
 

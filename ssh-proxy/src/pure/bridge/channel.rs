@@ -274,7 +274,9 @@ impl Channel {
     /// Lets the client send more at once, if it sends a lot and the VM takes all of it.
     pub(super) fn grow(&mut self, most: u32, budget: &Budget, acts: &mut VecDeque<Act>) {
         let all = self.first_window.saturating_add(self.extra);
-        if !self.held.is_empty() || self.passed < u64::from(all) || all == 0 {
+        // After a close there is nobody to tell.
+        let over = self.by_vm.close || self.by_client.close || self.by_client.eof;
+        if over || !self.held.is_empty() || self.passed < u64::from(all) || all == 0 {
             return;
         }
         self.passed = 0;
