@@ -72,8 +72,12 @@ async fn commands_are_as_they_are_directly() {
     let said = sh(&script);
     assert!(said.contains("33 77") && said.contains("/dev/pts/"), "{said}");
     // X11 is refused, and the session goes on.
-    let (code, out, _) = Command::new("env").args(["DISPLAY=:9"]).arg("bash").arg("-c")
-        .arg(format!("{} -X 'echo still here'", words(&world.ssh()))).all();
+    let (code, out, _) = Command::new("env")
+        .args(["DISPLAY=:9"])
+        .arg("bash")
+        .arg("-c")
+        .arg(format!("{} -X 'echo still here'", words(&world.ssh())))
+        .all();
     assert_eq!((code, out.as_str()), (Some(0), "still here\n"));
 }
 
@@ -117,11 +121,13 @@ async fn a_stalled_channel_holds_up_no_other_one() {
     std::thread::sleep(Duration::from_secs(1));
     let begun = Instant::now();
     for number in 0..20 {
-        assert_eq!(world.ssh().arg("-S").arg(&control).arg(format!("echo {number}")).out(), format!("{number}\n"));
+        assert_eq!(
+            world.ssh().arg("-S").arg(&control).arg(format!("echo {number}")).out(),
+            format!("{number}\n")
+        );
     }
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    let many: Vec<_> =
-        (0..64).map(|_| piped(world.ssh().arg("-S").arg(&control).arg("cat"))).collect();
+    let many: Vec<_> = (0..64).map(|_| piped(world.ssh().arg("-S").arg(&control).arg("cat"))).collect();
     for mut child in many {
         let mut input = child.stdin.take().expect("piped");
         input.write_all(b"one of many").expect("written");
@@ -196,12 +202,15 @@ async fn files_and_forwarded_connections_pass() {
     };
     for port in [local, remote] {
         eventually("the forward listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
-        let all: Vec<_> = (0..16).map(|_| TcpStream::connect(("127.0.0.1", port)).expect("forwarded")).collect();
+        let all: Vec<_> =
+            (0..16).map(|_| TcpStream::connect(("127.0.0.1", port)).expect("forwarded")).collect();
         for mut stream in all {
             talk(&mut stream);
         }
     }
-    let said = sh(&format!("curl -s --max-time 10 --socks5-hostname 127.0.0.1:{socks} telnet://127.0.0.1:{port} <<<'' | head -1"));
+    let said = sh(&format!(
+        "curl -s --max-time 10 --socks5-hostname 127.0.0.1:{socks} telnet://127.0.0.1:{port} <<<'' | head -1"
+    ));
     assert_eq!(said, "hello\n");
     eventually("the socket in the VM is there", || far.exists());
     let mut socket = std::os::unix::net::UnixStream::connect(&near).expect("forwarded");
@@ -251,7 +260,10 @@ async fn every_way_to_show_who_one_is() {
     let account = account_with_key(&world.at("mine.pub"));
     world.publish(|_, principals| principals.push(account));
     eventually("a registered key", || with_key(&world).all().0 == Some(0));
-    assert!(!world.said().contains(secret.expose()) && !world.log().contains(secret.expose()), "no secret is logged");
+    assert!(
+        !world.said().contains(secret.expose()) && !world.log().contains(secret.expose()),
+        "no secret is logged"
+    );
     assert!(world.log().contains("\"event\":\"login\""), "{}", world.log());
 }
 
@@ -369,13 +381,15 @@ async fn the_end_of_either_side_leaves_nothing_behind() {
     let world = World::new();
     let before = world.descriptors();
     let mut children: Vec<_> = (0..8).map(|_| piped(world.ssh().arg("yes"))).collect();
-    eventually("all run", || world.dials.load(Ordering::SeqCst) == 8);
+    for child in &mut children {
+        child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it runs");
+    }
     for child in &mut children[..4] {
         child.kill().expect("own child");
         child.wait().expect("ended");
     }
     // The VM's side of the others: sshd's children that serve them.
-    sh(&format!("for pid in $(pgrep -P $(pgrep -f {})); do kill -9 $pid; done", world.at("sshd_config").display()));
+    sh(&format!("pkill -9 -P {}", world.sshd_pid()));
     for child in &mut children[4..] {
         std::io::copy(&mut child.stdout.take().expect("piped"), &mut std::io::sink()).expect("read");
         ends(child);
@@ -399,11 +413,15 @@ async fn limits_hold() {
     let control = world.at("control");
     let mut master = world.ssh().arg("-MN").arg("-S").arg(&control).spawn().expect("it starts");
     eventually("the master is there", || control.exists());
-    let mut held: Vec<_> = (0..3).map(|_| piped(world.ssh().arg("-S").arg(&control).arg("echo; cat"))).collect();
+    let mut held: Vec<_> =
+        (0..3).map(|_| piped(world.ssh().arg("-S").arg(&control).arg("echo; cat"))).collect();
     for child in &mut held {
         child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it runs");
     }
-    assert_ne!(world.ssh().arg("-S").arg(&control).args(["-o", "ControlMaster=no", "true"]).all().0, Some(0));
+    assert_ne!(
+        world.ssh().arg("-S").arg(&control).args(["-o", "ProxyCommand=false", "true"]).all().0,
+        Some(0)
+    );
     let second = piped(world.ssh().arg("cat"));
     eventually("two sessions", || world.dials.load(Ordering::SeqCst) == 2);
     assert_eq!(world.ssh().arg("true").all().0, Some(255), "a third session");

@@ -187,7 +187,8 @@ impl Front {
         visitor: Visitor,
         login: oneshot::Receiver<Login>,
     ) -> Option<(Login, server::RunningSession<Visitor>)> {
-        let until = tokio::time::Instant::now() + Duration::from_secs(self.config.limits.login_seconds.get().into());
+        let until =
+            tokio::time::Instant::now() + Duration::from_secs(self.config.limits.login_seconds.get().into());
         let running = match timeout_at(until, server::run_stream(settings, leg, visitor)).await {
             Ok(Ok(running)) => running,
             Ok(Err(error)) => {

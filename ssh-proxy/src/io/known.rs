@@ -79,7 +79,9 @@ fn settings(
         certificates,
         window_size: REKEY_BYTES,
         preferred: front_algorithms(),
-        max_auth_attempts: usize::try_from(limits.login_attempts).unwrap_or(usize::MAX).saturating_add(KEYS_OFFERED),
+        max_auth_attempts: usize::try_from(limits.login_attempts)
+            .unwrap_or(usize::MAX)
+            .saturating_add(KEYS_OFFERED),
         // The bridge asks for signs of life itself, and the door bounds the time to a login.
         inactivity_timeout: None,
         keepalive_interval: None,
@@ -111,8 +113,7 @@ const CIPHERS: &[cipher::Name] = &[
 const VM_CIPHERS: &[cipher::Name] =
     &[cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305, cipher::AES_128_CTR];
 /// The last two for clients of before 2012, which know no other.
-const MACS: &[mac::Name] =
-    &[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM, mac::HMAC_SHA256, mac::HMAC_SHA512];
+const MACS: &[mac::Name] = &[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM, mac::HMAC_SHA256, mac::HMAC_SHA512];
 
 fn front_algorithms() -> Preferred {
     Preferred {

@@ -44,7 +44,8 @@ impl Visitor {
         tried: Arc<AtomicBool>,
         logged_in: oneshot::Sender<Login>,
     ) -> Self {
-        let methods = front.known().server.as_ref().map_or_else(MethodSet::empty, |server| server.methods.clone());
+        let methods =
+            front.known().server.as_ref().map_or_else(MethodSet::empty, |server| server.methods.clone());
         Self {
             front,
             client,
@@ -90,14 +91,21 @@ impl Visitor {
         (Some(name.vm), login)
     }
 
-    async fn refuse(&mut self, begun: Instant, reason: Reason, vm: Option<&VmId>) -> Result<Auth, russh::Error> {
+    async fn refuse(
+        &mut self,
+        begun: Instant,
+        reason: Reason,
+        vm: Option<&VmId>,
+    ) -> Result<Auth, russh::Error> {
         self.failures = self.failures.saturating_add(1);
         self.front.audit.refused(self.client, reason, vm);
         let verdict = self.front.throttle().failed(Source::from(self.client), vm, begun);
         tokio::time::sleep_until((begun + REFUSAL).into()).await;
         match verdict {
             // With the last failure no method is left; who goes on all the same is cut.
-            Verdict::Answer if self.failures <= self.front.config.limits.login_attempts => Ok(self.rejected()),
+            Verdict::Answer if self.failures <= self.front.config.limits.login_attempts => {
+                Ok(self.rejected())
+            }
             Verdict::Answer | Verdict::Cut => Err(russh::Error::Disconnect),
         }
     }

@@ -200,7 +200,9 @@ impl Session {
             let (reads_client, reads_vm) = (self.reads_client(), self.reads_vm());
             let vm = self.vm.as_mut().map(|(pipe, _)| pipe);
             let (vm_inbound, vm_outbound) = match vm {
-                Some(Pipe { inbound, outbound, queue }) => (Some(inbound), (!queue.is_empty()).then_some(outbound)),
+                Some(Pipe { inbound, outbound, queue }) => {
+                    (Some(inbound), (!queue.is_empty()).then_some(outbound))
+                }
                 None => (None, None),
             };
             let event = tokio::select! {
@@ -224,7 +226,12 @@ impl Session {
                     views.borrow_and_update();
                 }
                 Event::Reached(_) => *reaching = None,
-                Event::FromClient(_) | Event::FromVm(_) | Event::Room | Event::Tick | Event::Asleep | Event::Killed => {}
+                Event::FromClient(_)
+                | Event::FromVm(_)
+                | Event::Room
+                | Event::Tick
+                | Event::Asleep
+                | Event::Killed => {}
             }
             if let Err(ending) = self.event(event) {
                 return ending;

@@ -131,7 +131,9 @@ impl client::Handler for Guest {
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
         let good = match key {
-            PublicKeyOrCertificate::PublicKey { key, .. } => line(key).is_some_and(|key| self.keys.contains(&key)),
+            PublicKeyOrCertificate::PublicKey { key, .. } => {
+                line(key).is_some_and(|key| self.keys.contains(&key))
+            }
             // None are asked for.
             PublicKeyOrCertificate::Certificate(_) => false,
         };
@@ -257,7 +259,8 @@ fn certify(
     now: Duration,
 ) -> Result<Certificate, ssh_key::Error> {
     let (from, until) = (now.saturating_sub(VALID_BEFORE), now + VALID);
-    let mut builder = Builder::new(nonce, key.public_key().key_data().clone(), from.as_secs(), until.as_secs())?;
+    let mut builder =
+        Builder::new(nonce, key.public_key().key_data().clone(), from.as_secs(), until.as_secs())?;
     builder.cert_type(CertType::User)?;
     builder.key_id(session.as_str())?;
     builder.valid_principal(login.user().as_str())?;
@@ -305,7 +308,8 @@ impl HostKeys for FromFile {
         _: &'a VmId,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, HostKeysError>> + Send + 'a>> {
         Box::pin(async {
-            let text = tokio::fs::read_to_string(&self.0).await.map_err(|error| HostKeysError(error.to_string()))?;
+            let text =
+                tokio::fs::read_to_string(&self.0).await.map_err(|error| HostKeysError(error.to_string()))?;
             Ok(text.lines().map(str::to_owned).collect())
         })
     }

@@ -137,7 +137,16 @@ impl World {
 
     fn options(&self, program: &str, port: u16) -> Command {
         let mut command = Command::new(program);
-        command.args(["-F", "none", "-o", "LogLevel=ERROR", "-o", "IdentityFile=none", "-o", "IdentityAgent=none"]);
+        command.args([
+            "-F",
+            "none",
+            "-o",
+            "LogLevel=ERROR",
+            "-o",
+            "IdentityFile=none",
+            "-o",
+            "IdentityAgent=none",
+        ]);
         command.arg("-o").arg(format!("UserKnownHostsFile={}", self.at("known_hosts").display()));
         command.args(["-o", "StrictHostKeyChecking=yes", "-o", &format!("Port={port}")]);
         command.env_remove("SSH_AUTH_SOCK").stdin(Stdio::null());
@@ -206,6 +215,10 @@ impl World {
         self.process.id()
     }
 
+    pub fn sshd_pid(&self) -> u32 {
+        self.sshd.id()
+    }
+
     /// Open descriptors of the process.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("alive").count()
@@ -258,14 +271,25 @@ fn start_sshd(folder: &Path) -> (Child, u16) {
     (child, port)
 }
 
+/// The process' program: cargo tells tests where it is; an example stands below it.
+fn program() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_ssh-proxy") {
+        Some(path) => path.into(),
+        None => {
+            let own = std::env::current_exe().expect("own path");
+            own.parent().and_then(Path::parent).expect("below it").join("ssh-proxy")
+        }
+    }
+}
+
 fn start(folder: &Path) -> Child {
     let said = std::fs::File::create(folder.join("said")).expect("file");
-    Command::new(env!("CARGO_BIN_EXE_ssh-proxy"))
+    Command::new(program())
         .arg("--config")
         .arg(folder.join("config.toml"))
         .arg("--host-keys")
         .arg(folder.join("guest_keys"))
-        .env("RUST_LOG", "trace")
+        .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "trace".into()))
         .env("NO_COLOR", "1")
         .stderr(said)
         .spawn()
