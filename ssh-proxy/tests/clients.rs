@@ -57,6 +57,10 @@ async fn paramiko_asyncssh_and_an_audit_of_the_algorithms() {
         assert_eq!(said, "good\n", "{name}");
     }
     let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ssh-audit.policy");
-    let said = Command::new(program("ssh-audit")).args(["-n", "-p", &port, "--policy"]).arg(policy).arg("127.0.0.1").out();
+    let said = Command::new(program("ssh-audit"))
+        .args(["-n", "-p", &port, "--policy"])
+        .arg(policy)
+        .arg("127.0.0.1")
+        .out();
     assert!(said.contains("Passed"), "{said}");
 }

@@ -143,7 +143,7 @@ async fn a_stalled_channel_holds_up_no_other_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_and_forwarded_connections_pass() {
+async fn files_pass_and_an_agent_is_forwarded() {
     let world = World::new();
     let (big, copy) = (world.at("big"), world.at("copy"));
     sh(&format!("head -c 20M /dev/urandom > {}", big.display()));
@@ -154,7 +154,19 @@ async fn files_and_forwarded_connections_pass() {
         world.tool("scp").args(old).arg(remote(&big)).arg(&copy).out();
         sh(&format!("cmp {0} {1}; rm {1}", big.display(), copy.display()));
     }
-    // A service beside sshd, which speaks first.
+    // An agent.
+    let key = world.at("agents");
+    make_key(&key);
+    let said = sh(&format!(
+        "eval $(ssh-agent) >&2; ssh-add -q {}; {} -o IdentityAgent=$SSH_AUTH_SOCK -A ssh-add -L; kill $SSH_AGENT_PID",
+        key.display(),
+        words(&world.ssh()).replace("'-o' 'IdentityAgent=none'", "")
+    ));
+    assert!(said.starts_with("ssh-ed25519 "), "{said}");
+}
+
+/// A service beside sshd that speaks first, and then says what it hears.
+fn service() -> u16 {
     let service = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = service.local_addr().expect("address").port();
     std::thread::spawn(move || {
@@ -168,6 +180,30 @@ async fn files_and_forwarded_connections_pass() {
             });
         }
     });
+    port
+}
+
+/// Talks to it: greeting, 300 kB there and back, a half-close.
+fn talk(stream: &mut TcpStream) {
+    let mut greeting = [0; 6];
+    stream.read_exact(&mut greeting).expect("the service speaks first");
+    assert_eq!(&greeting, b"hello\n");
+    let sent = vec![7; 300_000];
+    let (mut writer, whole) = (stream.try_clone().expect("same"), sent.clone());
+    let writing = std::thread::spawn(move || {
+        writer.write_all(&whole).expect("written");
+        writer.shutdown(std::net::Shutdown::Write).expect("half closed");
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).expect("read");
+    writing.join().expect("written");
+    assert!(back == sent, "{} bytes came back", back.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_forwarded_both_ways() {
+    let world = World::new();
+    let port = service();
     let (local, remote, socks) = (free_port(), free_port(), free_port());
     let (near, far) = (world.at("near.sock"), world.at("far.sock"));
     let mut forwards = piped(world.ssh().args([
@@ -185,21 +221,6 @@ async fn files_and_forwarded_connections_pass() {
         "-L",
         &format!("{}:{}", near.display(), far.display()),
     ]));
-    let talk = |stream: &mut TcpStream| {
-        let mut greeting = [0; 6];
-        stream.read_exact(&mut greeting).expect("the service speaks first");
-        assert_eq!(&greeting, b"hello\n");
-        let sent = vec![7; 300_000];
-        let (mut writer, whole) = (stream.try_clone().expect("same"), sent.clone());
-        let writing = std::thread::spawn(move || {
-            writer.write_all(&whole).expect("written");
-            writer.shutdown(std::net::Shutdown::Write).expect("half closed");
-        });
-        let mut back = Vec::new();
-        stream.read_to_end(&mut back).expect("read");
-        writing.join().expect("written");
-        assert!(back == sent, "{} bytes came back", back.len());
-    };
     for port in [local, remote] {
         eventually("the forward listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
         let all: Vec<_> =
@@ -219,15 +240,6 @@ async fn files_and_forwarded_connections_pass() {
     assert_eq!(&greeting, b"hello\n");
     forwards.kill().expect("own child");
     forwards.wait().expect("ended");
-    // An agent.
-    let key = world.at("agents");
-    make_key(&key);
-    let said = sh(&format!(
-        "eval $(ssh-agent) >&2; ssh-add -q {}; {} -o IdentityAgent=$SSH_AUTH_SOCK -A ssh-add -L; kill $SSH_AGENT_PID",
-        key.display(),
-        words(&world.ssh()).replace("'-o' 'IdentityAgent=none'", "")
-    ));
-    assert!(said.starts_with("ssh-ed25519 "), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,6 +261,17 @@ async fn every_way_to_show_who_one_is() {
         command.args(["-o", &format!("PreferredAuthentications={method}"), "echo in"]);
         assert_eq!(command.out(), "in\n", "{method}");
     }
+    // The house's authority is known, and no key of the front.
+    let authority = std::fs::read_to_string(world.at("authority.pub")).expect("there");
+    std::fs::write(world.at("by_authority"), format!("@cert-authority *.vm-ssh.style.dev {authority}"))
+        .expect("written");
+    let by_authority = |name: &str| {
+        let mut command = Command::new("ssh");
+        command.arg("-o").arg(format!("UserKnownHostsFile={}", world.at("by_authority").display()));
+        command.args(["-o", &format!("HostKeyAlias={name}")]).args(world.ssh().get_args()).arg("echo in");
+        command.stdin(Stdio::null()).all().0
+    };
+    assert_eq!((by_authority("any.vm-ssh.style.dev"), by_authority("other.dev")), (Some(0), Some(255)));
     let key = world.at("mine");
     make_key(&key);
     let with_key = |world: &World| {

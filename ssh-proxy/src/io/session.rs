@@ -242,8 +242,8 @@ impl Session {
 
     fn event(&mut self, event: Event) -> Result<(), Ending> {
         match event {
-            Event::FromClient(Some(packet)) => self.from_client(packet)?,
-            Event::FromVm(Some(packet)) => self.from_vm(packet)?,
+            Event::FromClient(Some(packet)) => self.client_sent(packet)?,
+            Event::FromVm(Some(packet)) => self.vm_sent(packet)?,
             Event::FromClient(None) => return Err(Ending::ClientLeft),
             Event::FromVm(None) => return Err(Ending::VmLeft),
             Event::Room => {}
@@ -276,28 +276,28 @@ impl Session {
         self.client.queue.len() < MAX_QUEUED && !owed
     }
 
-    fn from_client(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
-        self.bridge.from_client(packet)?;
+    fn client_sent(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
+        self.bridge.client_sent(packet)?;
         for _ in 1..BATCH {
             self.acts();
             if !self.reads_client() {
                 break;
             }
             let Ok(packet) = self.client.inbound.try_recv() else { break };
-            self.bridge.from_client(packet)?;
+            self.bridge.client_sent(packet)?;
         }
         Ok(())
     }
 
-    fn from_vm(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
-        self.bridge.from_vm(packet)?;
+    fn vm_sent(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
+        self.bridge.vm_sent(packet)?;
         for _ in 1..BATCH {
             self.acts();
             if !self.reads_vm() {
                 break;
             }
             let Some(Ok(packet)) = self.vm.as_mut().map(|(pipe, _)| pipe.inbound.try_recv()) else { break };
-            self.bridge.from_vm(packet)?;
+            self.bridge.vm_sent(packet)?;
         }
         Ok(())
     }

@@ -88,6 +88,12 @@ impl World {
         {
             keygen(&at(name), kind);
         }
+        // Without names: OpenSSH takes no pattern for one, and the client's own line says for which names they hold.
+        for name in ["front_ed.pub", "front_ec.pub"] {
+            let (authority, key) = (at("authority"), at(name));
+            let paths = [authority.to_str().expect("text"), key.to_str().expect("text")];
+            run("ssh-keygen", &["-q", "-h", "-s", paths[0], "-I", "front", paths[1]]);
+        }
         let (sshd, sshd_port) = start_sshd(folder.path());
         let dials = Arc::<AtomicUsize>::default();
         let listener = WireListener::bind(&places.vpc_socket(), 0o600).expect("vpc's socket");
@@ -322,7 +328,10 @@ fn view(folder: &Path) -> SshView {
         version: VIEW_VERSION,
         generation: Generation(1),
         host_keys: ["front_ed", "front_ec"]
-            .map(|name| SshHostKeyEntry { key: secret(name), certificate: None })
+            .map(|name| SshHostKeyEntry {
+                key: secret(name),
+                certificate: Some(read(&folder.join(format!("{name}-cert.pub"))).trim().to_owned()),
+            })
             .to_vec()
             .into(),
         login_authority: secret("authority"),

@@ -290,7 +290,7 @@ impl Channel {
     }
 
     /// A message of the client to this channel.
-    pub(super) fn from_client(
+    pub(super) fn client_sent(
         &mut self,
         packet: Vec<u8>,
         acts: &mut VecDeque<Act>,
@@ -382,7 +382,7 @@ impl Channel {
 
     fn client_asks(&mut self, packet: Vec<u8>, acts: &mut VecDeque<Act>) -> Result<Step, &'static str> {
         let mut fields = Fields(packet.get(5..).unwrap_or_default());
-        let (Some(name), Some(wants)) = (fields.string(), fields.truth()) else {
+        let (Some(name), Some(_)) = (fields.string(), fields.truth()) else {
             return Err("a channel's request that is cut off");
         };
         match name {
@@ -391,11 +391,8 @@ impl Channel {
             b"subsystem" => self.end.what = fields.string().map(shown).unwrap_or_default(),
             _ => {}
         }
-        if self.dead {
-            if wants && let Some(client) = self.client {
-                acts.push_back(Act::ToClient(packet::bare(packet::CHANNEL_FAILURE, client)));
-            }
-        } else {
+        // After the close that stood for a refusal nothing may follow, a reply neither.
+        if !self.dead {
             self.pass(packet, acts);
         }
         Ok(Step::On)
@@ -456,7 +453,7 @@ impl Channel {
     }
 
     /// A message of the VM to this channel, which has the number `number` at the client.
-    pub(super) fn from_vm(
+    pub(super) fn vm_sent(
         &mut self,
         packet: Vec<u8>,
         number: u32,

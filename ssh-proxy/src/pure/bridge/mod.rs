@@ -205,7 +205,7 @@ impl Bridge {
     ///
     /// # Errors
     /// When it breaks the protocol.
-    pub fn from_client(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
+    pub fn client_sent(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
         self.unanswered = 0;
         let broken = |what| Broken { side: Side::Client, what };
         match packet.first() {
@@ -230,7 +230,7 @@ impl Bridge {
     ///
     /// # Errors
     /// When it breaks the protocol.
-    pub fn from_vm(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
+    pub fn vm_sent(&mut self, packet: Vec<u8>) -> Result<(), Broken> {
         let broken = |what| Broken { side: Side::Vm, what };
         match packet.first() {
             Some(&packet::GLOBAL_REQUEST) => self.global_of_vm(packet).map_err(broken),
@@ -373,7 +373,7 @@ impl Bridge {
             }
         }
         let before = channel.unconfirmed_bytes();
-        let step = channel.from_client(packet, &mut self.acts)?;
+        let step = channel.client_sent(packet, &mut self.acts)?;
         self.waiting_bytes = self.waiting_bytes + channel.unconfirmed_bytes() - before;
         if let Step::Data(bytes) = step {
             self.received += u64::from(bytes);
@@ -389,7 +389,7 @@ impl Bridge {
         let number = *self.by_client.get(&client).ok_or("a message to a channel that is not open")?;
         let channel = self.channels.get_mut(&number).ok_or("a message to a channel that is not open")?;
         let before = channel.unconfirmed_bytes();
-        let step = channel.from_vm(packet, number, &mut self.acts)?;
+        let step = channel.vm_sent(packet, number, &mut self.acts)?;
         self.waiting_bytes = self.waiting_bytes + channel.unconfirmed_bytes() - before;
         if let Step::Data(bytes) = step {
             self.sent += u64::from(bytes);
