@@ -89,7 +89,7 @@ done
 rss() { awk '/^VmRSS/ { print $2 }' "/proc/$pid/status"; }
 before=$(rss) sessions=()
 # Few at a time: an address may have sixteen that have not logged in.
-for _ in $(seq 50); do to -N front & sessions+=($!); sleep 0.3; done
+for _ in $(seq 50); do ssh -F "$work/config" -N front & sessions+=($!); sleep 0.3; done
 sleep 2
 echo "idle   KiB a session: $((($(rss) - before) / 50))"
 kill "${sessions[@]}"
