@@ -144,6 +144,12 @@ impl Peer {
         });
     }
 
+    fn accept(&mut self, remote: u32, may_send: u32) {
+        self.next += 1;
+        let line = Line { remote: Some(remote), open: true, may_send, allowed: WINDOW, ..Line::default() };
+        self.lines.insert(self.next, line);
+    }
+
     /// Takes the next message; what it must answer at once.
     fn receive(&mut self, refuse: bool) -> Option<Vec<u8>> {
         let packet = self.inbox.pop_front()?;
@@ -155,15 +161,7 @@ impl Peer {
                 if refuse {
                     return Some(open_failure(sender, SHORTAGE, "no"));
                 }
-                self.next += 1;
-                let line = Line {
-                    remote: Some(sender),
-                    open: true,
-                    may_send: window,
-                    allowed: WINDOW,
-                    ..Line::default()
-                };
-                self.lines.insert(self.next, line);
+                self.accept(sender, window);
                 return Some(confirmation(sender, self.next, WINDOW, MAX_PACKET));
             }
             GLOBAL_REQUEST => return Some(vec![REQUEST_SUCCESS]),
