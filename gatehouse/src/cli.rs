@@ -1,8 +1,10 @@
 //! The words of the command line, and what each leads to.
 
 use crate::client::domains::DomainsCommand;
+use crate::client::identity::IdentityCommand;
 use crate::client::keys::KeyCommand;
 use crate::client::snapshots::SnapshotsCommand;
+use crate::client::ssh::SshCommand;
 use crate::client::vm::VmCommand;
 use crate::client::vpc::VpcCommand;
 use crate::client::vpn::VpnCommand;
@@ -111,6 +113,12 @@ enum Command {
         alone. A session\nends when it is closed, when its client is silent for an hour, or after a day."
     )]
     Vpn(VpnCommand),
+    /// Who may act in some VMs without being the account: by the API, and by SSH
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Live SSH sessions, public keys, and how clients know the house; `vm ssh` logs in
+    #[command(subcommand)]
+    Ssh(SshCommand),
     /// Public names that lead to VMs
     #[command(subcommand)]
     Domains(DomainsCommand),
@@ -211,6 +219,14 @@ impl Cli {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
             }
+            Command::Identity(command) => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
+            }
+            Command::Ssh(command) => {
+                let api = self.connection.api()?;
+                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
+            }
             Command::Domains(command) => {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
@@ -308,6 +324,9 @@ mod tests {
             (vec!["vpc", "join", &vpc, "--name", "db", "--host", "--pid", "1"], "cannot be used"),
             (vec!["vpn", "up"], "<VPC>"),
             (vec!["vpn", "close", &vpc, &vm], "'wg-'"),
+            (vec!["identity", "grant", &vm, &vm], "'idn-'"),
+            (vec!["ssh", "end", &vm], "'ss-'"),
+            (vec!["vm", "ssh", &vm, "--user", "-x"], "--user"),
             (vec!["snapshots", "get", &vm], "'sc-'"),
             (vec!["snapshots", "rename", &snapshot], "<NAME"),
             (vec!["snapshots", "rename", &snapshot, "x", "--no-name"], "cannot be used"),
@@ -329,6 +348,8 @@ mod tests {
             "gatehouse-vpc-attach.1",
             "gatehouse-vpc-join.1",
             "gatehouse-vpn-up.1",
+            "gatehouse-identity-token-create.1",
+            "gatehouse-vm-ssh-config.1",
         ] {
             assert!(folder.path().join(page).exists(), "{page}");
         }
