@@ -23,7 +23,7 @@ pub mod store;
 pub mod vms;
 pub mod wireguard;
 
-use api::Api;
+use api::{Api, HouseKeys};
 use model::config::ControlConfig;
 use publish::{PlanError, Planner};
 use serve::{Listeners, ServeError};
@@ -107,7 +107,15 @@ impl Control {
         info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
         Ok(Self {
             listeners,
-            api: Api::new(config, store, planner, machines, default_account, keys, ssh, sessions),
+            api: Api::new(
+                config,
+                store,
+                planner,
+                machines,
+                default_account,
+                HouseKeys { vpn: keys, ssh },
+                sessions,
+            ),
         })
     }
 

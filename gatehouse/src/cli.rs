@@ -8,7 +8,7 @@ use crate::client::ssh::SshCommand;
 use crate::client::vm::VmCommand;
 use crate::client::vpc::VpcCommand;
 use crate::client::vpn::VpnCommand;
-use crate::client::{self, Connection};
+use crate::client::{self, Api, ClientError, Connection};
 use crate::doctor::{self, kvm};
 use crate::settings::{self, Host, Settings, Wishes};
 use crate::up::announce::Waiters;
@@ -207,44 +207,33 @@ impl Cli {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await?) })
             }
-            Command::Snapshots(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
+            Command::Snapshots(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::Vpc(command) => {
                 let (api, socket) = (self.connection.api()?, self.connection.run_folder().join("vpc.sock"));
                 block_on(async { Ok(command.run(&api, &socket).await.map(|()| 0)?) })
             }
-            Command::Vpn(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
-            Command::Identity(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
-            Command::Ssh(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
-            Command::Domains(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
-            Command::ApiKey(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
+            Command::Vpn(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::Identity(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::Ssh(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::Domains(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::ApiKey(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::Status { json } => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(client::status::status(&api, json).await.map(|()| 0)?) })
+                ask(&self.connection, async |api| client::status::status(api, json).await)
             }
             Command::Whoami { json } => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(client::status::whoami(&api, json).await.map(|()| 0)?) })
+                ask(&self.connection, async |api| client::status::whoami(api, json).await)
             }
         }
     }
+}
+
+/// Asks the API something.
+fn ask(
+    connection: &Connection,
+    work: impl AsyncFnOnce(&Api) -> Result<(), ClientError>,
+) -> anyhow::Result<u8> {
+    let api = connection.api()?;
+    block_on(async { Ok(work(&api).await.map(|()| 0)?) })
 }
 
 /// One thread: children are tied to the thread that starts them, which must live as long as this process.

@@ -52,6 +52,15 @@ const MAX_COMMANDS: usize = 256;
 /// Files that are read or written at once. Each holds up to 64 MiB, and as much again as JSON.
 const MAX_FILES: usize = 16;
 
+/// The house's keys, as far as callers are told of them.
+#[derive(Clone, Debug)]
+pub struct HouseKeys {
+    /// Of the VPN.
+    pub vpn: Keys,
+    /// Of the SSH front.
+    pub ssh: SshKeys,
+}
+
 /// What the handlers share. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Api(Arc<Shared>);
@@ -85,8 +94,7 @@ impl Api {
         planner: Planner,
         machines: Machines,
         default_account: AccountId,
-        keys: Keys,
-        ssh: SshKeys,
+        keys: HouseKeys,
         sessions: Arc<Notify>,
     ) -> Self {
         let network = VpcClient::new(config.places.vpc_socket());
@@ -101,8 +109,8 @@ impl Api {
             background: Background::default(),
             commands: Semaphore::new(MAX_COMMANDS),
             files: Semaphore::new(MAX_FILES),
-            keys,
-            ssh,
+            keys: keys.vpn,
+            ssh: keys.ssh,
             leases: Leases::default(),
             sessions,
             network,

@@ -87,6 +87,7 @@ mod tests {
     use std::process::Command;
 
     /// What this machine's ssh-keygen makes.
+    #[expect(clippy::disallowed_methods, reason = "the test reads what ssh-keygen wrote")]
     fn made(arguments: &[&str]) -> String {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("key");
