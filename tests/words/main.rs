@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "control's tests ask more of it")]
 mod world;
 
+mod identity;
 mod private;
 
 use control::Control;

@@ -3,6 +3,7 @@
 
 mod copies;
 mod crash;
+mod identities;
 mod life;
 mod private;
 mod refusals;
