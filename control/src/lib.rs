@@ -92,7 +92,7 @@ impl Control {
         let default_account = store.default_account().await?.id;
         store.settle_clients(config.vpn.pool, config.vpn.hide_clients).await?;
         let keys = Keys::load(&config.places.data, &store).await?;
-        let host = ssh::host(config.ssh_host.as_ref(), &config.domain)?;
+        let host = ssh::host(config.ssh.host.as_ref(), &config.domain)?;
         let ssh = SshKeys::load(keys.seal(), &store, host).await?;
         let planner = Planner::start(&config, store.clone(), keys.clone(), ssh.clone()).await?;
         let generation = planner.publish().await?;

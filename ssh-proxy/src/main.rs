@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
+use vmm::client::VmmClient;
 
 /// What the listener is called in `LISTEN_FDNAMES`.
 const LISTENER: &str = "ssh";
@@ -71,16 +72,16 @@ fn inherited() -> Result<Option<std::net::TcpListener>> {
 }
 
 #[cfg(feature = "test-parts")]
-fn host_keys(arguments: &Arguments, _: &SshConfig) -> Arc<dyn HostKeys> {
+fn host_keys(arguments: &Arguments, config: &SshConfig) -> Arc<dyn HostKeys> {
     match &arguments.host_keys {
         Some(file) => Arc::new(ssh_proxy::io::vm::FromFile(file.clone())),
-        None => Arc::new(ssh_proxy::io::vm::Unknown),
+        None => Arc::new(VmmClient::new(config.places.vmm_socket())),
     }
 }
 
 #[cfg(not(feature = "test-parts"))]
-fn host_keys(_: &Arguments, _: &SshConfig) -> Arc<dyn HostKeys> {
-    Arc::new(ssh_proxy::io::vm::Unknown)
+fn host_keys(_: &Arguments, config: &SshConfig) -> Arc<dyn HostKeys> {
+    Arc::new(VmmClient::new(config.places.vmm_socket()))
 }
 
 async fn serve(

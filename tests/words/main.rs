@@ -10,7 +10,7 @@ mod private;
 
 use control::Control;
 use control::vms::FailPoints;
-use model::config::{ControlConfig, Places, VmLimits, VmSize, VpnDoor};
+use model::config::{ControlConfig, Places, SshDoor, VmLimits, VmSize, VpnDoor};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Stdio;
@@ -117,7 +117,7 @@ fn config(folder: &Path) -> ControlConfig {
         edge_gid: None,
         vpn: VpnDoor::default(),
         vpn_gid: None,
-        ssh_host: None,
+        ssh: SshDoor::default(),
         ssh_gid: None,
     }
 }

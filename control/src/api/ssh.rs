@@ -75,6 +75,7 @@ async fn host(State(api): State<Api>, _: Caller) -> Answer<SshHost> {
     let keys = &api.0.ssh;
     Ok(Json(SshHost {
         host: keys.host().to_string(),
+        port: api.0.config.ssh.port,
         authority: keys.host_authority().to_owned(),
         known_hosts: keys.known_hosts(),
     }))

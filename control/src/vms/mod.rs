@@ -21,9 +21,9 @@ mod snapshot;
 mod wants;
 
 pub use error::OpError;
+pub use failpoint::FailPoints;
 #[cfg(test)]
 pub use failpoint::{Countdown, DieAt};
-pub use failpoint::FailPoints;
 pub use follow::follow;
 pub use fork::MAX_FORKS;
 pub use guest::Place;

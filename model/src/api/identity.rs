@@ -232,6 +232,8 @@ pub struct SshKeyList {
 pub struct SshHost {
     /// The name; those below it lead there too.
     pub host: String,
+    /// The port.
+    pub port: u16,
     /// The key that certifies the house's host keys, type and base64.
     pub authority: String,
     /// A line for `known_hosts`.

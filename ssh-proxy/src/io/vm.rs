@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
+use vmm::client::VmmClient;
 use vpc::client::{Refusal, VpcError};
 
 /// Longest that a login waits for a stopped VM to start: a boot of a large image, and its sshd's.
@@ -283,16 +284,13 @@ pub fn settings() -> client::Config {
     }
 }
 
-/// Host keys that nobody asks for: every login is refused. Stands where the supervisor of the VMs is not wired yet.
-#[derive(Debug)]
-pub struct Unknown;
-
-impl HostKeys for Unknown {
+/// The supervisor of the VMs asks their agents.
+impl HostKeys for VmmClient {
     fn host_keys<'a>(
         &'a self,
-        _: &'a VmId,
+        vm: &'a VmId,
     ) -> Pin<Box<dyn Future<Output = Result<Vec<String>, HostKeysError>> + Send + 'a>> {
-        Box::pin(std::future::ready(Err(HostKeysError("nobody tells them".to_owned()))))
+        Box::pin(async { Self::host_keys(self, vm).await.map_err(|error| HostKeysError(error.to_string())) })
     }
 }
 

@@ -29,9 +29,9 @@ const ALIVE_SECONDS: u32 = 30;
 /// How the SSH front is reached.
 #[derive(Args, Clone, Debug)]
 pub struct FrontArgs {
-    /// The SSH front's port
-    #[arg(long, env = "GATEHOUSE_SSH_PORT", default_value_t = 22, value_name = "PORT")]
-    ssh_port: u16,
+    /// The SSH front's port, when it is another one than the house says
+    #[arg(long, env = "GATEHOUSE_SSH_PORT", value_name = "PORT")]
+    ssh_port: Option<u16>,
     /// The SSH front's address, when its name does not lead there
     #[arg(long, env = "GATEHOUSE_SSH_ADDRESS", value_name = "HOST")]
     ssh_address: Option<String>,
@@ -88,7 +88,7 @@ impl SshArgs {
         with_token(api, &vm, user.as_ref(), &front, "ssh", |login, options| {
             let mut arguments = options;
             arguments.push("-p".into());
-            arguments.push(front.ssh_port.to_string().into());
+            arguments.push(login.port.to_string().into());
             arguments.push("-l".into());
             arguments.push(login.name.clone().into());
             arguments.push("--".into());
@@ -112,7 +112,7 @@ impl CopyArgs {
         with_token(api, &vm, user.as_ref(), &front, "scp", |login, options| {
             let mut arguments = options;
             arguments.push("-P".into());
-            arguments.push(front.ssh_port.to_string().into());
+            arguments.push(login.port.to_string().into());
             if recursive {
                 arguments.push("-r".into());
             }
@@ -132,11 +132,11 @@ impl ConfigArgs {
         let host = host(api).await?;
         let name = login(&self.vm, self.user.as_ref());
         let alias = format!("{}.{}", self.vm, host.host);
+        let port = self.front.ssh_port.unwrap_or(host.port);
         if self.json {
-            let port = self.front.ssh_port;
             return print_json(&json!({"host": alias, "hostName": host.host, "user": name, "port": port}));
         }
-        print_line(&block(&alias, &host.host, &name, &self.front))
+        print_line(&block(&alias, &host.host, port, &name, &self.front))
     }
 }
 
@@ -144,6 +144,7 @@ impl ConfigArgs {
 struct Login {
     name: String,
     host: String,
+    port: u16,
 }
 
 /// The user name of the SSH front, without a token.
@@ -151,9 +152,8 @@ fn login(vm: &VmId, user: Option<&LinuxUser>) -> String {
     user.map_or_else(|| vm.to_string(), |user| format!("{vm}+{user}"))
 }
 
-fn block(alias: &str, host: &str, name: &str, front: &FrontArgs) -> String {
+fn block(alias: &str, host: &str, port: u16, name: &str, front: &FrontArgs) -> String {
     let address = front.ssh_address.as_deref().unwrap_or(host);
-    let port = front.ssh_port;
     format!(
         "Host {alias}\n  HostName {address}\n  HostKeyAlias {host}\n  Port {port}\n  User {name}\n  \
          ServerAliveInterval {ALIVE_SECONDS}\n  ControlMaster auto\n  ControlPath ~/.ssh/%C\n  ControlPersist 60"
@@ -190,7 +190,8 @@ async fn with_token(
         let token = identity::create_token(api, &made).await?.token;
         let folder = Folder::new(&made)?;
         let known = folder.known_hosts(&host)?;
-        let login = Login { name: login(vm, user), host: host.host.clone() };
+        let port = front.ssh_port.unwrap_or(host.port);
+        let login = Login { name: login(vm, user), host: host.host.clone(), port };
         let arguments = arguments(&login, options(&host, front, &known));
         run(program, &arguments, &token).await
     };
@@ -279,10 +280,10 @@ mod tests {
 
     #[test]
     fn openssh_understands_the_block_and_the_options() {
-        let front = FrontArgs { ssh_port: 2222, ssh_address: Some("127.0.0.1".to_owned()) };
+        let front = FrontArgs { ssh_port: None, ssh_address: Some("127.0.0.1".to_owned()) };
         let folder = tempfile::tempdir().expect("folder");
         let file = folder.path().join("config");
-        let text = block("x.vm-ssh.style.dev", "vm-ssh.style.dev", &login(&vm(), None), &front);
+        let text = block("x.vm-ssh.style.dev", "vm-ssh.style.dev", 2222, &login(&vm(), None), &front);
         std::fs::write(&file, &text).expect("written");
         let shown = Command::new("ssh").arg("-F").arg(&file).args(["-G", "x.vm-ssh.style.dev"]).output();
         let shown = String::from_utf8(shown.expect("ssh runs").stdout).expect("text");
@@ -293,6 +294,7 @@ mod tests {
         assert!(text.contains("ControlPath ~/.ssh/%C"));
         let host = SshHost {
             host: "vm-ssh.style.dev".to_owned(),
+            port: 2222,
             authority: String::new(),
             known_hosts: String::new(),
         };
