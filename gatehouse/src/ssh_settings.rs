@@ -18,13 +18,13 @@ const CHANNEL_BYTES: RangeInclusive<u32> = 35_000..=64 << 20;
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct SshWishes {
     /// Where SSH is served [default: 0.0.0.0:2222]
-    #[arg(long = "ssh-listen", value_name = "ADDRESS:PORT")]
+    #[arg(id = "ssh_listen", long = "ssh-listen", value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
     /// Where SSH clients reach their VMs, as do names below it [default: vm-ssh. of the domain]
-    #[arg(long = "ssh-host", value_name = "NAME")]
+    #[arg(id = "ssh_host", long = "ssh-host", value_name = "NAME")]
     pub host: Option<HostName>,
     /// The port that SSH clients see, if it is another one than the listener's
-    #[arg(long = "ssh-port", value_name = "PORT")]
+    #[arg(id = "ssh_port", long = "ssh-port", value_name = "PORT")]
     pub port: Option<u16>,
     /// Bounds, in the file alone.
     #[arg(skip)]

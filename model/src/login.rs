@@ -1,7 +1,7 @@
 //! Who may log in where: the look-up table of [`SshView`], and logins as values that only it makes.
 
 use crate::config::SSH_PORT;
-use crate::id::{IdentityId, SshKeyId, TokenId, VmId};
+use crate::id::{IdentityId, SshKeyId, TokenId, VmId, VmInstanceId};
 use crate::route::Permit;
 use crate::ssh::{LinuxUser, Principal, SshView, SshVmEntry, SshVmState};
 use crate::token::{IdentityToken, TokenHash};
@@ -28,6 +28,7 @@ pub struct Login {
     principal: Principal,
     proof: Proof,
     state: SshVmState,
+    instance: VmInstanceId,
 }
 
 impl Login {
@@ -59,6 +60,12 @@ impl Login {
     #[must_use]
     pub fn proof(&self) -> &Proof {
         &self.proof
+    }
+
+    /// Which boot of the VM it was when the table was made.
+    #[must_use]
+    pub fn instance(&self) -> &VmInstanceId {
+        &self.instance
     }
 
     /// What the VM was doing when the table was made.
@@ -200,6 +207,7 @@ impl SshTable {
             principal: shown.principal.clone(),
             proof: shown.proof.clone(),
             state: entry.state,
+            instance: entry.instance.clone(),
         })
     }
 }
@@ -225,7 +233,13 @@ mod tests {
     }
 
     fn view() -> SshView {
-        let entry = |seed, state| SshVmEntry { vm: vm(seed), account: account(1), run: 7, state };
+        let entry = |seed, state| SshVmEntry {
+            vm: vm(seed),
+            account: account(1),
+            run: 7,
+            instance: VmInstanceId::from_random([seed; 20]),
+            state,
+        };
         let grant = |seed, users: Option<&[&str]>| SshGrantEntry {
             vm: vm(seed),
             allowed_users: users.map(|users| users.iter().map(|user| user.parse().expect("user")).collect()),

@@ -3,6 +3,7 @@
 mod support;
 
 use model::config::SshLimits;
+use model::id::VmInstanceId;
 use model::ssh::SshVmState;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -370,9 +371,26 @@ async fn what_becomes_of_the_vm_becomes_of_the_session() {
         let said = stderr(&mut child);
         assert!(said.contains(text), "{text}: {said}");
     };
+    // A sleep from which the VM wakes in time is none of the session's business.
+    let mut child = piped(world.ssh().arg("cat"));
+    let says = |child: &mut Child| {
+        child.stdin.as_mut().expect("piped").write_all(b"x").expect("written");
+        child.stdout.as_mut().expect("piped").read_exact(&mut [0]).expect("it answers");
+    };
+    says(&mut child);
+    world.state(SshVmState::Asleep);
+    world.publish(|vms, _| (vms[0].run, vms[0].state) = (vms[0].run + 1, SshVmState::Up));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    says(&mut child);
+    drop(child.stdin.take());
+    ends(&mut child);
     ended(&mut world, &|world| world.state(SshVmState::Asleep), "connect again to wake it");
     world.state(SshVmState::Up);
-    ended(&mut world, &|world| world.publish(|vms, _| vms[0].run += 1), "restarted");
+    ended(
+        &mut world,
+        &|world| world.publish(|vms, _| vms[0].instance = VmInstanceId::from_random([99; 20])),
+        "restarted",
+    );
     ended(&mut world, &|world| world.state(SshVmState::Down), "connect again to start it");
     // A stopped VM is asked for, and the client waits for it with what it has sent.
     let mut wants = world.client().wants().await.expect("asked");

@@ -54,7 +54,8 @@ fn vm(vm: &VmRecord) -> Option<SshVmEntry> {
         Phase::Stopping | Phase::Killing | Phase::Stopped | Phase::Lost => SshVmState::Down,
         Phase::Deleting => return None,
     };
-    Some(SshVmEntry { vm: vm.id.clone(), account: vm.account.clone(), run: vm.run, state })
+    let (vm, account, run, instance) = (vm.id.clone(), vm.account.clone(), vm.run, vm.instance.clone());
+    Some(SshVmEntry { vm, account, run, instance, state })
 }
 
 fn key(record: &SshKeyRecord) -> SshKeyEntry {

@@ -99,7 +99,9 @@ impl Visitor {
     ) -> Result<Auth, russh::Error> {
         self.failures = self.failures.saturating_add(1);
         self.front.audit.refused(self.client, reason, vm);
-        let verdict = self.front.throttle().failed(Source::from(self.client), vm, begun);
+        // A client that tries all that it can think of, as OpenSSH does, pays once: so does sshd reckon.
+        let pays = (self.failures == 1).then(|| Source::from(self.client));
+        let verdict = self.front.throttle().failed(pays, vm, begun);
         tokio::time::sleep_until((begun + REFUSAL).into()).await;
         match verdict {
             // With the last failure no method is left; who goes on all the same is cut.

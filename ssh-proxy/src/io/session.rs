@@ -320,7 +320,7 @@ impl Session {
         let Some((_, leg)) = &self.vm else { return Ok(()) };
         match login.state() {
             SshVmState::Down => return Err(Ending::Stopped),
-            _ if login.permit().run() != leg.run => return Err(Ending::Restarted),
+            _ if *login.instance() != leg.instance => return Err(Ending::Restarted),
             SshVmState::Asleep => {
                 self.asleep_since.get_or_insert_with(Instant::now);
             }

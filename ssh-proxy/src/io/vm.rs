@@ -4,7 +4,7 @@ use crate::io::door::Front;
 use crate::io::known::{OWN_NAME, REKEY_BYTES, vm_algorithms};
 use crate::io::leg::Leg;
 use crate::io::login::line;
-use model::id::{SshSessionId, VmId};
+use model::id::{SshSessionId, VmId, VmInstanceId};
 use model::login::{Login, NoLogin};
 use model::ssh::SshVmState;
 use rand::RngCore;
@@ -29,6 +29,8 @@ const START_WAIT: Duration = Duration::from_secs(180);
 const LISTEN_WAIT: Duration = Duration::from_secs(60);
 /// Between tries to reach an sshd that does not listen yet: the guest tells of no event.
 const DIAL_AGAIN: Duration = Duration::from_millis(200);
+/// Longest that its host keys are asked for again: the supervisor of the VMs is back within a second or two.
+const KEYS_WAIT: Duration = Duration::from_secs(10);
 /// Longest that the exchange with sshd may take: a guest under load.
 const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
 /// How long a certificate holds. sshd looks at it only at the login; a day covers any clock of a guest.
@@ -97,8 +99,8 @@ pub struct VmLeg {
     end: Option<RelayEnd>,
     /// To cut it.
     pub leg: Leg,
-    /// The run of the VM that it leads to.
-    pub run: u64,
+    /// The boot of the VM that it leads to.
+    pub instance: VmInstanceId,
     /// Its session ends when this goes.
     _handle: client::Handle<Guest>,
 }
@@ -153,7 +155,7 @@ pub async fn reach(front: Arc<Front>, login: Login, session: SshSessionId) -> Re
     let login = started(&front, login).await?;
     let leg = dial(&front, &login).await?;
     let guard = Cut(Some(leg.clone()));
-    let keys = front.host_keys.host_keys(login.vm()).await?;
+    let keys = host_keys(&front, login.vm()).await?;
     let until = Instant::now() + HANDSHAKE_WAIT;
     let reached = timeout_at(until, handshake(&front, &login, &session, leg, keys)).await;
     let reached = reached.map_err(|_| VmError::Silent)??;
@@ -199,12 +201,33 @@ async fn dial(front: &Front, login: &Login) -> Result<Leg, VmError> {
     loop {
         match front.vpc.dial(login.permit()).await {
             Ok(stream) => return Ok(Leg::new(stream)),
-            Err(VpcError::Refused { reason: Refusal::ConnectionRefused | Refusal::UnknownVm, .. })
-                if Instant::now() < until =>
-            {
+            Err(error) if comes_yet(&error) && Instant::now() < until => {
                 tokio::time::sleep(DIAL_AGAIN).await;
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether this is what a VM that boots is like, or a process of the house that is started anew.
+fn comes_yet(error: &VpcError) -> bool {
+    use Refusal::{Busy, ConnectionRefused, TimedOut, UnknownVm};
+    match error {
+        VpcError::Refused { reason, .. } => {
+            matches!(reason, ConnectionRefused | UnknownVm | TimedOut | Busy)
+        }
+        VpcError::Unreachable(_) | VpcError::NoAnswer => true,
+        VpcError::Unexpected | VpcError::Socket(_) => false,
+    }
+}
+
+/// Asks again while the supervisor of the VMs may be starting anew.
+async fn host_keys(front: &Front, vm: &VmId) -> Result<Vec<String>, HostKeysError> {
+    let until = Instant::now() + KEYS_WAIT;
+    loop {
+        match front.host_keys.host_keys(vm).await {
+            Err(_) if Instant::now() < until => tokio::time::sleep(DIAL_AGAIN).await,
+            told => return told,
         }
     }
 }
@@ -230,7 +253,9 @@ async fn handshake(
     let (key, certificate) = certified(front, login, session)?;
     let answer = handle.authenticate_openssh_cert(login.user().as_str(), Arc::new(key), certificate).await;
     match answer.map_err(VmError::Handshake)? {
-        AuthResult::Success => Ok(VmLeg { end: Some(end), leg, run: login.permit().run(), _handle: handle }),
+        AuthResult::Success => {
+            Ok(VmLeg { end: Some(end), leg, instance: login.instance().clone(), _handle: handle })
+        }
         AuthResult::Failure { .. } => Err(VmError::Refused(login.user().clone())),
     }
 }

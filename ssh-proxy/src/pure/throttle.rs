@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-/// What an attempt that failed costs.
+/// What a connection costs in which an attempt failed.
 const FAILED: Duration = Duration::from_secs(5);
 /// What a connection costs that went away, or was silent, before it tried.
 const NOTHING_TRIED: Duration = Duration::from_secs(1);
@@ -64,9 +64,11 @@ impl Throttle {
         self.until.get(&source).is_none_or(|until| until.saturating_duration_since(now) < HEARD_BELOW)
     }
 
-    /// An attempt failed, at this VM if one was named.
-    pub fn failed(&mut self, source: Source, vm: Option<&VmId>, now: Instant) -> Verdict {
-        self.charge(source, FAILED, now);
+    /// An attempt failed, at this VM if one was named. `source` is who pays for it: the first of a connection is paid for.
+    pub fn failed(&mut self, source: Option<Source>, vm: Option<&VmId>, now: Instant) -> Verdict {
+        if let Some(source) = source {
+            self.charge(source, FAILED, now);
+        }
         let Some(vm) = vm else { return Verdict::Answer };
         if !self.full.contains_key(vm) && self.full.len() >= MAX_VMS {
             self.full.retain(|_, full| *full > now);
@@ -123,14 +125,14 @@ mod tests {
         let (mut throttle, start) = (Throttle::default(), some_instant());
         let here = source("192.0.2.1");
         for _ in 0..2 {
-            throttle.failed(here, None, start);
+            throttle.failed(Some(here), None, start);
         }
         assert!(throttle.hears(here, start));
-        throttle.failed(here, None, start);
+        throttle.failed(Some(here), None, start);
         assert!(!throttle.hears(here, start) && throttle.hears(source("192.0.2.2"), start));
         assert!(throttle.hears(here, start + Duration::from_secs(1)));
         for _ in 0..1000 {
-            throttle.failed(here, None, start);
+            throttle.failed(Some(here), None, start);
         }
         assert!(throttle.hears(here, start + MOST), "nobody is shut out for longer than the most");
         throttle.succeeded(here);
@@ -148,8 +150,9 @@ mod tests {
     fn a_vm_at_which_many_fail_cuts_them_short_and_recovers() {
         let (mut throttle, start) = (Throttle::default(), some_instant());
         let vm = VmId::from_random([1; 20]);
-        let mut fail =
-            |number: u32, now| throttle.failed(Source(IpAddr::from(number.to_be_bytes())), Some(&vm), now);
+        let mut fail = |number: u32, now| {
+            throttle.failed(Some(Source(IpAddr::from(number.to_be_bytes()))), Some(&vm), now)
+        };
         for number in 0..VM_FAILURES {
             assert_eq!(fail(number, start), Verdict::Answer);
         }

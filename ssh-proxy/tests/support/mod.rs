@@ -6,7 +6,7 @@
 use feed::publish::Publisher;
 use feed::wire::{Wire, WireListener};
 use model::config::{Places, SshConfig, SshLimits};
-use model::id::{AccountId, Generation, IdentityId, SshKeyId, TokenId, VmId};
+use model::id::{AccountId, Generation, IdentityId, SshKeyId, TokenId, VmId, VmInstanceId};
 use model::ssh::{
     Principal, SshGrantEntry, SshHostKeyEntry, SshKeyEntry, SshPrincipalEntry, SshSecret, SshTokenEntry,
     SshView, SshVmEntry, SshVmState,
@@ -336,7 +336,13 @@ fn view(folder: &Path) -> SshView {
             .into(),
         login_authority: secret("authority"),
         vms: [1, 2]
-            .map(|seed| SshVmEntry { vm: vm(seed), account: account.clone(), run: 1, state: SshVmState::Up })
+            .map(|seed| SshVmEntry {
+                vm: vm(seed),
+                account: account.clone(),
+                run: 1,
+                instance: VmInstanceId::from_random([seed; 20]),
+                state: SshVmState::Up,
+            })
             .to_vec()
             .into(),
         principals: vec![SshPrincipalEntry {
