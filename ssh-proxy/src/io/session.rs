@@ -44,7 +44,7 @@ pub enum Ending {
     #[error("the client does not answer")]
     ClientSilent,
     /// The VM's sshd closed the connection.
-    #[error("the VM closed the connection")]
+    #[error("the VM closed the connection; connect again, which starts it if it was stopped")]
     VmLeft,
     /// There is no leg to the VM.
     #[error("{0}")]
