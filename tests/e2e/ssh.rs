@@ -275,6 +275,7 @@ fn sessions(house: &House, login: &Login) -> Result<()> {
 
 fn daemons_die(house: &House, login: &Login) -> Result<()> {
     let kill = |name: &str| -> Result<()> {
+        eventually(name, || house.daemon(name).is_ok())?;
         let pid = rustix::process::Pid::from_raw(house.daemon(name)?).context("a process")?;
         Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
     };
@@ -292,6 +293,7 @@ fn daemons_die(house: &House, login: &Login) -> Result<()> {
     let (code, _) = ended(&mut child)?;
     ensure!(code == Some(255));
     ensure!(says(login.ssh(&[]).arg("echo back"))? == "back\n", "its listener stays open meanwhile");
+    eventually("control is back", || house.json(&["identity", "list"]).is_ok())?;
     Ok(())
 }
 

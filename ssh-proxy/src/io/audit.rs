@@ -78,6 +78,10 @@ enum Line<'a> {
     Channel {
         at_ms: u64,
         session: &'a SshSessionId,
+        vm: &'a VmId,
+        user: &'a LinuxUser,
+        principal: &'a Principal,
+        client: IpAddr,
         #[serde(rename = "type")]
         what: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +167,10 @@ impl Audit {
         self.write(&Line::Channel {
             at_ms: now_ms(),
             session: &who.session,
+            vm: who.login.vm(),
+            user: who.login.user(),
+            principal: who.login.principal(),
+            client: who.client,
             what: &end.what,
             target: end.target.as_deref(),
             opened_by: if end.of_vm { "vm" } else { "client" },
