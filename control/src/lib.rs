@@ -1,7 +1,7 @@
 //! The decider: API, state, plans, and the views that it publishes.
 //!
 //! ```text
-//! request ─► api ─► vms ─► store (the intent) ─► publish (views for edge-proxy, vpc, vpn)
+//! request ─► api ─► vms ─► store (the intent) ─► publish (views for edge-proxy, vpc, vpn, ssh-proxy)
 //!                    │                        └► the supervisor of the VMs, the agent inside a VM
 //!                    └◄─ vms::follow ◄─ what the supervisor tells
 //! ```
@@ -18,14 +18,17 @@ pub mod pure;
 mod random;
 pub mod seal;
 pub mod serve;
+pub mod ssh;
 pub mod store;
 pub mod vms;
 pub mod wireguard;
 
-use api::Api;
+use api::{Api, HouseKeys};
 use model::config::ControlConfig;
 use publish::{PlanError, Planner};
 use serve::{Listeners, ServeError};
+use ssh::{SshKeys, SshKeysError};
+use ssh_proxy::client::SshClient;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +60,9 @@ pub enum StartError {
     /// The VPN has no keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The SSH front has no keys.
+    #[error(transparent)]
+    Ssh(#[from] SshKeysError),
     /// Nothing can be published.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -86,10 +92,14 @@ impl Control {
         let default_account = store.default_account().await?.id;
         store.settle_clients(config.vpn.pool, config.vpn.hide_clients).await?;
         let keys = Keys::load(&config.places.data, &store).await?;
-        let planner = Planner::start(&config, store.clone(), keys.clone()).await?;
+        let host = ssh::host(config.ssh.host.as_ref(), &config.domain)?;
+        let ssh = SshKeys::load(keys.seal(), &store, host).await?;
+        let planner = Planner::start(&config, store.clone(), keys.clone(), ssh.clone()).await?;
         let generation = planner.publish().await?;
-        let machines = Machines::new(&config, store.clone(), planner.clone(), failpoints);
+        let machines = Machines::new(&config, store.clone(), planner.clone(), &ssh, failpoints);
         tokio::spawn(vms::follow(machines.clone()));
+        let front = SshClient::new(config.places.ssh_socket());
+        tokio::spawn(vms::follow_wants(machines.clone(), front));
         let sessions = Arc::new(Notify::new());
         let door = VpnClient::new(config.places.vpn_socket());
         tokio::spawn(wireguard::sweep(store.clone(), planner.clone(), door, Arc::clone(&sessions)));
@@ -97,7 +107,15 @@ impl Control {
         info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
         Ok(Self {
             listeners,
-            api: Api::new(config, store, planner, machines, default_account, keys, sessions),
+            api: Api::new(
+                config,
+                store,
+                planner,
+                machines,
+                default_account,
+                HouseKeys { vpn: keys, ssh },
+                sessions,
+            ),
         })
     }
 

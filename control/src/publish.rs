@@ -5,6 +5,8 @@
 
 use crate::certs;
 use crate::pure::plan::{Facts, Plan, plan};
+use crate::pure::ssh::{SshFacts, ssh_view};
+use crate::ssh::SshKeys;
 use crate::store::{Decision, SessionRecord, Store, StoreError};
 use crate::wireguard::Keys;
 use feed::publish::{PublishError, Publisher};
@@ -12,7 +14,8 @@ use feed::subscribe::Feed;
 use model::config::ControlConfig;
 use model::id::Generation;
 use model::key::SecretKey;
-use model::view::{EdgeView, View, VpcView, VpnView};
+use model::ssh::SshView;
+use model::view::{CertificateEntry, EdgeView, View, VpcView, VpnView};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,14 +65,19 @@ impl Planner {
     ///
     /// # Errors
     /// When the folder of views cannot be made, or the store does not answer.
-    pub async fn start(config: &ControlConfig, store: Store, keys: Keys) -> Result<Self, PlanError> {
+    pub async fn start(
+        config: &ControlConfig,
+        store: Store,
+        keys: Keys,
+        ssh: SshKeys,
+    ) -> Result<Self, PlanError> {
         let folder = config.places.feed();
         let publisher = Publisher::new(&folder).map_err(|error| PlanError::Folder(Arc::new(error)))?;
         let me = rustix::process::getuid().as_raw();
-        let published =
-            newest::<EdgeView>(&folder, me)
-                .max(newest::<VpcView>(&folder, me))
-                .max(newest::<VpnView>(&folder, me));
+        let published = newest::<EdgeView>(&folder, me)
+            .max(newest::<VpcView>(&folder, me))
+            .max(newest::<VpnView>(&folder, me))
+            .max(newest::<SshView>(&folder, me));
         store.raise_generation(published).await.map_err(|error| PlanError::Store(Arc::new(error)))?;
         tokio::spawn(announce(publisher.clone(), config.places.feed_socket()));
         let (requests, asked) = mpsc::channel(QUEUE);
@@ -79,6 +87,7 @@ impl Planner {
             store,
             publisher,
             keys,
+            ssh,
             config: config.clone(),
             certificates: Arc::clone(&certificates),
         };
@@ -109,6 +118,7 @@ struct Writer {
     store: Store,
     publisher: Publisher,
     keys: Keys,
+    ssh: SshKeys,
     config: ControlConfig,
     certificates: Arc<AtomicUsize>,
 }
@@ -142,33 +152,14 @@ impl Writer {
     }
 
     async fn once(&self) -> Answer {
-        let Decision { generation, vms, mappings, vpcs, sessions, rules, services, peerings } =
-            self.store.decide().await.map_err(|error| PlanError::Store(Arc::new(error)))?;
+        let decision = self.store.decide().await.map_err(|error| PlanError::Store(Arc::new(error)))?;
+        let generation = decision.generation;
         let (publisher, config) = (self.publisher.clone(), self.config.clone());
-        let (count, keys) = (Arc::clone(&self.certificates), self.keys.clone());
+        let (count, keys, ssh) = (Arc::clone(&self.certificates), self.keys.clone(), self.ssh.clone());
         let writing = tokio::task::spawn_blocking(move || {
             let certificates = certs::load(&config.places.tls());
             count.store(certificates.len(), Ordering::Relaxed);
-            let sessions = opened(&keys, sessions);
-            let Plan { edge, vpc, vpn } = plan(&Facts {
-                generation,
-                vms: &vms,
-                mappings: &mappings,
-                vpcs: &vpcs,
-                sessions: &sessions,
-                rules: &rules,
-                services: &services,
-                peerings: &peerings,
-                door: &config.vpn,
-                server_key: keys.server(),
-                certificates: &certificates,
-                domain: &config.domain,
-                network: config.default_network,
-            });
-            // vpc first: a route is of no use before its port may be dialled, nor is a client before its network stands.
-            publisher.publish(&vpc, None)?;
-            publisher.publish(&vpn, config.vpn_gid)?;
-            publisher.publish(&edge, config.edge_gid)
+            write(&publisher, &config, &keys, &ssh, decision, &certificates)
         });
         match writing.await {
             Ok(Ok(())) => Ok(generation),
@@ -176,6 +167,60 @@ impl Writer {
             Err(error) => Err(PlanError::Task(Arc::new(error))),
         }
     }
+}
+
+/// Makes the views of a decision and writes them. Blocks on the disk.
+fn write(
+    publisher: &Publisher,
+    config: &ControlConfig,
+    keys: &Keys,
+    ssh: &SshKeys,
+    decision: Decision,
+    certificates: &[CertificateEntry],
+) -> Result<(), PublishError> {
+    let Decision {
+        generation,
+        vms,
+        mappings,
+        vpcs,
+        sessions,
+        rules,
+        services,
+        peerings,
+        tokens,
+        grants,
+        ssh_keys,
+    } = decision;
+    let sessions = opened(keys, sessions);
+    let Plan { edge, vpc, vpn } = plan(&Facts {
+        generation,
+        vms: &vms,
+        mappings: &mappings,
+        vpcs: &vpcs,
+        sessions: &sessions,
+        rules: &rules,
+        services: &services,
+        peerings: &peerings,
+        door: &config.vpn,
+        server_key: keys.server(),
+        certificates,
+        domain: &config.domain,
+        network: config.default_network,
+    });
+    let ssh = ssh_view(&SshFacts {
+        generation,
+        vms: &vms,
+        tokens: &tokens,
+        grants: &grants,
+        keys: &ssh_keys,
+        host_keys: ssh.host_keys(),
+        login_authority: ssh.login_authority(),
+    });
+    // vpc first: a route is of no use before its port may be dialled, nor is a client before its network stands.
+    publisher.publish(&vpc, None)?;
+    publisher.publish(&vpn, config.vpn_gid)?;
+    publisher.publish(&ssh, config.ssh_gid)?;
+    publisher.publish(&edge, config.edge_gid)
 }
 
 /// The sessions with their second secrets. One that does not open keeps its client out, and nobody else.

@@ -37,7 +37,7 @@ pub enum SealError {
     /// It is not a key.
     #[error(
         "{path} has {length} bytes and is no house's key, which has 32; restore it from a copy, or remove it: all \
-             VPN sessions end then"
+             VPN sessions end then, and the SSH front gets new keys"
     )]
     Length {
         /// Of the file.
@@ -98,14 +98,20 @@ impl Seal {
     }
 
     /// Seals a secret for what `name` says, and nothing else.
-    ///
-    /// # Panics
-    /// Never: a key is shorter than what the cipher can take.
     #[must_use]
     pub fn close(&self, name: &str, secret: &SecretKey) -> String {
+        self.close_bytes(name, secret.expose())
+    }
+
+    /// The same for a secret of another form.
+    ///
+    /// # Panics
+    /// Never: what we seal is shorter than what the cipher can take, which is 256 GiB.
+    #[must_use]
+    pub fn close_bytes(&self, name: &str, secret: &[u8]) -> String {
         let nonce = random::bytes::<NONCE_BYTES>();
-        let payload = Payload { msg: secret.expose(), aad: name.as_bytes() };
-        let sealed = self.0.encrypt(XNonce::from_slice(&nonce), payload).expect("32 bytes can be sealed");
+        let payload = Payload { msg: secret, aad: name.as_bytes() };
+        let sealed = self.0.encrypt(XNonce::from_slice(&nonce), payload).expect("it is short enough");
         STANDARD.encode([&nonce[..], &sealed].concat())
     }
 
@@ -114,12 +120,20 @@ impl Seal {
     /// # Errors
     /// [`SealError::Closed`].
     pub fn open(&self, name: &str, sealed: &str) -> Result<SecretKey, SealError> {
+        let opened = self.open_bytes(name, sealed)?;
+        opened.as_slice().try_into().map(SecretKey::new).map_err(|_| SealError::Closed)
+    }
+
+    /// The same for a secret of another form.
+    ///
+    /// # Errors
+    /// [`SealError::Closed`].
+    pub fn open_bytes(&self, name: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let bytes = STANDARD.decode(sealed).map_err(|_| SealError::Closed)?;
         let (nonce, sealed) = bytes.split_at_checked(NONCE_BYTES).ok_or(SealError::Closed)?;
         let payload = Payload { msg: sealed, aad: name.as_bytes() };
         let opened = self.0.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| SealError::Closed)?;
-        let opened = Zeroizing::new(opened);
-        opened.as_slice().try_into().map(SecretKey::new).map_err(|_| SealError::Closed)
+        Ok(Zeroizing::new(opened))
     }
 }
 

@@ -71,6 +71,12 @@ impl Keys {
         Ok(Self(Arc::new(Inner { seal, server, public })))
     }
 
+    /// The seal of the house's secrets.
+    #[must_use]
+    pub fn seal(&self) -> &Seal {
+        &self.0.seal
+    }
+
     /// The door's secret.
     #[must_use]
     pub fn server(&self) -> &SecretKey {

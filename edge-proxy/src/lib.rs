@@ -23,7 +23,6 @@ pub mod raw;
 pub mod settings;
 pub mod socket;
 pub mod stream;
-pub mod sys;
 pub mod table;
 pub mod tls;
 pub mod tunnel;

@@ -1,6 +1,5 @@
 //! Listening sockets, as the service manager hands them over (sd_listen_fds(3)): names in `LISTEN_FDNAMES`.
 
-use crate::sys;
 use rustix::fd::OwnedFd;
 use std::io;
 use std::time::Duration;
@@ -113,7 +112,7 @@ pub fn adopt(names: &[String], descriptors: Vec<OwnedFd>) -> Result<Listeners, L
 /// The inherited descriptors of this process, before anything else is opened.
 #[must_use]
 pub fn inherited(count: usize) -> Vec<OwnedFd> {
-    sys::inherited(count)
+    feed::sys::inherited(count)
 }
 
 /// What is set on a listening socket holds for the connections that it accepts (tcp(7), on Linux).

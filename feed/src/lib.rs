@@ -3,8 +3,10 @@
 //! - [`publish`]: control writes one view per process (write, fsync, rename) and announces its generation.
 //! - [`subscribe`]: a process starts from the file, swaps in newer ones, refuses older ones, and needs no control
 //!   to start or to go on.
+//! - [`lines`]: a log of JSON lines in bounded files.
 //! - [`wire`]: one JSON message per packet, with file descriptors, between two processes of this host.
 
+pub mod lines;
 pub mod publish;
 pub mod subscribe;
 pub mod sys;

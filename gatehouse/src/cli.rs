@@ -1,12 +1,14 @@
 //! The words of the command line, and what each leads to.
 
 use crate::client::domains::DomainsCommand;
+use crate::client::identity::IdentityCommand;
 use crate::client::keys::KeyCommand;
 use crate::client::snapshots::SnapshotsCommand;
+use crate::client::ssh::SshCommand;
 use crate::client::vm::VmCommand;
 use crate::client::vpc::VpcCommand;
 use crate::client::vpn::VpnCommand;
-use crate::client::{self, Connection};
+use crate::client::{self, Api, ClientError, Connection};
 use crate::doctor::{self, kvm};
 use crate::settings::{self, Host, Settings, Wishes};
 use crate::up::announce::Waiters;
@@ -111,6 +113,12 @@ enum Command {
         alone. A session\nends when it is closed, when its client is silent for an hour, or after a day."
     )]
     Vpn(VpnCommand),
+    /// Who may act in some VMs without being the account: by the API, and by SSH
+    #[command(subcommand)]
+    Identity(IdentityCommand),
+    /// Live SSH sessions, public keys, and how clients know the house; `vm ssh` logs in
+    #[command(subcommand)]
+    Ssh(SshCommand),
     /// Public names that lead to VMs
     #[command(subcommand)]
     Domains(DomainsCommand),
@@ -199,36 +207,33 @@ impl Cli {
                 let api = self.connection.api()?;
                 block_on(async { Ok(command.run(&api).await?) })
             }
-            Command::Snapshots(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
+            Command::Snapshots(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::Vpc(command) => {
                 let (api, socket) = (self.connection.api()?, self.connection.run_folder().join("vpc.sock"));
                 block_on(async { Ok(command.run(&api, &socket).await.map(|()| 0)?) })
             }
-            Command::Vpn(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
-            Command::Domains(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
-            Command::ApiKey(command) => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(command.run(&api).await.map(|()| 0)?) })
-            }
+            Command::Vpn(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::Identity(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::Ssh(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::Domains(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::ApiKey(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::Status { json } => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(client::status::status(&api, json).await.map(|()| 0)?) })
+                ask(&self.connection, async |api| client::status::status(api, json).await)
             }
             Command::Whoami { json } => {
-                let api = self.connection.api()?;
-                block_on(async { Ok(client::status::whoami(&api, json).await.map(|()| 0)?) })
+                ask(&self.connection, async |api| client::status::whoami(api, json).await)
             }
         }
     }
+}
+
+/// Asks the API something.
+fn ask(
+    connection: &Connection,
+    work: impl AsyncFnOnce(&Api) -> Result<(), ClientError>,
+) -> anyhow::Result<u8> {
+    let api = connection.api()?;
+    block_on(async { Ok(work(&api).await.map(|()| 0)?) })
 }
 
 /// One thread: children are tied to the thread that starts them, which must live as long as this process.
@@ -308,6 +313,9 @@ mod tests {
             (vec!["vpc", "join", &vpc, "--name", "db", "--host", "--pid", "1"], "cannot be used"),
             (vec!["vpn", "up"], "<VPC>"),
             (vec!["vpn", "close", &vpc, &vm], "'wg-'"),
+            (vec!["identity", "grant", &vm, &vm], "'idn-'"),
+            (vec!["ssh", "end", &vm], "'ss-'"),
+            (vec!["vm", "ssh", &vm, "--user", "-x"], "--user"),
             (vec!["snapshots", "get", &vm], "'sc-'"),
             (vec!["snapshots", "rename", &snapshot], "<NAME"),
             (vec!["snapshots", "rename", &snapshot, "x", "--no-name"], "cannot be used"),
@@ -329,6 +337,8 @@ mod tests {
             "gatehouse-vpc-attach.1",
             "gatehouse-vpc-join.1",
             "gatehouse-vpn-up.1",
+            "gatehouse-identity-token-create.1",
+            "gatehouse-vm-ssh-config.1",
         ] {
             assert!(folder.path().join(page).exists(), "{page}");
         }

@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod program;
 pub mod pure;
 pub mod settings;
+pub mod ssh_settings;
 pub mod sys;
 pub mod table;
 pub mod tls;

@@ -1,5 +1,6 @@
 //! What `gatehouse up` is told: flags over one TOML file over defaults, read once and checked before anything runs.
 
+use crate::ssh_settings::{SshSettings, SshWishes};
 use crate::vpn_settings::{VpnSettings, VpnWishes};
 use clap::Args;
 use model::config::{VmLimits, VmSize};
@@ -15,6 +16,8 @@ use thiserror::Error;
 pub const EDGE_ID: u32 = 64_501;
 /// The user and group of vpn, likewise.
 pub const VPN_ID: u32 = 64_502;
+/// The user and group of ssh-proxy, likewise.
+pub const SSH_ID: u32 = 64_503;
 /// Where state is kept when nothing else is said.
 pub const DATA_DIR: &str = "/var/lib/gatehouse";
 /// Where sockets are when nothing else is said.
@@ -116,6 +119,9 @@ pub struct Wishes {
     /// The VPN.
     #[command(flatten)]
     pub vpn: VpnWishes,
+    /// SSH.
+    #[command(flatten)]
+    pub ssh: SshWishes,
 }
 
 /// What is true after all three sources were joined and checked.
@@ -157,6 +163,8 @@ pub struct Settings {
     pub flow_log: bool,
     /// The VPN.
     pub vpn: VpnSettings,
+    /// SSH.
+    pub ssh: SshSettings,
 }
 
 /// Why the settings are refused. Nothing was touched.
@@ -247,6 +255,7 @@ impl Wishes {
             max_connections: self.max_connections.or(below.max_connections),
             flow_log: self.flow_log.or(below.flow_log),
             vpn: self.vpn.over(below.vpn),
+            ssh: self.ssh.over(below.ssh),
         }
     }
 
@@ -278,6 +287,7 @@ impl Wishes {
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             flow_log: self.flow_log.unwrap_or(true),
             vpn: self.vpn.settle(default_network)?,
+            ssh: self.ssh.settle()?,
         };
         distinct_listeners(&settings)?;
         Ok(settings)
@@ -384,8 +394,13 @@ fn image_name(name: String) -> Result<String, SettingsError> {
 }
 
 fn distinct_listeners(settings: &Settings) -> Result<(), SettingsError> {
-    if settings.https == settings.http && settings.https.port() != 0 {
-        return Err(value("http", settings.http, "HTTPS listens there; give each its own port".into()));
+    for (name, other) in [("http", settings.http), ("ssh-listen", settings.ssh.listen)] {
+        if settings.https == other && other.port() != 0 {
+            return Err(value(name, other, "HTTPS listens there; give each its own port".into()));
+        }
+    }
+    if settings.ssh.listen == settings.http && settings.http.port() != 0 {
+        return Err(value("ssh-listen", settings.http, "HTTP listens there; give each its own port".into()));
     }
     Ok(())
 }

@@ -7,10 +7,12 @@
 
 use crate::place::Root;
 use crate::program::{self, ProgramError};
-use crate::pure::host_keys::{kind_of, named, wanted};
+use crate::pure::host_keys::{kind_of, named, paths, public, wanted};
+use model::agent::{MAX_HOST_KEY_BYTES, MAX_HOST_KEYS};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -140,6 +142,35 @@ fn remove_all(folder: &Path) -> Result<BTreeSet<String>, HostKeyError> {
     Ok(kinds)
 }
 
+/// The public halves of the keys that sshd shows: those that its configuration names, or all of the usual names. What
+/// has no public half beside it, or none that can be read, is left out.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn shown(root: &Root) -> Result<Vec<String>, HostKeyError> {
+    let folder = root.at(FOLDER);
+    let configuration = configuration(&folder);
+    let mut halves: BTreeSet<PathBuf> =
+        paths(&configuration).filter(|path| path.starts_with('/')).map(|path| root.at(path)).collect();
+    if halves.is_empty() {
+        let of_sshd = |path: &PathBuf| path.file_name().and_then(|name| kind_of(name.to_str()?)).is_some();
+        halves = files(&folder)?.into_iter().filter(of_sshd).collect();
+    }
+    let key = |path: PathBuf| public(&small_file(&path.with_added_extension("pub")).ok()?);
+    Ok(halves.into_iter().filter_map(key).take(MAX_HOST_KEYS).collect())
+}
+
+/// A regular file's text, as far as a key could go.
+fn small_file(path: &Path) -> io::Result<String> {
+    let file = fs::File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut text = String::new();
+    file.take(2 * MAX_HOST_KEY_BYTES as u64).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn files(folder: &Path) -> Result<Vec<PathBuf>, HostKeyError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -209,6 +240,22 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn what_sshd_shows_is_told() {
+        let (_place, root) = root_with(&["ed25519", "ecdsa"]);
+        let write = |path: &str, text: &str| fs::write(root.at(path), text).expect("file");
+        write("/etc/ssh/ssh_host_ed25519_key.pub", "ssh-ed25519 AAAA root@vm\n");
+        assert_eq!(shown(&root).expect("keys"), ["ssh-ed25519 AAAA"], "and the other is none");
+        write("/etc/ssh/own.pub", "ssh-ed25519 BBBB");
+        write(
+            "/etc/ssh/sshd_config.d/own.conf",
+            "HostKey /etc/ssh/own\nHostKey relative\nHostKey /etc/none\n",
+        );
+        assert_eq!(shown(&root).expect("keys"), ["ssh-ed25519 BBBB"]);
+        write("/etc/ssh/own.pub", &"x".repeat(1 << 20));
+        assert!(shown(&root).expect("keys").is_empty());
     }
 
     #[test]

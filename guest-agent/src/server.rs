@@ -2,6 +2,7 @@
 
 use crate::exec::{self, ExecError, Order};
 use crate::files::{self, Content, FileError};
+use crate::host_keys::{self, HostKeyError};
 use crate::place::Root;
 use crate::sys::identity::take_file_rights;
 use crate::transport::{Connection, Listener};
@@ -56,6 +57,8 @@ enum OperationError {
     Network(#[from] network::NetworkError),
     #[error(transparent)]
     Grow(#[from] grow::GrowError),
+    #[error(transparent)]
+    HostKeys(#[from] HostKeyError),
     #[error("cannot take the user's rights to files")]
     Rights(#[source] io::Error),
     #[error("{MAX_COMMANDS} commands run already")]
@@ -79,6 +82,7 @@ impl OperationError {
             | Self::Machine(_)
             | Self::Network(_)
             | Self::Grow(_)
+            | Self::HostKeys(_)
             | Self::Rights(_)
             | Self::Answer(_) => AgentErrorKind::Internal,
         }
@@ -241,6 +245,7 @@ impl Server {
                 grow::when_larger(Path::new("/"))?;
                 AgentReply::Done
             }
+            AgentRequest::HostKeys => AgentReply::HostKeys { keys: host_keys::shown(&Root::system())? },
             AgentRequest::ReleaseMemory => {
                 self.must_be_machine()?;
                 machine::release_memory()?;

@@ -36,6 +36,10 @@ pub const MAX_FILE_BYTES: u64 = 64 << 20;
 pub const DEFAULT_OUTPUT_BYTES: u64 = 8 << 20;
 /// Longest a command may run, whatever the caller asks: one day.
 pub const MAX_EXEC_MILLISECONDS: u64 = 24 * 3600 * 1000;
+/// SSH host keys of one guest: sshd has four kinds, and some of each may be in use while one follows the other.
+pub const MAX_HOST_KEYS: usize = 16;
+/// Octets of one SSH host key: an RSA one of 16,384 bits has 2,800.
+pub const MAX_HOST_KEY_BYTES: usize = 4096;
 /// Directory entries in one listing.
 pub const MAX_DIRECTORY_ENTRIES: usize = 10_000;
 
@@ -190,6 +194,8 @@ pub enum AgentRequest {
     /// Makes the root file system as large as its disk, which the host has made larger before. Answered when it is;
     /// also when there was nothing to do.
     GrowDisk,
+    /// The SSH host keys that the guest's own sshd shows.
+    HostKeys,
     /// Makes memory free that only caches files, and brings free memory together, so that the kernel reports it to the
     /// host. Answered when that is done; the report follows within seconds.
     ReleaseMemory,
@@ -231,6 +237,11 @@ pub enum AgentReply {
     },
     /// Facts about a path.
     Stat(FileStat),
+    /// SSH host keys.
+    HostKeys {
+        /// Public halves, as in `known_hosts`: type and base64. At most [`MAX_HOST_KEYS`].
+        keys: Vec<String>,
+    },
     /// The operation is done and has nothing to say.
     Done,
     /// The operation failed and changed nothing.

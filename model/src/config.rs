@@ -138,12 +138,28 @@ pub struct ControlConfig {
     /// Who may read vpn's view; nobody but control and root when absent.
     #[serde(default)]
     pub vpn_gid: Option<u32>,
-    /// Where SSH clients reach their VMs; `vm-ssh.` of the house's domain when absent. Names below it lead there too.
+    /// Where SSH clients reach their VMs.
     #[serde(default)]
-    pub ssh_host: Option<HostName>,
+    pub ssh: SshDoor,
     /// Who may read ssh-proxy's view; nobody but control and root when absent.
     #[serde(default)]
     pub ssh_gid: Option<u32>,
+}
+
+/// The door of SSH, as its clients see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SshDoor {
+    /// Its name; `vm-ssh.` of the house's domain when absent. Names below it lead there too.
+    pub host: Option<HostName>,
+    /// The port that clients see.
+    pub port: u16,
+}
+
+impl Default for SshDoor {
+    fn default() -> Self {
+        Self { host: None, port: SSH_PORT }
+    }
 }
 
 /// The door of the VPN, as its clients and sessions see it.

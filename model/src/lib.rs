@@ -10,6 +10,7 @@ pub mod firewall;
 pub mod host;
 pub mod id;
 pub mod key;
+pub mod login;
 pub mod net;
 pub mod route;
 pub mod ssh;

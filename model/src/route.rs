@@ -14,6 +14,11 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// Leave that another look-up of this crate gives.
+    pub(crate) fn of(vm: VmId, port: u16, run: u64) -> Self {
+        Self { vm, port, run }
+    }
+
     /// The VM.
     #[must_use]
     pub fn vm(&self) -> &VmId {

@@ -1,6 +1,6 @@
 //! The SSH front: who may log in where, as control tells it.
 
-use crate::id::{AccountId, Generation, IdentityId, SshKeyId, TokenId, VmId};
+use crate::id::{AccountId, Generation, IdentityId, SshKeyId, TokenId, VmId, VmInstanceId};
 use crate::token::TokenHash;
 use crate::view::{Entries, View};
 use serde::{Deserialize, Serialize};
@@ -115,6 +115,8 @@ pub struct SshVmEntry {
     pub account: AccountId,
     /// As [`crate::view::RouteEntry::run`].
     pub run: u64,
+    /// Its newest boot. What sleeps and wakes goes on with its connections, so it is the same then, which `run` is not.
+    pub instance: VmInstanceId,
     /// What it is doing.
     pub state: SshVmState,
 }
@@ -223,8 +225,8 @@ mod tests {
         let hash = "ab".repeat(32);
         let text = format!(
             r#"{{"version":1,"generation":7,"host_keys":[{{"key":"SECRET"}},{{}}],"login_authority":"SECRET",
-            "vms":[{{"vm":"abcdefghij0123456789","account":"ac-abcdefghij0123456789","run":1,"state":"up"}},
-                   {{"vm":"abcdefghij0123456789","account":"ac-abcdefghij0123456789","run":1,"state":"odd"}}],
+            "vms":[{{"vm":"abcdefghij0123456789","account":"ac-abcdefghij0123456789","run":1,"instance":"in-abcdefghij0123456789","state":"up"}},
+                   {{"vm":"abcdefghij0123456789","account":"ac-abcdefghij0123456789","run":1,"instance":"in-abcdefghij0123456789","state":"odd"}}],
             "principals":[
                 {{"principal":{{"identity":"idn-abcdefghij0123456789"}},
                   "tokens":[{{"id":"tk-abcdefghij0123456789","hash":"{hash}"}}],

@@ -1,3 +1,11 @@
 //! The SSH front: a login by identity token or key, and every channel to a VM's own sshd.
+//!
+//! ```text
+//!   client ─ SSH ─► io::door, io::login ─► pure::bridge ─ SSH ─► the guest's sshd, dialled through vpc
+//! ```
 
 pub mod client;
+#[cfg(feature = "front")]
+pub mod io;
+#[cfg(feature = "front")]
+pub mod pure;

@@ -12,14 +12,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Longest until the house says that it is ready: five processes and a new database, slow under emulation.
+/// Longest until the house says that it is ready: six processes and a new database, slow under emulation.
 const READY_WAIT: Duration = Duration::from_secs(120);
 /// Longest until the house is down after it was asked.
 const STOP_WAIT: Duration = Duration::from_secs(120);
 /// A folder that is not there: looks at the host alone.
 const NO_DATA: &str = "/nonexistent";
+/// Where the public command line takes its users by SSH.
+pub const SSH_HOST: &str = "vm-ssh.freestyle.sh";
 /// The names of the daemons, as programs.
-pub const DAEMONS: [&str; 5] = ["control", "vmm", "vpc", "vpn", "edge-proxy"];
+pub const DAEMONS: [&str; 6] = ["control", "vmm", "vpc", "vpn", "ssh-proxy", "edge-proxy"];
 
 /// What a house is given by its test.
 #[derive(Clone, Debug)]
@@ -32,11 +34,13 @@ pub struct Wishes {
     pub disk_mib: u32,
     /// Where VPN clients reach it.
     pub vpn_host: Option<String>,
+    /// Whether SSH is served where the public command line looks for it: at [`SSH_HOST`], port 22.
+    pub ssh: bool,
 }
 
 impl Default for Wishes {
     fn default() -> Self {
-        Self { images: None, memory_mib: 512, disk_mib: 4096, vpn_host: None }
+        Self { images: None, memory_mib: 512, disk_mib: 4096, vpn_host: None, ssh: false }
     }
 }
 
@@ -154,11 +158,13 @@ impl House {
             .iter()
             .map(|name| format!("127.0.0.1 {name}.style.dev\n"))
             .collect();
-        std::fs::write(&hosts, format!("127.0.0.1 localhost\n{}", names.concat()))?;
-        let script = r#"mount --bind "$1" /etc/hosts && cd "$2" && exec node "$3""#;
+        std::fs::write(&hosts, format!("127.0.0.1 localhost\n127.0.0.1 {SSH_HOST}\n{}", names.concat()))?;
+        let script = r#"mount --bind "$1" /etc/hosts && mount --bind "$4" /etc/ssh/ssh_config.d &&
+            cd "$2" && exec node "$3""#;
+        let ssh = self.ssh_config()?;
         let status = Command::new("unshare")
             .args(["--mount", "sh", "-c", script, "sh"])
-            .args([hosts.as_os_str(), e2e.join("sdk").as_os_str(), program.as_ref()])
+            .args([hosts.as_os_str(), e2e.join("sdk").as_os_str(), program.as_ref(), ssh.as_os_str()])
             .env("FREESTYLE_API_URL", "https://api.style.dev")
             .env("FREESTYLE_API_KEY", &self.key)
             .env("NODE_EXTRA_CA_CERTS", self.ca())
@@ -170,6 +176,24 @@ impl House {
             .status()?;
         anyhow::ensure!(status.success(), "{program}: {status}");
         Ok(())
+    }
+
+    /// A folder with a file `house.conf`, by which an SSH client knows the house's host keys and no other ones.
+    ///
+    /// # Errors
+    /// When the keys cannot be asked for, or a file cannot be written.
+    pub fn ssh_config(&self) -> Result<PathBuf> {
+        let folder = self.folder.path().join("ssh_config.d");
+        let known = folder.join("known_hosts");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(&known, self.gatehouse(&["ssh", "known-hosts"])?.stdout)?;
+        let known = known.display();
+        let config = format!(
+            "UserKnownHostsFile {known}\nGlobalKnownHostsFile none\nStrictHostKeyChecking yes\n\
+             IdentityFile none\nConnectTimeout 60\n"
+        );
+        std::fs::write(folder.join("house.conf"), config)?;
+        Ok(folder)
     }
 
     /// The process id of one of the [`DAEMONS`], from the kernel's list of the house's children.
@@ -293,7 +317,14 @@ fn with_settings(word: &str, programs: &Path, folder: &Path, wishes: &Wishes) ->
         .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
         .args(["--default-vcpus", "1", "--default-memory-mib", &wishes.memory_mib.to_string()])
         .args(["--default-disk-mib", &wishes.disk_mib.to_string()])
-        .args(wishes.vpn_host.iter().flat_map(|host| ["--vpn-host", host]));
+        .args(wishes.vpn_host.iter().flat_map(|host| ["--vpn-host", host]))
+        .args(
+            wishes
+                .ssh
+                .then_some(["--ssh-listen", "127.0.0.1:22", "--ssh-host", SSH_HOST])
+                .into_iter()
+                .flatten(),
+        );
     Ok(command)
 }
 

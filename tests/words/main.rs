@@ -5,11 +5,12 @@
 #[allow(dead_code, reason = "control's tests ask more of it")]
 mod world;
 
+mod identity;
 mod private;
 
 use control::Control;
 use control::vms::FailPoints;
-use model::config::{ControlConfig, Places, VmLimits, VmSize, VpnDoor};
+use model::config::{ControlConfig, Places, SshDoor, VmLimits, VmSize, VpnDoor};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Stdio;
@@ -116,7 +117,7 @@ fn config(folder: &Path) -> ControlConfig {
         edge_gid: None,
         vpn: VpnDoor::default(),
         vpn_gid: None,
-        ssh_host: None,
+        ssh: SshDoor::default(),
         ssh_gid: None,
     }
 }

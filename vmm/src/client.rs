@@ -25,6 +25,8 @@ pub const WRITE_WAIT: Duration = Duration::from_secs(600);
 /// Longest that a frozen copy in memory lasts after the last machine was made of it: the next of a hundred children
 /// waits for the boots of eight before it, on a busy host.
 pub const FORK_LIFE: Duration = Duration::from_secs(120);
+/// Longest that the agent of a guest takes to tell its host keys, and the way to it.
+const HOST_KEYS_WAIT: Duration = Duration::from_secs(15);
 /// Added to a request's own time for the way there and back.
 const MARGIN: Duration = Duration::from_secs(10);
 
@@ -181,6 +183,11 @@ pub enum VmmRequest {
         /// The guest's vsock port.
         port: u32,
     },
+    /// The SSH host keys that the guest shows, asked of its agent now. ssh-proxy may ask this and nothing else.
+    HostKeys {
+        /// Which VM.
+        vm: VmId,
+    },
     /// The last lines of the console log.
     Console {
         /// Which VM.
@@ -211,6 +218,11 @@ pub enum VmmReply {
     },
     /// The connected stream rides with this message.
     Connected,
+    /// The guest's SSH host keys, as its agent tells them.
+    HostKeys {
+        /// Type and base64, as in `known_hosts`; at most [`model::agent::MAX_HOST_KEYS`].
+        keys: Vec<String>,
+    },
     /// The end of the console log; bytes that are not UTF-8 are replaced.
     Console {
         /// The text.
@@ -492,6 +504,17 @@ impl VmmClient {
         UnixStream::from_std(stream).map_err(VmmError::Stream)
     }
 
+    /// The SSH host keys of a running guest.
+    ///
+    /// # Errors
+    /// See [`VmmError`]; [`Refusal::NoListener`] when its agent cannot be asked.
+    pub async fn host_keys(&self, vm: &VmId) -> Result<Vec<String>, VmmError> {
+        match self.ask(&VmmRequest::HostKeys { vm: vm.clone() }, HOST_KEYS_WAIT).await?.0 {
+            VmmReply::HostKeys { keys } => Ok(keys),
+            other => Err(refusal(other)),
+        }
+    }
+
     /// The end of the console log.
     ///
     /// # Errors
@@ -554,6 +577,7 @@ fn refusal(reply: VmmReply) -> VmmError {
         | VmmReply::Done
         | VmmReply::Copied { .. }
         | VmmReply::Connected
+        | VmmReply::HostKeys { .. }
         | VmmReply::Console { .. } => VmmError::Unexpected,
     }
 }

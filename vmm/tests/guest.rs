@@ -348,6 +348,10 @@ async fn a_running_guest_gets_a_larger_disk_and_gives_memory_back() {
     let pid = house.client.launch(machine.clone()).await.expect("launch");
     await_agent(&mut events, &machine).await;
 
+    let files = run(&house, vm, "cut -d' ' -f1,2 /etc/ssh/ssh_host_*_key.pub").await;
+    let told = house.client.host_keys(vm).await.expect("host keys");
+    assert!(!told.is_empty() && told == files.lines().collect::<Vec<_>>(), "{told:?}, {files}");
+
     let df = "df --block-size=1M --output=size / | tail -n 1";
     let before = run(&house, vm, df).await;
     house.client.grow_disk(vm, 4096).await.expect("grown");

@@ -92,10 +92,10 @@ async fn serve(
     let listener = WireListener::bind(&places.vpc_socket(), 0o666)?;
     let resolver = Resolver::new(switch.clone(), Upstreams::new(config.upstream_dns.clone()));
     let dhcp = Dhcp::new(switch.clone());
-    let (writer, writing) = flowlog::writer::new(places.flow_log(), flowlog::writer::MAX_FILE_BYTES);
+    let (writer, writing) = feed::lines::new(places.flow_log(), "flows", feed::lines::MAX_FILE_BYTES);
     let flow_log = FlowLog::new(switch.clone(), writer, logged);
     tokio::spawn(writing.run());
-    let server = Server::new(switch, &config.allowed_uids, config.vpn_uid);
+    let server = Server::new(switch, &config.allowed_uids, config.vpn_uid, config.ssh_uid);
     let (mut ended, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     info!(socket = %places.vpc_socket().display(), "serving");
     tokio::select! {

@@ -45,6 +45,7 @@ pub struct Server {
     switch: Switch,
     allowed: Arc<[u32]>,
     vpn: Option<u32>,
+    ssh: Option<u32>,
     slots: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
     refusals: Arc<Mutex<BTreeMap<Refusal, u64>>>,
@@ -53,29 +54,26 @@ pub struct Server {
 }
 
 /// What a user may ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rights {
-    /// Everything: root.
-    All,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Rights {
+    /// Everything.
+    root: bool,
     /// What doors need.
-    Door,
+    door: bool,
+    /// To dial, and nothing else: ssh-proxy.
+    dial: bool,
     /// A network's TUN, and nothing else: vpn.
-    Tun,
-    /// Both.
-    DoorAndTun,
-    /// Nothing.
-    None,
+    tun: bool,
 }
 
 impl Rights {
     fn may(self, request: &VpcRequest) -> bool {
         match request {
-            VpcRequest::Tun { .. } => matches!(self, Self::All | Self::Tun | Self::DoorAndTun),
-            VpcRequest::Dial { .. } | VpcRequest::Tap { .. } | VpcRequest::Status => {
-                matches!(self, Self::All | Self::Door | Self::DoorAndTun)
-            }
+            VpcRequest::Tun { .. } => self.root || self.tun,
+            VpcRequest::Dial { .. } => self.root || self.door || self.dial,
+            VpcRequest::Tap { .. } | VpcRequest::Status => self.root || self.door,
             // Doors dial, and need not know who sleeps or what was refused.
-            VpcRequest::Join { .. } | VpcRequest::Rules { .. } | VpcRequest::Wakes => self == Self::All,
+            VpcRequest::Join { .. } | VpcRequest::Rules { .. } | VpcRequest::Wakes => self.root,
         }
     }
 }
@@ -86,13 +84,22 @@ struct No {
 }
 
 impl Server {
-    /// Serves users of these numbers, and root; `vpn` is the user who may ask for TUNs.
+    /// Serves users of these numbers, and root; `vpn` is the user who may ask for TUNs, `ssh` the one who may dial.
     #[must_use]
-    pub fn new(switch: Switch, allowed_uids: &[u32], vpn: Option<u32>) -> Self {
+    pub fn new(switch: Switch, allowed_uids: &[u32], vpn: Option<u32>, ssh: Option<u32>) -> Self {
         let allowed = allowed_uids.into();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
-        Self { switch, allowed, vpn, slots, turned_away, refusals: Arc::default(), waking: Arc::default() }
+        Self {
+            switch,
+            allowed,
+            vpn,
+            ssh,
+            slots,
+            turned_away,
+            refusals: Arc::default(),
+            waking: Arc::default(),
+        }
     }
 
     /// Serves for ever.
@@ -135,7 +142,7 @@ impl Server {
                 return;
             }
         };
-        if rights == Rights::None {
+        if rights == Rights::default() {
             let no = No { reason: Refusal::NotAllowed, message: format!("user {user} may not ask") };
             self.turn_away(wire, no).await;
             return;
@@ -173,12 +180,11 @@ impl Server {
     }
 
     fn rights(&self, user: u32) -> Rights {
-        match (self.allowed.contains(&user), self.vpn == Some(user)) {
-            _ if user == 0 => Rights::All,
-            (true, true) => Rights::DoorAndTun,
-            (true, false) => Rights::Door,
-            (false, true) => Rights::Tun,
-            (false, false) => Rights::None,
+        Rights {
+            root: user == 0,
+            door: self.allowed.contains(&user),
+            dial: self.ssh == Some(user),
+            tun: self.vpn == Some(user),
         }
     }
 

@@ -12,7 +12,7 @@ use support::guest::Guest;
 use support::servers::{
     ask_tcp, ask_udp, echo_udp, echoes, pings, reaches_tcp, reaches_udp, whoami, whoami_udp,
 };
-use support::{PATIENCE, SERVER, VPN_USER, World, assert_same, inside, member, private, sh};
+use support::{PATIENCE, SERVER, SSH_USER, VPN_USER, World, assert_same, inside, member, private, sh};
 use tokio::time::timeout;
 use vpc::client::{Refusal, VpcError, VpcReply, VpcRequest};
 
@@ -213,6 +213,39 @@ async fn the_user_of_vpn_may_ask_for_tuns_and_nothing_else() {
         vpc::client::tun(&socket, &vpc).map(drop)
     });
     asked.join().expect("asked").expect("a TUN");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_of_ssh_may_dial_and_nothing_else() {
+    let world = World::with_networks(vec![], vec![network(None)]).await;
+    let (vpc, socket) = (world.networks[0].vpc.clone(), world.places().vpc_socket());
+    std::fs::set_permissions(world.folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("others may come in");
+    let (vm, generation) = (five().vm, model::id::Generation(world.generation));
+    let requests = [
+        VpcRequest::Tap { vm: vm.clone(), generation },
+        VpcRequest::Tun { vpc: vpc.clone() },
+        VpcRequest::Rules { vpc },
+        VpcRequest::Join { service: service(1, NINE.octets(), &[]).id, generation },
+        VpcRequest::Status,
+        VpcRequest::Wakes,
+    ];
+    let asked = std::thread::spawn(move || {
+        let uid = rustix::process::Uid::from_raw(SSH_USER);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).expect("root may");
+        let wire = feed::wire::BlockingWire::connect(&socket).expect("any user may connect");
+        let ask = |request: VpcRequest| {
+            wire.send(&request, &[]).expect("sent");
+            wire.receive::<VpcReply>().expect("answered").0
+        };
+        for request in requests {
+            let told = ask(request);
+            assert!(matches!(told, VpcReply::Refused { reason: Refusal::NotAllowed, .. }), "{told:?}");
+        }
+        ask(VpcRequest::Dial { vm: model::id::VmId::from_random([99; 20]), port: 22 })
+    });
+    let told = asked.join().expect("asked");
+    assert!(matches!(told, VpcReply::Refused { reason: Refusal::UnknownVm, .. }), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -262,16 +262,18 @@ async fn one_member_cannot_fill_the_table_of_flows_and_its_flows_go_with_it() {
         }
     };
     bench.seven.run(stream).await;
-    assert!(bench.seven.run(|| reaches_udp(at(SIX, 7))).await, "a stream without answers is one flow");
+    // Its NIC drops what comes too fast, so one try says little.
+    let reaches = || (0..10).any(|_| reaches_udp(at(SIX, 7)));
     let refused = || bench.world.counter(&space, "inet", TABLE, "too_many_flows");
+    assert!(bench.seven.run(reaches).await);
+    assert_eq!(refused(), 0, "a stream without answers is one flow");
     let begun = Instant::now();
     while refused() < 100 {
         assert!(begun.elapsed() < PATIENCE, "{} refused", refused());
-        // Again, since its NIC drops what comes too fast.
         bench.five.run(flood(FIVE)).await;
     }
     assert!(!bench.five.run(|| reaches_udp(at(SIX, 7))).await, "it has enough");
-    assert!(bench.seven.run(|| reaches_udp(at(SIX, 7))).await, "and nobody else suffers");
+    assert!(bench.seven.run(reaches).await, "and nobody else suffers");
     let flows = async |space: String| {
         within(&space, || std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").expect("flows")).await
     };

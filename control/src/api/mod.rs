@@ -8,11 +8,15 @@ mod body;
 mod copies;
 mod domains;
 mod guest;
+mod identities;
+mod leases;
 mod openapi;
 mod peerings;
-mod routes;
+mod permissions;
+pub(crate) mod routes;
 mod rules;
 mod services;
+mod ssh;
 mod unoffered;
 mod vms;
 mod vpcs;
@@ -22,16 +26,23 @@ pub use auth::Door;
 
 use crate::fault::Fault;
 use crate::publish::Planner;
+use crate::ssh::SshKeys;
 use crate::store::Store;
 use crate::vms::Machines;
 use crate::wireguard::Keys;
 use ::vpc::client::VpcClient;
+use auth::Gate;
 use axum::Router;
+use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{any, post};
 use background::Background;
+use leases::Leases;
 use model::config::ControlConfig;
 use model::id::{AccountId, Generation};
+use routes::Open;
+use ssh_proxy::client::SshClient;
+use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{Notify, Semaphore};
 use vpn::client::VpnClient;
@@ -40,6 +51,15 @@ use vpn::client::VpnClient;
 const MAX_COMMANDS: usize = 256;
 /// Files that are read or written at once. Each holds up to 64 MiB, and as much again as JSON.
 const MAX_FILES: usize = 16;
+
+/// The house's keys, as far as callers are told of them.
+#[derive(Clone, Debug)]
+pub struct HouseKeys {
+    /// Of the VPN.
+    pub vpn: Keys,
+    /// Of the SSH front.
+    pub ssh: SshKeys,
+}
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -56,10 +76,13 @@ struct Shared {
     commands: Semaphore,
     files: Semaphore,
     keys: Keys,
+    ssh: SshKeys,
+    leases: Leases,
     /// Told when there is a session that may be the next to end.
     sessions: Arc<Notify>,
     network: VpcClient,
     door: VpnClient,
+    front: SshClient,
 }
 
 impl Api {
@@ -71,11 +94,12 @@ impl Api {
         planner: Planner,
         machines: Machines,
         default_account: AccountId,
-        keys: Keys,
+        keys: HouseKeys,
         sessions: Arc<Notify>,
     ) -> Self {
         let network = VpcClient::new(config.places.vpc_socket());
         let door = VpnClient::new(config.places.vpn_socket());
+        let front = SshClient::new(config.places.ssh_socket());
         Self(Arc::new(Shared {
             config,
             store,
@@ -85,11 +109,20 @@ impl Api {
             background: Background::default(),
             commands: Semaphore::new(MAX_COMMANDS),
             files: Semaphore::new(MAX_FILES),
-            keys,
+            keys: keys.vpn,
+            ssh: keys.ssh,
+            leases: Leases::default(),
             sessions,
             network,
             door,
+            front,
         }))
+    }
+
+    /// The same when rights of identities were taken away: who uses them is cut at once.
+    async fn taken(&self, place: &'static str) -> Result<Generation, Fault> {
+        self.0.leases.changed();
+        self.published(place).await
     }
 
     /// Publishes what was just written down. `place` names the change, for tests.
@@ -102,7 +135,13 @@ impl Api {
     /// [`Door`] among its extensions.
     pub fn router(&self) -> Router {
         let mut router = Router::new();
+        let mut open = HashMap::new();
         for route in routes::all() {
+            if route.open != Open::No {
+                let method =
+                    route.method.to_ascii_uppercase().parse::<Method>().expect("the table has methods");
+                open.insert((method, route.path), route.open);
+            }
             router = router.route(route.path, route.handler);
         }
         router
@@ -110,7 +149,7 @@ impl Api {
             .route("/v1/vms/snapshots", post(unoffered::ensure_snapshot))
             .fallback(unoffered::fallback)
             .method_not_allowed_fallback(unoffered::wrong_method)
-            .layer(from_fn_with_state(self.clone(), auth::authenticate))
+            .layer(from_fn_with_state(Gate { api: self.clone(), open: Arc::new(open) }, auth::authenticate))
             .layer(from_fn(answer::envelope))
             .with_state(self.clone())
     }

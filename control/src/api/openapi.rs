@@ -1,7 +1,8 @@
 //! The OpenAPI 3.1 document, made of the table of routes and of the types that the handlers read and write.
 
-use super::routes::{self, Route};
+use super::routes::{self, Open, Route};
 use axum::Json;
+use model::api::IDENTITY_TOKEN_HEADER;
 use model::api::error::ErrorBody;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -43,12 +44,15 @@ fn document(routes: &[Route]) -> Value {
         "info": {
             "title": "Gatehouse",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "VMs, the commands and files in them, their private networks, and the names that lead to them.",
+            "description": "VMs, the commands and files in them, their private networks, the names that lead to them, and who may use them.",
         },
         "security": [{ "key": [] }],
         "paths": paths,
         "components": {
-            "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } },
+            "securitySchemes": {
+                "key": { "type": "http", "scheme": "bearer" },
+                "token": { "type": "apiKey", "in": "header", "name": IDENTITY_TOKEN_HEADER },
+            },
             "responses": { "Error": { "description": "Refused or failed", "content": content(&error) } },
             "schemas": schemas,
         },
@@ -65,6 +69,9 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
             "default": { "$ref": "#/components/responses/Error" },
         },
     });
+    if route.open != Open::No {
+        operation["security"] = json!([{ "key": [] }, { "token": [] }]);
+    }
     if let Some(request) = route.request {
         let request = request.0(generator);
         operation["requestBody"] = json!({ "content": content(&request) });
@@ -109,6 +116,7 @@ mod tests {
             let operation = &document["paths"][route.path.replace("{*", "{")][route.method];
             assert_eq!(operation["summary"], route.summary, "{} {}", route.method, route.path);
             assert_eq!(operation.get("requestBody").is_some(), route.request.is_some());
+            assert_eq!(operation.get("security").is_some(), route.open != Open::No, "{}", route.path);
         }
         let text = document.to_string();
         for reference in

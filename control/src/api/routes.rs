@@ -2,8 +2,8 @@
 
 use super::openapi::Shape;
 use super::{
-    Api, admin, auth, background, copies, domains, guest, openapi, peerings, rules, services, vms, vpcs,
-    wireguard,
+    Api, admin, auth, background, copies, domains, guest, identities, openapi, peerings, permissions, rules,
+    services, ssh, vms, vpcs, wireguard,
 };
 use axum::routing::{self, MethodRouter};
 use model::api::Empty;
@@ -38,8 +38,23 @@ pub struct Route {
     pub query: Option<Shape>,
     /// The body of a success.
     pub answer: Shape,
+    /// Whether an identity's token opens it.
+    pub open: Open,
     /// What does it.
     pub handler: MethodRouter<Api>,
+}
+
+/// What a route is to who comes with an identity's token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// Closed, as every route that says nothing else.
+    No,
+    /// It tells who one is.
+    Anybody,
+    /// It is about the VM in its path: open to whom that was granted.
+    OnVm,
+    /// It acts inside the VM in its path as a Linux user: open to whom that VM and that user were granted.
+    InVm,
 }
 
 impl Route {
@@ -50,7 +65,7 @@ impl Route {
         answer: Shape,
         handler: MethodRouter<Api>,
     ) -> Self {
-        Self { method, path, summary, request: None, query: None, answer, handler }
+        Self { method, path, summary, request: None, query: None, answer, open: Open::No, handler }
     }
 
     pub(super) fn taking(mut self, request: Shape) -> Self {
@@ -58,7 +73,13 @@ impl Route {
         self
     }
 
-    fn asking(mut self, query: Shape) -> Self {
+    /// Opens it to tokens.
+    pub(super) fn open(mut self, open: Open) -> Self {
+        self.open = open;
+        self
+    }
+
+    pub(super) fn asking(mut self, query: Shape) -> Self {
         self.query = Some(query);
         self
     }
@@ -75,6 +96,9 @@ pub fn all() -> Vec<Route> {
     all.extend(rules::routes());
     all.extend(services::routes());
     all.extend(peerings::routes());
+    all.extend(identities::routes());
+    all.extend(permissions::routes());
+    all.extend(ssh::routes());
     all.extend(of_domains());
     all.extend(of_admin());
     all.extend(of_callers());
@@ -85,7 +109,14 @@ fn of_callers() -> Vec<Route> {
     let whoami = Shape::of::<WhoAmI>();
     let anything = Shape::of::<serde_json::Value>();
     vec![
-        Route::new("get", "/auth/v1/whoami", "Whose key is this?", whoami, routing::get(auth::whoami)),
+        Route::new(
+            "get",
+            "/auth/v1/whoami",
+            "Whose key or token is this?",
+            whoami,
+            routing::get(auth::whoami),
+        )
+        .open(Open::Anybody),
         Route::new(
             "get",
             "/auth/v1/background-requests/{request_id}",
@@ -117,7 +148,7 @@ fn of_vms() -> Vec<Route> {
             routing::post(vms::create),
         )
         .taking(Shape::of::<CreateVm>()),
-        Route::new("get", one, "A VM", Shape::of::<VmInfo>(), routing::get(vms::get)),
+        Route::new("get", one, "A VM", Shape::of::<VmInfo>(), routing::get(vms::get)).open(Open::OnVm),
         Route::new(
             "delete",
             one,
@@ -137,6 +168,7 @@ fn of_lives() -> Vec<Route> {
             Shape::of::<VmStarted>(),
             routing::post(vms::start),
         )
+        .open(Open::OnVm)
         .taking(Shape::of::<StartVm>()),
         Route::new(
             "post",
@@ -144,14 +176,16 @@ fn of_lives() -> Vec<Route> {
             "Shuts a VM down",
             Shape::of::<VmStopped>(),
             routing::post(vms::stop),
-        ),
+        )
+        .open(Open::OnVm),
         Route::new(
             "post",
             "/v1/vms/{vm_id}/suspend",
             "Lets a VM sleep in the state it is in; a request to it wakes it",
             Shape::of::<VmSuspended>(),
             routing::post(vms::suspend),
-        ),
+        )
+        .open(Open::OnVm),
         Route::new(
             "post",
             "/v1/vms/{vm_id}/resize",
@@ -173,14 +207,16 @@ fn of_lives() -> Vec<Route> {
             "Ends a VM at once",
             Shape::of::<VmKilled>(),
             routing::post(vms::kill),
-        ),
+        )
+        .open(Open::OnVm),
         Route::new(
             "post",
             "/v1/vms/{vm_id}/await",
             "Answers when the VM is down",
             Shape::of::<VmExited>(),
             routing::post(vms::await_exit),
-        ),
+        )
+        .open(Open::OnVm),
     ]
 }
 
@@ -240,6 +276,7 @@ fn of_guests() -> Vec<Route> {
             Shape::of::<ExecResult>(),
             routing::post(guest::exec),
         )
+        .open(Open::InVm)
         .taking(Shape::of::<Exec>()),
         Route::new(
             "get",
@@ -247,8 +284,10 @@ fn of_guests() -> Vec<Route> {
             "A file's content, or a directory's entries",
             Shape::of::<FileAnswer>(),
             routing::get(guest::read),
-        ),
+        )
+        .open(Open::InVm),
         Route::new("put", files, "Writes a file", Shape::of::<Empty>(), routing::put(guest::write))
+            .open(Open::InVm)
             .taking(Shape::of::<FileContent>()),
     ]
 }

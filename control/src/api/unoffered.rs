@@ -8,7 +8,6 @@ use axum::extract::Request;
 const FAMILIES: &[(&str, &str)] = &[
     ("/v1/vms/builds", "building"),
     ("/v1/cron", "cron"),
-    ("/identity/v1", "identities"),
     ("/git/v1", "git"),
     ("/dns/v1", "DNS"),
     ("/domains/v1/verifications", "domain verification"),

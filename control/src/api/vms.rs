@@ -106,6 +106,11 @@ pub async fn delete(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath) 
 pub async fn start(State(api): State<Api>, caller: Caller, VmPath(vm): VmPath, body: Body) -> Response {
     let work = async move {
         let request: StartVm = json(body, SMALL_BODY, "INVALID_REQUEST").await?;
+        let lasting = request.idle_timeout_seconds.is_some() || request.activity_threshold_bytes.is_some();
+        if lasting && caller.identity.is_some() {
+            let message = "when the VM is idle is for its account to say; start it without that";
+            return Err(Fault::new(403, "ACCESS_DENIED", message).with("vmId", vm.as_str()));
+        }
         let manner = Manner {
             ready_wait: request::ready_wait(request.ready_signal_timeout_seconds),
             idle_timeout_seconds: request.idle_timeout_seconds,

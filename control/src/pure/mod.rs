@@ -5,6 +5,7 @@
 pub mod address;
 pub mod evict;
 pub mod host;
+pub mod identity;
 pub mod layers;
 pub mod networks;
 pub mod peering;
@@ -16,5 +17,7 @@ pub mod retry;
 pub mod room;
 pub mod rule;
 pub mod service;
+pub mod ssh;
+pub mod ssh_key;
 pub mod vpc;
 pub mod wireguard;

@@ -363,12 +363,12 @@ fn refused(phase: Phase, lack: Lack) -> Step {
         return to(Phase::Deleting, Effect::Remove);
     }
     match lack {
-        Lack::Disk => rest(Phase::Lost),
+        Lack::Disk => to(Phase::Lost, Effect::Publish),
         Lack::State if phase == Phase::Resuming => {
             Step { next: Next::Phase(Phase::Starting), effect: Some(Effect::Launch), run: Run::New }
         }
         Lack::Other if phase == Phase::Resuming => to(Phase::Suspended, Effect::Publish),
-        Lack::State | Lack::Other => rest(Phase::Stopped),
+        Lack::State | Lack::Other => to(Phase::Stopped, Effect::Publish),
     }
 }
 
@@ -423,7 +423,7 @@ fn asked(phase: Phase, ask: Ask, fate: Fate) -> Option<Step> {
         },
         Ask::Stop => match phase {
             Running | Stopping => Some(to(Stopping, Effect::Stop)),
-            Suspended => Some(given_up(fate)),
+            Suspended => Some(stopped(fate)),
             Stopped | Lost => Some(rest(phase)),
             Building | Starting | Resuming | Suspending | Killing | Deleting => None,
         },
@@ -431,7 +431,7 @@ fn asked(phase: Phase, ask: Ask, fate: Fate) -> Option<Step> {
             Starting | Resuming | Running | Suspending | Stopping | Killing => {
                 Some(to(Killing, Effect::Kill))
             }
-            Suspended => Some(given_up(fate)),
+            Suspended => Some(stopped(fate)),
             Stopped | Lost => Some(rest(phase)),
             Building | Deleting => None,
         },
@@ -466,13 +466,14 @@ fn resumed(phase: Phase, seen: Seen, fate: Fate) -> Step {
     }
 }
 
+/// It is down, a sleeping one without being woken for that. The SSH front is told, or it would dial a VM that does not
+/// answer in place of asking for its start.
 fn stopped(fate: Fate) -> Step {
-    if fate.gone_when_down { to(Phase::Deleting, Effect::Remove) } else { rest(Phase::Stopped) }
-}
-
-/// A sleeping VM loses its memory, without being woken for that.
-fn given_up(fate: Fate) -> Step {
-    if fate.gone_when_down { stopped(fate) } else { to(Phase::Stopped, Effect::Publish) }
+    if fate.gone_when_down {
+        to(Phase::Deleting, Effect::Remove)
+    } else {
+        to(Phase::Stopped, Effect::Publish)
+    }
 }
 
 fn to(phase: Phase, effect: Effect) -> Step {
@@ -621,7 +622,10 @@ mod tests {
                 "{event:?}"
             );
         }
-        assert_eq!(step(Phase::Starting, Event::Refused(Lack::Disk), KEPT), Ok(rest(Phase::Lost)));
+        assert_eq!(
+            step(Phase::Starting, Event::Refused(Lack::Disk), KEPT),
+            Ok(to(Phase::Lost, Effect::Publish))
+        );
         assert_eq!(step(Phase::Starting, Event::NotReady, KEPT), Ok(to(Phase::Killing, Effect::Kill)));
         let brief = Fate { gone_when_down: true, ..KEPT };
         assert_eq!(step(Phase::Running, Event::Down, brief), Ok(to(Phase::Deleting, Effect::Remove)));

@@ -1,10 +1,12 @@
-//! What must survive: accounts, keys, VMs, their copies, VPCs and what is in them, mappings and counters, in SQLite.
+//! What must survive: accounts, identities, keys, VMs, their copies, VPCs and what is in them, mappings and counters, in SQLite.
 //!
 //! One connection writes and several read, so that a transaction that reads before it writes cannot be overtaken.
 //! The statements keep to what PostgreSQL understands too.
 
 mod accounts;
 mod forks;
+mod grants;
+mod identities;
 mod mappings;
 mod peerings;
 mod room;
@@ -13,10 +15,16 @@ mod secrets;
 mod services;
 mod sessions;
 mod snapshots;
+mod ssh_keys;
 mod vms;
 mod vpcs;
 
 pub use accounts::{Account, KeyRecord};
+pub use grants::{GrantRecord, MAX_GRANTS_OF_ACCOUNT, MAX_GRANTS_OF_IDENTITY};
+pub use identities::{
+    Bearer, IdentityRecord, MAX_IDENTITIES_OF_ACCOUNT, MAX_TOKENS_OF_ACCOUNT, MAX_TOKENS_OF_IDENTITY,
+    TokenRecord,
+};
 pub use mappings::{MappingRecord, NewMapping, PutMapping};
 pub use peerings::PeeringRecord;
 pub use room::{Admission, Refused};
@@ -24,6 +32,7 @@ pub use rules::RuleRecord;
 pub use services::{MAX_SERVICES_OF_VPC, ServiceRecord};
 pub use sessions::{MAX_SESSIONS_OF_ACCOUNT, MAX_SESSIONS_OF_VPC, NewSession, SessionRecord};
 pub use snapshots::{NewSnapshot, SnapshotRecord, SnapshotState};
+pub use ssh_keys::{MAX_KEYS_OF_ACCOUNT, MAX_KEYS_OF_ONE, SshKeyRecord};
 pub use vms::{NewVm, VmRecord};
 pub use vpcs::{DeleteVpc, NewNic, TooManyVpcs, VpcRecord};
 
@@ -53,6 +62,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "sleep", include_str!("../../migrations/0002_sleep.sql")),
     (3, "vpcs", include_str!("../../migrations/0003_vpcs.sql")),
     (4, "private", include_str!("../../migrations/0004_private.sql")),
+    (5, "identities", include_str!("../../migrations/0005_identities.sql")),
 ];
 
 /// Why the store could not do it. Nothing was changed.
@@ -104,6 +114,12 @@ pub struct Decision {
     pub services: Vec<ServiceRecord>,
     /// All peerings, also those that wait.
     pub peerings: Vec<PeeringRecord>,
+    /// All identity tokens.
+    pub tokens: Vec<TokenRecord>,
+    /// All grants on VMs.
+    pub grants: Vec<GrantRecord>,
+    /// All public keys that log in by SSH.
+    pub ssh_keys: Vec<SshKeyRecord>,
 }
 
 /// The store. Cheap to clone.
@@ -179,6 +195,9 @@ impl Store {
             rules: rules::all(&mut transaction).await?,
             services: services::all(&mut transaction).await?,
             peerings: peerings::all(&mut transaction).await?,
+            tokens: identities::all_tokens(&mut transaction).await?,
+            grants: grants::all(&mut transaction).await?,
+            ssh_keys: ssh_keys::all(&mut transaction).await?,
         };
         transaction.commit().await?;
         Ok(decision)

@@ -16,6 +16,21 @@ impl Store {
         Ok(row.map(|row| row.try_get("sealed")).transpose()?)
     }
 
+    /// Writes down a new secret, sealed, in place of another one of that name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_secret(&self, name: &str, sealed: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO secrets (name, sealed) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET sealed = $2",
+        )
+        .bind(name)
+        .bind(sealed)
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
     /// Writes down a new server key, sealed. All sessions end in the same moment: their clients know the old one.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::keys;
+use crate::pure::identity::IdentityRefusal;
 use crate::pure::phase::{Ask, Event, Fate, Lack, Phase, step};
 use crate::pure::room::{Promised, Shortage};
 use crate::pure::vpc::NicRefusal;
@@ -385,4 +386,84 @@ proptest! {
             }
         });
     }
+}
+
+fn hash(number: u8) -> model::token::TokenHash {
+    // A byte makes one of 62 digits, so two of them.
+    let mut bytes = [number; model::token::TOKEN_RANDOM_BYTES];
+    bytes[0] = number / 62;
+    model::token::IdentityToken::from_random(&bytes).expect("usable bytes").hash()
+}
+
+#[tokio::test]
+async fn an_identity_keeps_what_it_has_until_it_or_the_vm_goes() {
+    let (folder, store) = opened().await;
+    let account = store.default_account().await.expect("account").id;
+    let other = store.create_account("other").await.expect("store").expect("made").id;
+    let vm = insert(&store, &new_vm(&account, 256, &[])).await;
+    let identity = store.create_identity(&account).await.expect("store").expect("made").id;
+    let token = store.create_token(&account, &identity, hash(1)).await.expect("store").expect("made");
+    let users = Some(vec!["dev".parse().expect("user")]);
+    store.grant_vm(&account, &identity, &vm.id, users.clone()).await.expect("store").expect("granted");
+    store.add_ssh_key(&account, Some(&identity), "k", None).await.expect("store").expect("added");
+    store.add_ssh_key(&account, None, "k", Some("n")).await.expect("store").expect("another owner's");
+    drop(store);
+    let store = Store::open(&folder.path().join("control.db")).await.expect("open again");
+    let bearer = store.bearer(hash(1)).await.expect("store").expect("there");
+    assert_eq!((&bearer.token, &bearer.identity, &bearer.account), (&token, &identity, &account));
+    assert_eq!(store.bearer(hash(2)).await.expect("store"), None);
+    assert_eq!(store.rights(&token, &vm.id).await.expect("store"), Some(users));
+    let decision = store.decide().await.expect("decide");
+    assert_eq!((decision.tokens.len(), decision.grants.len(), decision.ssh_keys.len()), (1, 1, 2));
+    // Nothing of it is another account's.
+    let no = Err(IdentityRefusal::NoIdentity(identity.clone()));
+    assert_eq!(store.create_token(&other, &identity, hash(3)).await.expect("store"), no);
+    assert_eq!(
+        store.revoke_vm(&other, &identity, &vm.id).await.expect("store"),
+        Err(IdentityRefusal::NoIdentity(identity.clone()))
+    );
+    assert!(!store.delete_identity(&other, &identity).await.expect("store"));
+    let theirs = store.create_identity(&other).await.expect("store").expect("made").id;
+    let refused = store.grant_vm(&other, &theirs, &vm.id, None).await.expect("store");
+    assert_eq!(refused, Err(IdentityRefusal::NoVm(vm.id.clone())));
+    let deleting = drive(&store, &vm, Event::Asked(Ask::Delete)).await;
+    assert!(matches!(deleting, Admission::Done(_)), "{deleting:?}");
+    assert_eq!(store.rights(&token, &vm.id).await.expect("store"), None, "in the same moment");
+    assert!(store.decide().await.expect("decide").grants.is_empty());
+    assert!(store.delete_identity(&account, &identity).await.expect("store"));
+    let decision = store.decide().await.expect("decide");
+    assert_eq!((decision.tokens.len(), decision.ssh_keys.len()), (0, 1), "the account's own key stays");
+    assert_eq!(store.bearer(hash(1)).await.expect("store"), None);
+}
+
+#[tokio::test]
+async fn identities_keys_and_tokens_have_bounds() {
+    let (_folder, store) = opened().await;
+    let account = store.default_account().await.expect("account").id;
+    let identity = store.create_identity(&account).await.expect("store").expect("made").id;
+    for number in 0..MAX_TOKENS_OF_IDENTITY {
+        let number = u8::try_from(number).expect("small");
+        store.create_token(&account, &identity, hash(number)).await.expect("store").expect("made");
+    }
+    let more = store.create_token(&account, &identity, hash(200)).await.expect("store");
+    assert!(matches!(more, Err(IdentityRefusal::TooMany { limit: MAX_TOKENS_OF_IDENTITY, .. })), "{more:?}");
+    for owner in [None, Some(&identity)] {
+        for number in 0..MAX_KEYS_OF_ONE {
+            let key = format!("k{number}");
+            store.add_ssh_key(&account, owner, &key, None).await.expect("store").expect("added");
+        }
+        let more = store.add_ssh_key(&account, owner, "k", None).await.expect("store");
+        assert!(matches!(more, Err(IdentityRefusal::TooMany { limit: MAX_KEYS_OF_ONE, .. })), "{more:?}");
+    }
+    let query = "INSERT INTO identities (id, account_id, created_ms)
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $2)
+         SELECT 'x' || i, $1, i FROM n";
+    sqlx::query(query)
+        .bind(account.as_str())
+        .bind(signed(MAX_IDENTITIES_OF_ACCOUNT - 1))
+        .execute(&store.writer)
+        .await
+        .expect("filled");
+    let more = store.create_identity(&account).await.expect("store");
+    assert!(matches!(more, Err(IdentityRefusal::TooMany { .. })), "{more:?}");
 }

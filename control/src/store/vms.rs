@@ -3,7 +3,7 @@
 use super::mappings::{self, NewMapping};
 use super::room::{self, Admission, Refused};
 use super::vpcs::{self, NewNic};
-use super::{Store, StoreError, flag, maybe_number, maybe_parsed, now_ms, number, parsed, signed};
+use super::{Store, StoreError, flag, grants, maybe_number, maybe_parsed, now_ms, number, parsed, signed};
 use crate::pure::address;
 use crate::pure::phase::{Next, Phase, Run, Step};
 use crate::random;
@@ -163,7 +163,8 @@ impl Store {
     }
 
     /// Writes down what is meant next for a VM, before it is done. A VM that is to be deleted loses its mappings in
-    /// the same moment, and the rules and VPN sessions that hang on it; one that is gone loses its record. A new run needs memory, a sleep a place for it on the disk.
+    /// the same moment, and the grants, rules and VPN sessions that hang on it; one that is gone loses its record. A new run
+    /// needs memory, a sleep a place for it on the disk.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -197,6 +198,7 @@ impl Store {
                 .bind(vm.id.as_str())
                 .execute(&mut *transaction)
                 .await?;
+            grants::end_with_vm(&mut transaction, &vm.id).await?;
             vpcs::leave(&mut transaction, &vm.id).await?;
         }
         sqlx::query(

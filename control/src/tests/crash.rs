@@ -17,6 +17,8 @@ use tokio::time::timeout;
 
 /// More places than there are: the walk ends at the first that is not reached.
 const MAX_PLACES: i64 = 300;
+/// An SSH key of nobody.
+const SSH_KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAICFo/k5LU8863u66YC9eUO2170QduohPURkQnbLa/dcz";
 /// A client's public key, any one.
 const CLIENT_KEY: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
 
@@ -45,6 +47,7 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
     call("POST", &format!("/v1/vms/{kept}/start"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/kill"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/exec-await"), r#"{"command":"true"}"#).await;
+    identities(&config, &kept).await;
     let vpc = call("POST", "/v1/vpcs", "{}").await["vpcId"].as_str().expect("id").to_owned();
     let body = json!({"nics": [{"vpc": vpc, "mode": "routed"}]}).to_string();
     let gone = call("POST", "/v1/vms", &body).await["id"].as_str().expect("id").to_owned();
@@ -76,6 +79,56 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
     call("POST", &format!("/v1/vms/{kept}/suspend"), "{}").await;
     told().vms.remove(&kept);
     call("DELETE", &format!("/v1/vms/{kept}"), "{}").await;
+}
+
+/// Identities come, are granted a VM and go; one stays and keeps what it has until its VM goes.
+async fn identities(config: &ControlConfig, vm: &str) {
+    let call = async |method: &str, path: &str, body: &str| -> Value {
+        ask(config.places.admin_socket(), method, path, &[], Some(body)).await.good()
+    };
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    for goes in [true, false] {
+        let id = text(&call("POST", "/identity/v1/identities", "{}").await["id"]);
+        let at = |path: &str| format!("/identity/v1/identities/{id}{path}");
+        call("POST", &at("/tokens"), "{}").await;
+        call("POST", &at(&format!("/permissions/vm/{vm}")), r#"{"allowedUsers":["dev"]}"#).await;
+        let key = text(&call("POST", &at("/keys"), &json!({"key": SSH_KEY}).to_string()).await["id"]);
+        if goes {
+            let token = text(&call("POST", &at("/tokens"), "{}").await["id"]);
+            call("DELETE", &at(&format!("/tokens/{token}")), "{}").await;
+            call("PUT", &at(&format!("/permissions/vm/{vm}")), "{}").await;
+            call("DELETE", &at(&format!("/keys/{key}")), "{}").await;
+            call("POST", &at("/permissions/git/repo"), r#"{"permission":"read"}"#).await;
+            call("DELETE", &at(&format!("/permissions/vm/{vm}")), "{}").await;
+            call("DELETE", &at(""), "{}").await;
+        }
+    }
+}
+
+/// What of identities does not agree between what control says and what the SSH front is told.
+async fn identity_disagreement(config: &ControlConfig) -> Option<String> {
+    let get = async |path: &str| ask(config.places.admin_socket(), "GET", path, &[], None).await.body;
+    let view = std::fs::read(config.places.feed().join("ssh.json")).expect("view");
+    let view: Value = serde_json::from_slice(&view).expect("json");
+    let told = |id: &Value| {
+        let all = view["principals"].as_array().expect("list");
+        all.iter().find(|entry| entry["principal"]["identity"] == *id).cloned().unwrap_or_default()
+    };
+    let mut with_grants = 0;
+    for identity in get("/identity/v1/identities").await["identities"].as_array().expect("list") {
+        let at = format!("/identity/v1/identities/{}", identity["id"].as_str().expect("id"));
+        let grants = ids(&get(&format!("{at}/permissions/vm")).await["permissions"], "vmId");
+        let (tokens, keys) = (get(&format!("{at}/tokens")).await, get(&format!("{at}/keys")).await);
+        let entry = told(&identity["id"]);
+        let same = ids(&tokens["tokens"], "id") == ids(&entry["tokens"], "id")
+            && ids(&keys["keys"], "id") == ids(&entry["keys"], "id");
+        if grants != ids(&entry["grants"], "vm") || !(same || grants.is_empty()) {
+            return Some(format!("{identity} has {grants:?}, {tokens}, {keys}, but {entry}"));
+        }
+        with_grants += usize::from(!grants.is_empty());
+    }
+    let told = view["principals"].as_array().expect("list").len();
+    (told != with_grants).then(|| format!("{with_grants} identities have grants, and {told} are told"))
 }
 
 /// What else is done in a private network. All of it ends with the network, or before.
@@ -157,6 +210,9 @@ async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>)
     }
     if up.len() > rows.len() || disks.len() > rows.len() || ports.len() != rows.len() {
         return Some(format!("{} VMs, but {up:?}, {disks:?}, {} ports", rows.len(), ports.len()));
+    }
+    if let Some(why) = identity_disagreement(config).await {
+        return Some(why);
     }
     if let Some(why) = private_disagreement(config, &view).await {
         return Some(why);
@@ -325,6 +381,16 @@ fn control_may_die_anywhere() {
         "peering active",
         "peering ended",
         "VPC deleted",
+        "identity made",
+        "token made",
+        "token revoked",
+        "VM granted",
+        "grant changed",
+        "grant revoked",
+        "SSH key added",
+        "SSH key removed",
+        "repository granted",
+        "identity deleted",
     ] {
         // What runs at once passes in any order, and a walk by numbers may step over a place.
         if !places.iter().any(|place| place == needed) {

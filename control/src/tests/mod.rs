@@ -3,6 +3,7 @@
 
 mod copies;
 mod crash;
+mod identities;
 mod life;
 mod private;
 mod refusals;
@@ -17,7 +18,7 @@ use axum::body::Bytes;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
-use model::config::{ControlConfig, Places, VmLimits, VmSize, VpnDoor};
+use model::config::{ControlConfig, Places, SshDoor, VmLimits, VmSize, VpnDoor};
 use model::id::VmId;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -136,7 +137,7 @@ fn config(folder: &Path) -> ControlConfig {
         edge_gid: None,
         vpn: VpnDoor::default(),
         vpn_gid: None,
-        ssh_host: None,
+        ssh: SshDoor::default(),
         ssh_gid: None,
     }
 }

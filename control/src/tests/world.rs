@@ -176,6 +176,8 @@ impl World {
                 }
                 VmmRequest::GrowDisk { vm, disk_mib } => wire.send(&self.grow(vm, disk_mib), &[]).await,
                 VmmRequest::Optimize { .. } => wire.send(&VmmReply::Done, &[]).await,
+                // Control never asks for them.
+                VmmRequest::HostKeys { .. } => wire.send(&refused(Refusal::NoListener), &[]).await,
                 VmmRequest::Console { .. } => {
                     wire.send(&VmmReply::Console { text: String::new() }, &[]).await
                 }

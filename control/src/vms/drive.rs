@@ -112,7 +112,7 @@ impl Drive<'_> {
             // The same instance goes on: that it went down to sleep is no news any more.
             self.inner.observed.forget(&self.record.id);
         }
-        match self.inner.vmm.launch(machine(&self.record, generation)).await {
+        match self.inner.vmm.launch(machine(&self.record, generation, self.inner.metadata.clone())).await {
             Ok(pid) => {
                 info!(vm = %self.record.id, pid, "launched");
                 self.inner.observed.is_up(&self.record.id, &self.record.instance);
@@ -329,7 +329,7 @@ fn origin(vm: &VmRecord) -> Origin {
 }
 
 /// What the supervisor is asked to run.
-fn machine(vm: &VmRecord, generation: Generation) -> MachineSpec {
+fn machine(vm: &VmRecord, generation: Generation, metadata: Metadata) -> MachineSpec {
     let mac = MacAddress::of_ipv4(vm.ipv4);
     let network = GuestNetwork {
         mac,
@@ -358,6 +358,6 @@ fn machine(vm: &VmRecord, generation: Generation) -> MachineSpec {
         },
         origin: origin(vm),
         idle: idle_watch(vm),
-        metadata: Metadata::default(),
+        metadata,
     }
 }

@@ -18,20 +18,23 @@ mod room;
 mod sleep;
 mod slots;
 mod snapshot;
+mod wants;
 
 pub use error::OpError;
+pub use failpoint::FailPoints;
 #[cfg(test)]
 pub use failpoint::{Countdown, DieAt};
-pub use failpoint::FailPoints;
 pub use follow::follow;
 pub use fork::MAX_FORKS;
 pub use guest::Place;
 pub use notes::Notes;
+pub use wants::follow as follow_wants;
 
 use crate::publish::Planner;
 use crate::pure::phase::{Ask, Event, Fate, Phase, Seen};
 use crate::pure::request::{DEFAULT_READY_WAIT, Wanted, WantedFile};
 use crate::random;
+use crate::ssh::SshKeys;
 use crate::store::{Admission, NewVm, Refused, Store, VmRecord};
 use busy::Busy;
 use drive::Drive;
@@ -47,7 +50,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use vmm::client::VmmClient;
+use vmm::client::{Metadata, VmmClient};
 
 /// For the guest to shut down by itself before it is ended: systemd's own limit for one service is 90 s, but nobody
 /// waits so long for an answer.
@@ -75,6 +78,10 @@ struct Inner {
     me: String,
     busy: Busy,
     wakes: Wakes,
+    /// Stopped VMs that are being started for somebody who waits at the SSH front.
+    wants: Wakes,
+    /// What every guest is told at its metadata address.
+    metadata: Metadata,
     restarts: Restarts,
     /// Held while a VM is put to sleep to make room in the host's memory.
     one_makes_room: tokio::sync::Mutex<()>,
@@ -103,7 +110,13 @@ impl Default for Manner {
 impl Machines {
     /// The VMs of a store.
     #[must_use]
-    pub fn new(config: &ControlConfig, store: Store, planner: Planner, failpoints: FailPoints) -> Self {
+    pub fn new(
+        config: &ControlConfig,
+        store: Store,
+        planner: Planner,
+        ssh: &SshKeys,
+        failpoints: FailPoints,
+    ) -> Self {
         let (sleepers, told) = mpsc::channel(SLEEPERS);
         let machines = Self(Arc::new(Inner {
             store,
@@ -117,6 +130,8 @@ impl Machines {
             me: RequestId::from_random(random::bytes()).to_string(),
             busy: Busy::new(sleepers),
             wakes: Wakes::default(),
+            wants: Wakes::default(),
+            metadata: Metadata { ssh_keys: vec![ssh.login_line().to_owned()], user_data: None },
             restarts: Restarts::default(),
             one_makes_room: tokio::sync::Mutex::default(),
             stored: watch::Sender::new(0),

@@ -21,7 +21,7 @@ pub(super) struct Wakes(Mutex<HashMap<VmId, bool>>);
 
 impl Wakes {
     /// False: somebody is at it already, and will look again.
-    fn begin(&self, vm: &VmId) -> bool {
+    pub(super) fn begin(&self, vm: &VmId) -> bool {
         let mut wakes = self.lock();
         if let Some(again) = wakes.get_mut(vm) {
             *again = true;
@@ -32,7 +32,7 @@ impl Wakes {
     }
 
     /// False: it was asked again.
-    fn end(&self, vm: &VmId) -> bool {
+    pub(super) fn end(&self, vm: &VmId) -> bool {
         let mut wakes = self.lock();
         if let Some(again) = wakes.get_mut(vm)
             && *again

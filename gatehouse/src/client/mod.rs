@@ -1,8 +1,10 @@
 //! The API as the command line asks it: over the operator's Unix socket, or with a key over HTTPS.
 
 pub mod domains;
+pub mod identity;
 pub mod keys;
 pub mod snapshots;
+pub mod ssh;
 pub mod status;
 pub mod vm;
 pub mod vpc;
@@ -122,6 +124,9 @@ pub enum ClientError {
     /// A service did not join its network.
     #[error(transparent)]
     Join(#[from] vpc::JoinError),
+    /// Something about SSH came to nothing on this computer.
+    #[error(transparent)]
+    Ssh(#[from] ssh::SshError),
     /// There is no tunnel.
     #[error(transparent)]
     Vpn(#[from] vpn::VpnError),
@@ -358,6 +363,9 @@ fn refused(status: StatusCode, body: ErrorBody, trace: Option<String>) -> Client
 /// Where a person sees what there is.
 fn missing(body: &ErrorBody) -> &'static str {
     let seen = [
+        ("sshSessionId", "\nSee which there are: gatehouse ssh sessions"),
+        ("tokenId", "\nSee which there are: gatehouse identity token list IDENTITY"),
+        ("keyId", "\nSee which there are: gatehouse ssh key list"),
         ("sessionId", "\nSee which there are: gatehouse vpn sessions VPC"),
         ("ruleId", "\nSee which there are: gatehouse vpc rules VPC"),
         ("serviceId", "\nSee which there are: gatehouse vpc services VPC"),
@@ -392,6 +400,8 @@ fn next_step(code: &str) -> &'static str {
         "SNAPSHOT_LIMIT_EXCEEDED" => {
             "\nMake room: gatehouse snapshots list, gatehouse snapshots delete SNAPSHOT"
         }
+        "IDENTITY_NOT_FOUND" => "\nSee which there are: gatehouse identity list",
+        "VM_PERMISSION_NOT_FOUND" => "\nSee which VMs it may use: gatehouse identity grants IDENTITY",
         "VM_NOT_STOPPED" => "\nStop it: gatehouse vm stop VM",
         "VPC_IN_USE" => "\nSee who is in it: gatehouse vpc get VPC",
         "VM_IN_VPC" => "\nMove it out: gatehouse vpc detach VPC VM",

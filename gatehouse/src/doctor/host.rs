@@ -108,9 +108,10 @@ pub fn cgroups() -> Finding {
 #[must_use]
 pub fn programs() -> Finding {
     match children::missing_programs() {
-        Ok(missing) if missing.is_empty() => {
-            Finding::good("programs", "vpc, vmm, control, vpn and edge-proxy stand beside gatehouse")
-        }
+        Ok(missing) if missing.is_empty() => Finding::good(
+            "programs",
+            "vpc, vmm, control, vpn, ssh-proxy and edge-proxy stand beside gatehouse",
+        ),
         Ok(missing) => Finding::bad(
             "programs",
             format!("missing beside gatehouse: {}", missing.join(", ")),
@@ -124,7 +125,11 @@ pub fn programs() -> Finding {
 #[must_use]
 pub fn ports(settings: &Settings) -> Vec<Finding> {
     let api = settings.api_listen.map(|address| ("port of the API", address));
-    let doors = [("port of HTTPS", settings.https), ("port of HTTP", settings.http)];
+    let doors = [
+        ("port of HTTPS", settings.https),
+        ("port of HTTP", settings.http),
+        ("port of SSH", settings.ssh.listen),
+    ];
     let tcp = doors.into_iter().chain(api).map(|(check, address)| {
         port(check, address, TcpListener::bind(address).map(drop), "-ltnp", settings)
     });

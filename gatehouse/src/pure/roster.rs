@@ -1,11 +1,11 @@
-//! The keeper of the five processes, as a state machine: events and the time go in, effects come out.
+//! The keeper of the six processes, as a state machine: events and the time go in, effects come out.
 //!
 //! ```text
 //!  Starting ── the last role is ready ──► Serving
 //!     │                                     │  a child dies, in either: wait (100 ms, doubled to 5 s), launch again
 //!     └──────────── Stop ───────┬───────────┘
 //!                               ▼
-//!   Stopping(edge) ─► Stopping(vpn) ─► StoppingMachines ─► Stopping(control) ─► Stopping(vmm) ─► Stopping(vpc) ─► Over
+//!   Stopping(edge) ─► Stopping(ssh) ─► Stopping(vpn) ─► StoppingMachines ─► Stopping(control) ─► …(vmm) ─► …(vpc) ─► Over
 //!        each step ends when its process is gone; it is killed when its time is over; a second Stop kills all
 //! ```
 //!
@@ -42,13 +42,15 @@ pub enum Role {
     Control,
     /// The WireGuard door.
     Vpn,
+    /// The SSH door.
+    Ssh,
     /// The HTTPS door.
     Edge,
 }
 
 impl Role {
     /// All of them, in the order in which they start.
-    pub const ALL: [Self; 5] = [Self::Vpc, Self::Vmm, Self::Control, Self::Vpn, Self::Edge];
+    pub const ALL: [Self; 6] = [Self::Vpc, Self::Vmm, Self::Control, Self::Vpn, Self::Ssh, Self::Edge];
 
     /// The name of its program.
     #[must_use]
@@ -58,6 +60,7 @@ impl Role {
             Self::Vmm => "vmm",
             Self::Control => "control",
             Self::Vpn => "vpn",
+            Self::Ssh => "ssh-proxy",
             Self::Edge => "edge-proxy",
         }
     }
@@ -301,7 +304,8 @@ impl Roster {
 
     fn after_end_of(&mut self, role: Role, now: Instant) -> Vec<Effect> {
         match role {
-            Role::Edge => self.end(Role::Vpn, now),
+            Role::Edge => self.end(Role::Ssh, now),
+            Role::Ssh => self.end(Role::Vpn, now),
             Role::Vpn => {
                 let answers = |role| matches!(self.lives[&role], Life::Running { ready: true, .. });
                 if !self.keep_machines && answers(Role::Control) && answers(Role::Vmm) {
@@ -348,7 +352,8 @@ mod tests {
         assert_eq!(roster.handle(&Event::Ready(Role::Vpc), now), [Effect::Launch(Role::Vmm)]);
         assert_eq!(roster.handle(&Event::Ready(Role::Vmm), now), [Effect::Launch(Role::Control)]);
         assert_eq!(roster.handle(&Event::Ready(Role::Control), now), [Effect::Launch(Role::Vpn)]);
-        assert_eq!(roster.handle(&Event::Ready(Role::Vpn), now), [Effect::Launch(Role::Edge)]);
+        assert_eq!(roster.handle(&Event::Ready(Role::Vpn), now), [Effect::Launch(Role::Ssh)]);
+        assert_eq!(roster.handle(&Event::Ready(Role::Ssh), now), [Effect::Launch(Role::Edge)]);
         assert_eq!(roster.handle(&Event::Ready(Role::Edge), now), [Effect::Serving]);
         (roster, now)
     }
@@ -373,7 +378,8 @@ mod tests {
     fn it_closes_in_order() {
         let (mut roster, now) = serving(false);
         assert_eq!(roster.handle(&Event::Stop, now), [Effect::Terminate(Role::Edge)]);
-        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::Terminate(Role::Vpn)]);
+        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::Terminate(Role::Ssh)]);
+        assert_eq!(roster.handle(&Event::Died(Role::Ssh), now), [Effect::Terminate(Role::Vpn)]);
         assert_eq!(roster.handle(&Event::Died(Role::Vpn), now), [Effect::StopMachines]);
         assert_eq!(roster.handle(&Event::MachinesDown, now), [Effect::Terminate(Role::Control)]);
         assert_eq!(roster.handle(&Event::Due, now + STOP_WAIT), [Effect::Kill(Role::Control)]);
@@ -386,7 +392,8 @@ mod tests {
     fn machines_may_be_kept() {
         let (mut roster, now) = serving(true);
         assert_eq!(roster.handle(&Event::Stop, now), [Effect::Terminate(Role::Edge)]);
-        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::Terminate(Role::Vpn)]);
+        assert_eq!(roster.handle(&Event::Died(Role::Edge), now), [Effect::Terminate(Role::Ssh)]);
+        assert_eq!(roster.handle(&Event::Died(Role::Ssh), now), [Effect::Terminate(Role::Vpn)]);
         assert_eq!(roster.handle(&Event::Died(Role::Vpn), now), [Effect::Terminate(Role::Control)]);
     }
 
@@ -395,7 +402,7 @@ mod tests {
         let (mut roster, now) = serving(false);
         assert_eq!(roster.handle(&Event::Stop, now), [Effect::Terminate(Role::Edge)]);
         let effects = roster.handle(&Event::Stop, now);
-        assert_eq!(effects.len(), 6);
+        assert_eq!(effects.len(), 7);
         assert_eq!(effects.last(), Some(&Effect::Over));
     }
 

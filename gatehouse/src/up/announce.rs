@@ -78,6 +78,7 @@ pub fn welcome(settings: &Settings, took: Duration) -> String {
         "\nGatehouse is ready ({:.1} s).\n\
          \x20 API       https://api.{domain}{port}{}\n\
          \x20 Previews  https://<any name>.{domain}{port}\n\
+         \x20 SSH       {} port {} (gatehouse{run_dir} vm ssh VM)\n\
          \x20 CA        {} (clients must trust it)\n\
          \x20 Next      gatehouse{run_dir} api-key create --name me\n\
          \x20           gatehouse{run_dir} vm create\n\
@@ -86,6 +87,8 @@ pub fn welcome(settings: &Settings, took: Duration) -> String {
          \x20 Stop      Ctrl-C (VMs are shut down), twice to stop at once",
         took.as_secs_f64(),
         plain.unwrap_or_default(),
+        settings.ssh.door.host.as_ref().map_or_else(|| format!("vm-ssh.{domain}"), ToString::to_string),
+        settings.ssh.door.port,
         ca.display(),
         ca.display(),
         settings.https.port(),

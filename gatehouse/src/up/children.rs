@@ -1,9 +1,9 @@
-//! The five programs: where they are, what they are told, and how they are started.
+//! The six programs: where they are, what they are told, and how they are started.
 
 use crate::pure::roster::Role;
-use crate::settings::{EDGE_ID, Settings, VPN_ID};
+use crate::settings::{EDGE_ID, SSH_ID, Settings, VPN_ID};
 use command_fds::{CommandFdExt, FdMapping, FdMappingCollision};
-use model::config::{ControlConfig, EdgeConfig, Places, VmmConfig, VpcConfig, VpnConfig};
+use model::config::{ControlConfig, EdgeConfig, Places, SshConfig, VmmConfig, VpcConfig, VpnConfig};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Serialize;
 use std::io;
@@ -96,6 +96,8 @@ pub struct Listeners {
     pub http: TcpListener,
     /// For WireGuard.
     pub vpn: UdpSocket,
+    /// For SSH.
+    pub ssh: TcpListener,
 }
 
 /// Where the processes meet.
@@ -132,7 +134,10 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
     // Ctrl-C at the terminal is for this process, which ends the others in order.
     command.process_group(0);
     match role {
-        Role::Edge => hand_over(&mut command, listeners)?,
+        Role::Edge => {
+            hand_over(&mut command, [("https", &listeners.https), ("http", &listeners.http)])?;
+        }
+        Role::Ssh => hand_over(&mut command, [("ssh", &listeners.ssh)])?,
         Role::Vpn => {
             let socket = listeners.vpn.try_clone().map_err(ChildError::Listeners)?;
             command.stdin(OwnedFd::from(socket));
@@ -149,8 +154,10 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
     Ok(Started { child, handle: Handle(handle) })
 }
 
-fn hand_over(command: &mut Command, listeners: &Listeners) -> Result<(), ChildError> {
-    let sockets = [("https", &listeners.https), ("http", &listeners.http)];
+fn hand_over<const N: usize>(
+    command: &mut Command,
+    sockets: [(&str, &TcpListener); N],
+) -> Result<(), ChildError> {
     let mut mappings = Vec::new();
     for (number, (_, socket)) in (FIRST_DESCRIPTOR..).zip(sockets) {
         let parent_fd = socket.try_clone().map_err(ChildError::Listeners)?.into();
@@ -185,7 +192,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 prefix: settings.prefix.clone(),
                 allowed_uids: vec![EDGE_ID],
                 vpn_uid: Some(VPN_ID),
-                ssh_uid: None,
+                ssh_uid: Some(SSH_ID),
                 flow_log: settings.flow_log,
                 upstream_dns: settings.upstream_dns.clone(),
             },
@@ -195,7 +202,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
             &VmmConfig {
                 places,
                 allowed_uids: Vec::new(),
-                ssh_uid: None,
+                ssh_uid: Some(SSH_ID),
                 console_bytes: settings.console_bytes,
             },
         ),
@@ -212,8 +219,8 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 edge_gid: Some(EDGE_ID),
                 vpn: settings.vpn.door.clone(),
                 vpn_gid: Some(VPN_ID),
-                ssh_host: None,
-                ssh_gid: None,
+                ssh: settings.ssh.door.clone(),
+                ssh_gid: Some(SSH_ID),
             },
         ),
         Role::Vpn => encode(
@@ -225,6 +232,9 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 client_to_client: settings.vpn.client_to_client,
             },
         ),
+        Role::Ssh => {
+            encode(role, &SshConfig { places, listen: settings.ssh.listen, limits: settings.ssh.limits })
+        }
         Role::Edge => encode(
             role,
             &EdgeConfig {
@@ -276,7 +286,11 @@ mod tests {
         assert_eq!(edge.public_https_port, 443);
         let vpn: VpnConfig = toml::from_str(&text(Role::Vpn)).expect("vpn");
         assert_eq!((vpn.listen.port(), vpn.mtu, control.vpn), (51820, 1280, settings.vpn.door.clone()));
+        let ssh: SshConfig = toml::from_str(&text(Role::Ssh)).expect("ssh");
+        assert_eq!((ssh.listen.port(), ssh.limits), (2222, settings.ssh.limits));
+        assert_eq!((control.ssh.port, control.ssh_gid), (2222, Some(SSH_ID)));
         let vmm: VmmConfig = toml::from_str(&text(Role::Vmm)).expect("vmm");
+        assert_eq!((vmm.ssh_uid, vpc.ssh_uid), (Some(SSH_ID), Some(SSH_ID)));
         assert_eq!(vmm.places, places(&settings));
     }
 }

@@ -1,7 +1,7 @@
 //! What stands before the first program starts: folders, the lock, the image folder, the doors' sockets.
 
 use super::children::{Listeners, places};
-use crate::settings::{EDGE_ID, Settings, VPN_ID};
+use crate::settings::{EDGE_ID, SSH_ID, Settings, VPN_ID};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -99,13 +99,16 @@ pub fn occupy(settings: &Settings) -> Result<Lock, HouseError> {
         (&places.vms(), 0o711),
         (&places.tls(), 0o700),
         (&places.vpn_run(), 0o755),
+        (&places.ssh_run(), 0o755),
+        (&places.ssh_log(), 0o750),
     ] {
         make_folder(path, mode).map_err(|source| HouseError::Folder { path: path.clone(), source })?;
     }
-    // vpn, which is not root, makes its socket there.
-    let path = places.vpn_run();
-    std::os::unix::fs::chown(&path, Some(VPN_ID), Some(VPN_ID))
-        .map_err(|source| HouseError::Folder { path, source })?;
+    // Those who are not root make their sockets and logs there.
+    for (path, id) in [(places.vpn_run(), VPN_ID), (places.ssh_run(), SSH_ID), (places.ssh_log(), SSH_ID)] {
+        std::os::unix::fs::chown(&path, Some(id), Some(id))
+            .map_err(|source| HouseError::Folder { path, source })?;
+    }
     for folder in [&places.run, &places.feed()] {
         passable(folder)?;
     }
@@ -152,6 +155,7 @@ pub fn listen(settings: &Settings) -> Result<Listeners, HouseError> {
         https: bind(settings.https, "HTTPS", "--https")?,
         http: bind(settings.http, "HTTP", "--http")?,
         vpn: bind_udp(settings.vpn.listen, "WireGuard", "--vpn-listen")?,
+        ssh: bind(settings.ssh.listen, "SSH", "--ssh-listen")?,
     })
 }
 

@@ -3,7 +3,7 @@
 //! This runs in a process of its own that has one thread, so that nothing can slip between the steps.
 
 use crate::pure::roster::Role;
-use crate::settings::{EDGE_ID, VPN_ID};
+use crate::settings::{EDGE_ID, SSH_ID, VPN_ID};
 use clap::Args;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -77,9 +77,9 @@ impl Launch {
         }
         command.arg("--config").arg(self.config);
         match role {
-            Role::Edge => {
+            Role::Edge | Role::Ssh => {
                 command.env("LISTEN_PID", std::process::id().to_string());
-                drop_rights(EDGE_ID)?;
+                drop_rights(if role == Role::Edge { EDGE_ID } else { SSH_ID })?;
             }
             Role::Vpn => drop_rights(VPN_ID)?,
             Role::Vpc | Role::Vmm | Role::Control => {}

@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-/// Events that wait for the loop: each of five processes has at most three on their way, and a person's fingers.
+/// Events that wait for the loop: each of six processes has at most three on their way, and a person's fingers.
 const EVENTS: usize = 64;
 /// Between looks at the certificate's age. The time of renewal is a date, and a host may sleep through a timer.
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(6 * 3600);

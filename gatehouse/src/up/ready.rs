@@ -52,6 +52,7 @@ async fn ask(role: Role, settings: &Settings) -> io::Result<()> {
             UnixStream::connect(places.admin_socket()).await.map(|_| ())
         }
         Role::Vpn => packet_socket(&places.vpn_socket()),
+        Role::Ssh => packet_socket(&places.ssh_socket()),
         Role::Edge => door(settings.http).await,
     }
 }

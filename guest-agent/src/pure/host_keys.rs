@@ -1,5 +1,6 @@
 //! Which SSH host keys a machine that becomes another one gets.
 
+use model::agent::MAX_HOST_KEY_BYTES;
 use std::collections::BTreeSet;
 
 /// Kinds that `ssh-keygen` makes within milliseconds. Most clients prefer the first.
@@ -26,13 +27,28 @@ pub fn kind_of(file_name: &str) -> Option<&str> {
 /// `=` may stand for the space). Keys under other names than sshd's own are not ours to make.
 #[must_use]
 pub fn named(configuration: &str) -> BTreeSet<String> {
-    let kind = |line: &str| {
+    let kind = |path: &str| kind_of(path.rsplit('/').next()?).map(str::to_owned);
+    paths(configuration).filter_map(kind).collect()
+}
+
+/// The paths of the `HostKey` lines.
+pub fn paths(configuration: &str) -> impl Iterator<Item = &str> {
+    configuration.lines().filter_map(|line| {
         let (keyword, rest) = line.trim().split_once([' ', '\t', '='])?;
         let path = rest.trim().trim_start_matches('=').trim().trim_matches('"');
-        let file_name = path.rsplit('/').next()?;
-        keyword.eq_ignore_ascii_case("HostKey").then(|| kind_of(file_name).map(str::to_owned))?
-    };
-    configuration.lines().filter_map(kind).collect()
+        keyword.eq_ignore_ascii_case("HostKey").then_some(path)
+    })
+}
+
+/// The key of a public key's file: type and base64, without the comment. None when it is no such line, or longer than
+/// [`MAX_HOST_KEY_BYTES`].
+#[must_use]
+pub fn public(text: &str) -> Option<String> {
+    let mut words = text.lines().next()?.split_ascii_whitespace();
+    let (kind, key) = (words.next()?, words.next()?);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-@._".contains(&byte);
+    let line = format!("{kind} {key}");
+    (line.len() <= MAX_HOST_KEY_BYTES && kind.bytes().chain(key.bytes()).all(plain)).then_some(line)
 }
 
 /// What to make, of the kinds that were there and those that sshd's configuration names. Without `HostKey` lines sshd
@@ -53,6 +69,21 @@ mod tests {
 
     fn set(kinds: &[&str]) -> BTreeSet<String> {
         kinds.iter().map(|kind| (*kind).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_public_key_is_its_kind_and_its_base64() {
+        let line = "ssh-ed25519 AAAAC3Nz+/= root@vm";
+        assert_eq!(public(&format!("{line}\nmore")).as_deref(), Some("ssh-ed25519 AAAAC3Nz+/="));
+        for bad in [
+            "",
+            "ssh-ed25519",
+            "\nssh-ed25519 AAAA",
+            "ssh-ed25519 A\u{7}A",
+            &format!("a {}", "A".repeat(4096)),
+        ] {
+            assert_eq!(public(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Who one is, and requests that go on behind the caller's back.
 
-use crate::id::{AccountId, RequestId};
+use crate::id::{AccountId, IdentityId, RequestId};
 use serde::{Deserialize, Serialize};
 
 /// `GET /auth/v1/whoami`.
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct WhoAmI {
-    /// The account behind the key.
+    /// The account behind the key, or behind the identity.
     pub account_id: AccountId,
     /// The identity behind a token.
-    pub identity_id: Option<String>,
+    pub identity_id: Option<IdentityId>,
 }
 
 /// The 202 of a request that goes on, and of each question that comes too early.

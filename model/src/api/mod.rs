@@ -10,6 +10,7 @@ pub mod domain;
 pub mod error;
 pub mod exec;
 pub mod file;
+pub mod identity;
 pub mod peering;
 pub mod rule;
 #[cfg(feature = "schema")]

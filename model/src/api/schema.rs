@@ -2,11 +2,13 @@
 
 use crate::host::HostName;
 use crate::id::{
-    AccountId, ApiKeyId, Generation, MappingId, PeeringId, RequestId, RuleId, ServiceId, SnapshotId, VmId,
-    VmInstanceId, VpcId, WireGuardSessionId,
+    AccountId, ApiKeyId, Generation, IdentityId, MappingId, PeeringId, RequestId, RuleId, ServiceId,
+    SnapshotId, SshKeyId, SshSessionId, TokenId, VmId, VmInstanceId, VmPermissionId, VpcId,
+    WireGuardSessionId,
 };
 use crate::key::PublicKey;
 use crate::net::Ipv4Cidr;
+use crate::ssh::LinuxUser;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
 
@@ -38,6 +40,12 @@ text! {
     RuleId, "^fw-[a-z0-9]{20}$";
     ServiceId, "^sv-[a-z0-9]{20}$";
     WireGuardSessionId, "^wg-[a-z0-9]{20}$";
+    IdentityId, "^idn-[a-z0-9]{20}$";
+    TokenId, "^tk-[a-z0-9]{20}$";
+    SshKeyId, "^sk-[a-z0-9]{20}$";
+    VmPermissionId, "^vp-[a-z0-9]{20}$";
+    SshSessionId, "^ss-[a-z0-9]{20}$";
+    LinuxUser, "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}$";
     PublicKey, "^[A-Za-z0-9+/]{43}=$";
     Ipv4Cidr, "^([0-9]{1,3}\\.){3}[0-9]{1,3}/[0-9]{1,2}$";
     RequestId, "^ri-[a-z0-9]{20}$";

@@ -116,6 +116,7 @@ impl Hello {
                 | AgentReply::ExecDone { .. }
                 | AgentReply::File { .. }
                 | AgentReply::Directory { .. }
+                | AgentReply::HostKeys { .. }
                 | AgentReply::Stat(_) => Err(HelloError::Unexpected(FrameKind::Message, message.len())),
             },
             Stage::Ready => Err(HelloError::Unexpected(FrameKind::Message, message.len())),

@@ -1,7 +1,9 @@
-//! Streams to the guest's vsock ports, and the one request that the supervisor itself has for the agent.
+//! Streams to the guest's vsock ports, and the requests that the supervisor itself has for the agent.
 
 use crate::machine::control::VSOCK;
-use model::agent::{AGENT_PORT, AgentReply, AgentRequest, FrameKind, HEADER_BYTES};
+use model::agent::{
+    AGENT_PORT, AgentReply, AgentRequest, FrameKind, HEADER_BYTES, MAX_HOST_KEY_BYTES, MAX_HOST_KEYS,
+};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -14,8 +16,10 @@ use tokio::time::timeout;
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// Longest line with which the vsock device answers: "OK " and a port number.
 const MAX_LINE: usize = 32;
-/// Largest reply of the agent that is read here.
-const MAX_REPLY: usize = 16 << 10;
+/// Largest reply of the agent that is read here: all host keys, in quotes.
+const MAX_REPLY: usize = MAX_HOST_KEYS * (MAX_HOST_KEY_BYTES + 16);
+/// Longest wait for host keys, which are some small files.
+const HOST_KEYS_WAIT: Duration = Duration::from_secs(10);
 
 /// Why there is no stream.
 #[derive(Debug, Error)]
@@ -34,7 +38,7 @@ pub enum ConnectError {
     NoAnswer(u32),
 }
 
-/// Why the agent did not take the order to power off.
+/// Why the agent did not do it.
 #[derive(Debug, Error)]
 pub enum AgentError {
     /// No stream to it.
@@ -49,6 +53,9 @@ pub enum AgentError {
     /// It refused.
     #[error("the agent refused: {0}")]
     Refused(String),
+    /// No answer in time.
+    #[error("the agent did not answer within {HOST_KEYS_WAIT:?}")]
+    Late,
 }
 
 /// A stream to a port of the guest of the VM with this folder and process.
@@ -64,8 +71,40 @@ pub async fn to_port(folder: &Path, pid: i32, port: u32) -> Result<UnixStream, C
 /// # Errors
 /// See [`AgentError`].
 pub async fn power_off(folder: &Path, pid: i32) -> Result<(), AgentError> {
+    match ask(folder, pid, &AgentRequest::PowerOff).await? {
+        AgentReply::Done => Ok(()),
+        other => Err(unfit(other)),
+    }
+}
+
+/// Asks the agent for the SSH host keys of the guest, which tells what it likes: no more than it could show in its sshd.
+///
+/// # Errors
+/// See [`AgentError`].
+pub async fn host_keys(folder: &Path, pid: i32) -> Result<Vec<String>, AgentError> {
+    let asking = ask(folder, pid, &AgentRequest::HostKeys);
+    match timeout(HOST_KEYS_WAIT, asking).await.map_err(|_| AgentError::Late)?? {
+        AgentReply::HostKeys { keys } if keys.len() <= MAX_HOST_KEYS => Ok(keys),
+        other => Err(unfit(other)),
+    }
+}
+
+fn unfit(reply: AgentReply) -> AgentError {
+    match reply {
+        AgentReply::Error { message, .. } => AgentError::Refused(message),
+        AgentReply::Health { .. }
+        | AgentReply::ExecDone { .. }
+        | AgentReply::File { .. }
+        | AgentReply::Directory { .. }
+        | AgentReply::HostKeys { .. }
+        | AgentReply::Done
+        | AgentReply::Stat(_) => AgentError::Unexpected,
+    }
+}
+
+async fn ask(folder: &Path, pid: i32, request: &AgentRequest) -> Result<AgentReply, AgentError> {
     let mut stream = to_port(folder, pid, AGENT_PORT).await?;
-    let payload = serde_json::to_vec(&AgentRequest::PowerOff).map_err(|_| AgentError::Unexpected)?;
+    let payload = serde_json::to_vec(request).map_err(|_| AgentError::Unexpected)?;
     let header = FrameKind::Message.header(payload.len()).map_err(|_| AgentError::Unexpected)?;
     stream.write_all(&[header.as_slice(), &payload].concat()).await.map_err(AgentError::Io)?;
     let mut header = [0; HEADER_BYTES];
@@ -76,15 +115,7 @@ pub async fn power_off(folder: &Path, pid: i32) -> Result<(), AgentError> {
     }
     let mut payload = vec![0; length];
     stream.read_exact(&mut payload).await.map_err(AgentError::Io)?;
-    match serde_json::from_slice(&payload).map_err(|_| AgentError::Unexpected)? {
-        AgentReply::Done => Ok(()),
-        AgentReply::Error { message, .. } => Err(AgentError::Refused(message)),
-        AgentReply::Health { .. }
-        | AgentReply::ExecDone { .. }
-        | AgentReply::File { .. }
-        | AgentReply::Directory { .. }
-        | AgentReply::Stat(_) => Err(AgentError::Unexpected),
-    }
+    serde_json::from_slice(&payload).map_err(|_| AgentError::Unexpected)
 }
 
 async fn handshake(folder: &Path, pid: i32, port: u32) -> Result<UnixStream, ConnectError> {

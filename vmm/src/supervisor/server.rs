@@ -121,12 +121,18 @@ impl Supervisor {
     async fn converse(&self, wire: &Wire) -> Result<(), WireError> {
         let peer = wire.peer().map_err(WireError::Receive)?;
         let own = rustix::process::getuid().as_raw();
-        if peer.uid != 0 && peer.uid != own && !self.config.allowed_uids.contains(&peer.uid) {
+        let only_keys = self.config.ssh_uid == Some(peer.uid);
+        let all = peer.uid == 0 || peer.uid == own || self.config.allowed_uids.contains(&peer.uid);
+        if !all && !only_keys {
             tracing::warn!(uid = peer.uid, pid = peer.pid, "a user who may not ask was refused");
             return refuse(wire, Refusal::NotAllowed, "this user may not ask").await;
         }
         loop {
             let (request, _) = wire.receive::<VmmRequest>().await?;
+            if !all && !matches!(request, VmmRequest::HostKeys { .. }) {
+                tracing::warn!(uid = peer.uid, pid = peer.pid, "more was asked for than host keys");
+                return refuse(wire, Refusal::NotAllowed, "this user may ask for host keys alone").await;
+            }
             match request {
                 VmmRequest::Subscribe => return self.tell_events(wire).await,
                 VmmRequest::Connect { vm, port } => self.connect(wire, &vm, port).await?,
@@ -168,6 +174,7 @@ impl Supervisor {
                 VmmRequest::GrowDisk { vm, disk_mib } => {
                     wire.send(&self.grow_disk(&vm, disk_mib).await, &[]).await?;
                 }
+                VmmRequest::HostKeys { vm } => wire.send(&self.host_keys(&vm).await, &[]).await?,
                 VmmRequest::Console { vm, bytes } => wire.send(&self.console(&vm, bytes), &[]).await?,
             }
         }
@@ -242,6 +249,16 @@ impl Supervisor {
         match connect::to_port(&folder::of(&self.config, vm), running.pid, port).await {
             Ok(stream) => wire.send(&VmmReply::Connected, &[stream.as_fd()]).await,
             Err(error) => refuse(wire, Refusal::NoListener, &chain_text(&error)).await,
+        }
+    }
+
+    async fn host_keys(&self, vm: &VmId) -> VmmReply {
+        let Some(running) = self.registry.running(vm) else {
+            return refused(Refusal::NotRunning, "this VM does not run".to_owned());
+        };
+        match connect::host_keys(&folder::of(&self.config, vm), running.pid).await {
+            Ok(keys) => VmmReply::HostKeys { keys },
+            Err(error) => refused(Refusal::NoListener, chain_text(&error)),
         }
     }
 

@@ -8,10 +8,8 @@
 //! both are said in a line of their own. What ends while vpc is not there, or together with its network, is not told.
 
 pub mod listen;
-pub mod writer;
 
 use crate::flowlog::listen::{Ear, ListenError};
-use crate::flowlog::writer::Writer;
 use crate::io::namespace::Inside;
 use crate::io::nft::{self, Where};
 use crate::pure::bucket::{Allowance, Bucket};
@@ -22,6 +20,7 @@ use crate::pure::rules::{Logged, log_probe};
 use crate::pure::wanted::MAX_PORTS;
 use crate::switch::{LiveNetwork, Switch};
 use crate::tasks::each_network;
+use feed::lines::Writer;
 use model::id::VmId;
 use model::net::Ula;
 use std::collections::HashMap;

@@ -38,6 +38,7 @@ pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The user of vpn.
 pub const VPN_USER: u32 = 64_502;
+pub const SSH_USER: u32 = 64_503;
 
 /// Longest that anything in a test is waited for; the machine may be busy, or emulated.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -158,7 +159,7 @@ impl World {
             prefix: self.prefix.clone(),
             allowed_uids: vec![64_501],
             vpn_uid: Some(VPN_USER),
-            ssh_uid: None,
+            ssh_uid: Some(SSH_USER),
             flow_log: self.flow_log,
             upstream_dns: vec![SocketAddr::from((DNS, 53))],
         };

@@ -6,6 +6,7 @@ mod create;
 mod exec;
 mod lives;
 mod show;
+mod ssh;
 mod stop;
 
 pub use copies::{ForkArgs, SnapshotArgs};
@@ -13,6 +14,7 @@ pub use create::Create;
 pub use exec::ExecArgs;
 pub use lives::{AwaitArgs, ResizeArgs, StartArgs, Which};
 pub use show::ListArgs;
+pub use ssh::{ASKPASS_VARIABLE, ConfigArgs, CopyArgs, SshArgs};
 pub use stop::stop_all;
 
 pub(super) use show::{kept, sizing};
@@ -60,6 +62,24 @@ pub enum VmCommand {
         gatehouse vm exec VM --user alice --timeout 60 -- make test"
     )]
     Exec(ExecArgs),
+    /// Log in to a VM by SSH, or run a command there; one that is down is started
+    #[command(
+        after_help = "An identity with a token for this VM and user is made for the login and deleted after it. \
+        The exit status is ssh's.\nWith `--` what follows is for ssh: a command.\n\nExamples:\n  \
+        gatehouse vm ssh VM\n  gatehouse vm ssh VM --user alice -- make -C src test"
+    )]
+    Ssh(SshArgs),
+    /// Copy files to or from a VM by SSH
+    #[command(
+        after_help = "Examples:\n  gatehouse vm cp ./a.txt VM:/root/\n  gatehouse vm cp -r VM+alice:src ./src"
+    )]
+    Cp(CopyArgs),
+    /// Print a Host block for ~/.ssh/config, for editors and other programs that use ssh
+    #[command(
+        after_help = "ssh then asks for a token as the password, unless a key is registered: gatehouse ssh key add\n\n\
+        Example:\n  gatehouse vm ssh-config VM >> ~/.ssh/config"
+    )]
+    SshConfig(ConfigArgs),
     /// Boot stopped VMs, wake those that sleep
     #[command(after_help = "What is said of idleness holds from now on, also for VMs that run already.\n\n\
         Examples:\n  gatehouse vm start VM\n  gatehouse vm start VM --idle-timeout never")]
@@ -121,6 +141,9 @@ impl VmCommand {
             Self::List(list) => list.run(api).await?,
             Self::Get { vm, json } => show::get(api, &vm, json).await?,
             Self::Exec(exec) => return exec.run(api).await,
+            Self::Ssh(ssh) => return ssh.run(api).await,
+            Self::Cp(copy) => return copy.run(api).await,
+            Self::SshConfig(config) => config.run(api).await?,
             Self::Start(start) => start.run(api).await?,
             Self::Stop(which) => which.stop(api).await?,
             Self::Suspend(which) => which.suspend(api).await?,

@@ -1,25 +1,26 @@
-//! The log's files: `flows.jsonl` and, of the latest that were full, `flows.1.jsonl` and so on.
+//! A log of JSON lines in bounded files: `NAME.jsonl` and, of the latest that were full, `NAME.1.jsonl` and so on.
+//! Who logs never waits: a full queue takes no line, and says so.
 
-use crate::pure::flow::Line;
+use serde::Serialize;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinError;
 use tracing::warn;
 
-/// Lines that wait to be written: what all networks say in some seconds, of 500 bytes each.
+/// Lines that wait to be written: what a busy process says in some seconds, of 500 bytes each.
 const MAX_WAITING: usize = 8192;
 /// Lines that are written at once.
 const MAX_AT_ONCE: usize = 1024;
-/// Bytes of one file: a million flows and more fit into all of them.
+/// Bytes of one file: some hundred thousand lines fit into all of them.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Files, with the one that is written.
 pub const FILES: usize = 4;
-/// Root's alone: who talks to whom is nobody else's matter.
+/// The process' user's alone: who talks to whom is nobody else's matter.
 const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 /// Between two complaints about a disk that takes nothing; what is not written meanwhile is counted.
@@ -67,28 +68,35 @@ pub struct Writer {
 #[derive(Debug)]
 pub struct Writing {
     lines: Receiver<String>,
-    folder: PathBuf,
-    max_file_bytes: u64,
+    files: Files,
 }
 
-/// Makes both halves, for files of at most `max_file_bytes` and one batch of lines more in a folder.
+#[derive(Clone, Debug)]
+struct Files {
+    folder: PathBuf,
+    name: &'static str,
+    max_bytes: u64,
+}
+
+/// Makes both halves, for files called `name` of at most `max_file_bytes` and one batch of lines more in a folder.
 #[must_use]
-pub fn new(folder: PathBuf, max_file_bytes: u64) -> (Writer, Writing) {
+pub fn new(folder: PathBuf, name: &'static str, max_file_bytes: u64) -> (Writer, Writing) {
     let (sender, lines) = channel(MAX_WAITING);
-    (Writer { lines: sender }, Writing { lines, folder, max_file_bytes })
+    let files = Files { folder, name, max_bytes: max_file_bytes };
+    (Writer { lines: sender }, Writing { lines, files })
 }
 
 impl Writer {
     /// Takes a line; false when there is no room for it.
     #[must_use]
-    pub fn write(&self, line: &Line<'_>) -> bool {
+    pub fn write<T: Serialize>(&self, line: &T) -> bool {
         match serde_json::to_string(line) {
             Ok(mut text) => {
                 text.push('\n');
                 self.lines.try_send(text).is_ok()
             }
             Err(error) => {
-                warn!(%error, "a line of the flow log cannot be said");
+                warn!(%error, "a line of a log cannot be said");
                 false
             }
         }
@@ -101,14 +109,14 @@ impl Writing {
         let mut batch = Vec::with_capacity(MAX_AT_ONCE);
         let (mut lost, mut complained) = (0, None::<tokio::time::Instant>);
         while self.lines.recv_many(&mut batch, MAX_AT_ONCE).await > 0 {
-            let (folder, max, lines) = (self.folder.clone(), self.max_file_bytes, batch.len());
+            let (files, lines) = (self.files.clone(), batch.len());
             let text = batch.concat();
             batch.clear();
-            let written = tokio::task::spawn_blocking(move || append(&folder, max, &text)).await;
+            let written = tokio::task::spawn_blocking(move || files.append(&text)).await;
             if let Err(error) = written.unwrap_or_else(|error| Err(error.into())) {
                 lost += lines;
                 if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-                    warn!(%error, lost, "flows are not logged");
+                    warn!(%error, lost, log = self.files.name, "lines are not logged");
                     complained = Some(tokio::time::Instant::now());
                 }
             }
@@ -116,47 +124,60 @@ impl Writing {
     }
 }
 
-/// Appends to the file, or to a new one when it is full.
-fn append(folder: &Path, max_file_bytes: u64, text: &str) -> Result<(), WriteError> {
-    let made = DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder);
-    made.map_err(|source| WriteError::Folder { path: folder.to_owned(), source })?;
-    let path = file(folder, 0);
-    if std::fs::metadata(&path).is_ok_and(|found| found.len() >= max_file_bytes) {
-        rotate(folder)?;
-    }
-    let failed = |source| WriteError::Write { path: path.clone(), source };
-    let mut file: File =
-        OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(&path).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)
-}
-
-/// Each file becomes the next older one; the oldest goes.
-fn rotate(folder: &Path) -> Result<(), WriteError> {
-    for number in (0..FILES - 1).rev() {
-        let path = file(folder, number);
-        match std::fs::rename(&path, file(folder, number + 1)) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(WriteError::Rotate { path, source });
-            }
-            Ok(()) | Err(_) => {}
+impl Files {
+    /// Appends to the file, or to a new one when it is full.
+    fn append(&self, text: &str) -> Result<(), WriteError> {
+        let folder = &self.folder;
+        let made = DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder);
+        made.map_err(|source| WriteError::Folder { path: folder.clone(), source })?;
+        let path = self.file(0);
+        if std::fs::metadata(&path).is_ok_and(|found| found.len() >= self.max_bytes) {
+            self.rotate()?;
         }
+        let failed = |source| WriteError::Write { path: path.clone(), source };
+        let mut file: File =
+            OpenOptions::new().create(true).append(true).mode(FILE_MODE).open(&path).map_err(failed)?;
+        file.write_all(text.as_bytes()).map_err(failed)
     }
-    Ok(())
-}
 
-fn file(folder: &Path, number: usize) -> PathBuf {
-    folder.join(if number == 0 { "flows.jsonl".to_owned() } else { format!("flows.{number}.jsonl") })
+    /// Each file becomes the next older one; the oldest goes.
+    fn rotate(&self) -> Result<(), WriteError> {
+        for number in (0..FILES - 1).rev() {
+            let path = self.file(number);
+            match std::fs::rename(&path, self.file(number + 1)) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(WriteError::Rotate { path, source });
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&self, number: usize) -> PathBuf {
+        let name = self.name;
+        self.folder.join(if number == 0 { format!("{name}.jsonl") } else { format!("{name}.{number}.jsonl") })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pure::flow::What;
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
-    fn line(lines: u64) -> Line<'static> {
-        let what = What::Lost { end_ms: 0, lines, overflows: 0 };
-        Line { network: "default", source_vm: None, destination_vm: None, what }
+    #[derive(Serialize)]
+    struct Line {
+        lines: u64,
+        overflows: u64,
+    }
+
+    fn line(lines: u64) -> Line {
+        Line { lines, overflows: 0 }
+    }
+
+    fn file(folder: &Path, number: usize) -> PathBuf {
+        Files { folder: folder.to_owned(), name: "flows", max_bytes: 0 }.file(number)
     }
 
     #[tokio::test]
@@ -165,7 +186,7 @@ mod tests {
         let folder = place.path().join("flows");
         for number in 0..7 {
             // A line is more than a file may have, so each batch fills one.
-            let (writer, writing) = new(folder.clone(), 10);
+            let (writer, writing) = new(folder.clone(), "flows", 10);
             assert!(writer.write(&line(number)));
             drop(writer);
             writing.run().await;
@@ -189,7 +210,7 @@ mod tests {
         let place = tempfile::tempdir().expect("folder");
         let in_the_way = place.path().join("file");
         std::fs::write(&in_the_way, "").expect("written");
-        let (writer, writing) = new(in_the_way.clone(), 10);
+        let (writer, writing) = new(in_the_way.clone(), "flows", 10);
         let taken = (0..=MAX_WAITING as u64).filter(|number| writer.write(&line(*number))).count();
         assert_eq!(taken, MAX_WAITING);
         let running = tokio::spawn(writing.run());

@@ -1,0 +1,11 @@
+//! What acts: sockets, tasks, time and randomness.
+
+pub mod audit;
+pub mod desk;
+pub mod door;
+pub mod known;
+pub mod leg;
+pub mod login;
+pub mod session;
+pub mod sessions;
+pub mod vm;
