@@ -362,7 +362,7 @@ fn power_below(mib: u32) -> u32 {
     if mib.is_power_of_two() { mib } else { mib.next_power_of_two() / 2 }
 }
 
-fn value(setting: &'static str, got: impl ToString, why: String) -> SettingsError {
+pub(crate) fn value(setting: &'static str, got: impl ToString, why: String) -> SettingsError {
     SettingsError::Value { setting, got: got.to_string(), why }
 }
 

@@ -1,6 +1,6 @@
 //! SSH's part of the settings: flags `--ssh-…`, and the table `[ssh]` of the file.
 
-use crate::settings::SettingsError;
+use crate::settings::{SettingsError, value};
 use clap::Args;
 use model::config::{SshDoor, SshLimits};
 use model::host::HostName;
@@ -80,10 +80,6 @@ impl SshWishes {
         let door = SshDoor { host: self.host, port: self.port.unwrap_or(listen.port()) };
         Ok(SshSettings { listen, door, limits })
     }
-}
-
-fn value(setting: &'static str, got: u32, why: String) -> SettingsError {
-    SettingsError::Value { setting, got: got.to_string(), why }
 }
 
 #[cfg(test)]

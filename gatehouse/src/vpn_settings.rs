@@ -1,6 +1,6 @@
 //! The VPN's part of the settings: flags `--vpn-…`, and the table `[vpn]` of the file.
 
-use crate::settings::SettingsError;
+use crate::settings::{SettingsError, value};
 use clap::Args;
 use model::config::{VPN_PORT, VpnDoor};
 use model::net::{Ipv4Cidr, PRIVATE_RANGES};
@@ -106,10 +106,6 @@ impl VpnWishes {
         }
         Ok(VpnSettings { listen, door, client_to_client: self.client_to_client.unwrap_or(false) })
     }
-}
-
-fn value(setting: &'static str, got: impl ToString, why: String) -> SettingsError {
-    SettingsError::Value { setting, got: got.to_string(), why }
 }
 
 /// It stands in a line of the file that clients get, so it must not have two.

@@ -56,17 +56,24 @@ enum By<'a> {
     Key(&'a SshKeyId),
 }
 
+/// What each line of a session says of it, so that none needs another to be read.
+#[derive(Debug, Serialize)]
+struct Named<'a> {
+    session: &'a SshSessionId,
+    vm: &'a VmId,
+    user: &'a LinuxUser,
+    principal: &'a Principal,
+    client: IpAddr,
+}
+
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line<'a> {
     Login {
         at_ms: u64,
-        session: &'a SshSessionId,
-        vm: &'a VmId,
-        user: &'a LinuxUser,
-        principal: &'a Principal,
+        #[serde(flatten)]
+        who: Named<'a>,
         by: By<'a>,
-        client: IpAddr,
     },
     Refused {
         at_ms: u64,
@@ -77,11 +84,8 @@ enum Line<'a> {
     },
     Channel {
         at_ms: u64,
-        session: &'a SshSessionId,
-        vm: &'a VmId,
-        user: &'a LinuxUser,
-        principal: &'a Principal,
-        client: IpAddr,
+        #[serde(flatten)]
+        who: Named<'a>,
         #[serde(rename = "type")]
         what: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,11 +101,8 @@ enum Line<'a> {
     },
     End {
         at_ms: u64,
-        session: &'a SshSessionId,
-        vm: &'a VmId,
-        user: &'a LinuxUser,
-        principal: &'a Principal,
-        client: IpAddr,
+        #[serde(flatten)]
+        who: Named<'a>,
         seconds: u64,
         received_bytes: u64,
         sent_bytes: u64,
@@ -125,6 +126,18 @@ pub struct Who {
     pub login: Login,
     /// From where.
     pub client: IpAddr,
+}
+
+impl Who {
+    fn named(&self) -> Named<'_> {
+        Named {
+            session: &self.session,
+            vm: self.login.vm(),
+            user: self.login.user(),
+            principal: self.login.principal(),
+            client: self.client,
+        }
+    }
 }
 
 impl Audit {
@@ -151,26 +164,14 @@ impl Audit {
             Proof::Token(id) => By::Token(id),
             Proof::Key(id) => By::Key(id),
         };
-        self.write(&Line::Login {
-            at_ms: now_ms(),
-            session: &who.session,
-            vm: who.login.vm(),
-            user: who.login.user(),
-            principal: who.login.principal(),
-            by,
-            client: who.client,
-        });
+        self.write(&Line::Login { at_ms: now_ms(), who: who.named(), by });
     }
 
     /// A channel is over.
     pub fn channel(&self, who: &Who, end: &End) {
         self.write(&Line::Channel {
             at_ms: now_ms(),
-            session: &who.session,
-            vm: who.login.vm(),
-            user: who.login.user(),
-            principal: who.login.principal(),
-            client: who.client,
+            who: who.named(),
             what: &end.what,
             target: end.target.as_deref(),
             opened_by: if end.of_vm { "vm" } else { "client" },
@@ -190,11 +191,7 @@ impl Audit {
     pub fn end(&self, who: &Who, seconds: u64, (received_bytes, sent_bytes): (u64, u64), reason: &str) {
         self.write(&Line::End {
             at_ms: now_ms(),
-            session: &who.session,
-            vm: who.login.vm(),
-            user: who.login.user(),
-            principal: who.login.principal(),
-            client: who.client,
+            who: who.named(),
             seconds,
             received_bytes,
             sent_bytes,
