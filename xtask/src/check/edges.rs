@@ -76,13 +76,13 @@ mod tests {
 
     #[test]
     fn the_list_has_no_cycle_and_nobody_names_control_but_the_tests() {
-        fn depth(name: &str, left: usize) -> usize {
+        fn walk(name: &str, left: usize) {
             assert!(left > 0, "a cycle through {name}");
             let (_, to) = ALLOWED.iter().find(|(from, _)| *from == name).expect("listed");
-            to.iter().map(|next| 1 + depth(next, left - 1)).max().unwrap_or(0)
+            to.iter().for_each(|next| walk(next, left - 1));
         }
         for (from, to) in ALLOWED {
-            assert!(depth(from, ALLOWED.len()) <= 5);
+            walk(from, ALLOWED.len());
             assert!(*from == "tests" || !to.contains(&"control"));
         }
     }
