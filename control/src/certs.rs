@@ -1,6 +1,8 @@
 //! The certificates that edge-proxy serves: pairs `<name>.chain.pem` and `<name>.key.pem` in one folder, read again
 //! when the folder changes.
 
+use crate::pure::certificate::Supplied;
+use crate::store::now_ms;
 use feed::sys::register;
 use model::view::CertificateEntry;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -21,6 +23,8 @@ const MAX_PEM_BYTES: u64 = 256 << 10;
 const MAX_PAIRS: usize = 10_000;
 const CHAIN_SUFFIX: &str = ".chain.pem";
 const KEY_SUFFIX: &str = ".key.pem";
+/// The pair that the house makes for itself, of which clients must be told. All others come from somebody else.
+const OWN_STEM: &str = "preview";
 
 /// Why a pair is left out.
 #[derive(Debug, Error)]
@@ -75,9 +79,34 @@ impl Watch {
     }
 }
 
-/// Reads all pairs of the folder, sorted by name. A bad one is logged and left out; the others serve.
+/// All certificates in the order in which a later one wins: the house's own and those that are over, then the
+/// authority's, then those that the operator put into the folder.
 #[must_use]
-pub fn load(folder: &Path) -> Vec<CertificateEntry> {
+pub fn all(folder: &Path, issued: Vec<CertificateEntry>) -> Vec<CertificateEntry> {
+    let now = now_ms();
+    let (good, poor): (Vec<_>, Vec<_>) =
+        load(folder).into_iter().partition(|pair| pair.stem != OWN_STEM && pair.not_after_ms > now);
+    let entries = |pairs: Vec<Pair>| pairs.into_iter().map(|pair| pair.entry);
+    entries(poor).chain(issued).chain(entries(good)).collect()
+}
+
+/// What the operator put into the folder. Blocks on the disk.
+#[must_use]
+pub fn supplied(folder: &Path) -> Vec<Supplied> {
+    let pairs = load(folder).into_iter().filter(|pair| pair.stem != OWN_STEM);
+    pairs.map(|pair| Supplied { names: pair.entry.names, not_after_ms: pair.not_after_ms }).collect()
+}
+
+/// A pair of the folder.
+#[derive(Debug)]
+struct Pair {
+    stem: String,
+    entry: CertificateEntry,
+    not_after_ms: i64,
+}
+
+/// Reads all pairs of the folder, sorted by name. A bad one is logged and left out; the others serve.
+fn load(folder: &Path) -> Vec<Pair> {
     let listing = match fs::read_dir(folder) {
         Ok(listing) => listing,
         Err(error) => {
@@ -96,7 +125,7 @@ pub fn load(folder: &Path) -> Vec<CertificateEntry> {
     stems.iter().filter_map(|stem| one(folder, stem)).collect()
 }
 
-fn one(folder: &Path, stem: &str) -> Option<CertificateEntry> {
+fn one(folder: &Path, stem: &str) -> Option<Pair> {
     match pair(folder, stem) {
         Ok(entry) => Some(entry),
         Err(error) => {
@@ -106,11 +135,12 @@ fn one(folder: &Path, stem: &str) -> Option<CertificateEntry> {
     }
 }
 
-fn pair(folder: &Path, stem: &str) -> Result<CertificateEntry, CertError> {
+fn pair(folder: &Path, stem: &str) -> Result<Pair, CertError> {
     let chain_pem = text(&folder.join(format!("{stem}{CHAIN_SUFFIX}")))?;
     let key_pem = text(&folder.join(format!("{stem}{KEY_SUFFIX}")))?;
-    let names = names(&chain_pem)?;
-    Ok(CertificateEntry { names, chain_pem, key_pem })
+    let (names, not_after_ms) = leaf(&chain_pem)?;
+    let entry = CertificateEntry { names, chain_pem, key_pem };
+    Ok(Pair { stem: stem.to_owned(), entry, not_after_ms })
 }
 
 fn text(path: &Path) -> Result<String, CertError> {
@@ -120,8 +150,8 @@ fn text(path: &Path) -> Result<String, CertError> {
     Ok(fs::read_to_string(path)?)
 }
 
-/// The DNS names of the first certificate (RFC 5280 section 4.2.1.6).
-fn names(chain_pem: &str) -> Result<Vec<String>, CertError> {
+/// The DNS names of the first certificate (RFC 5280 section 4.2.1.6), and when it ends.
+fn leaf(chain_pem: &str) -> Result<(Vec<String>, i64), CertError> {
     let first = Pem::iter_from_buffer(chain_pem.as_bytes())
         .next()
         .ok_or_else(|| CertError::Pem("it is empty".to_owned()))?
@@ -136,7 +166,8 @@ fn names(chain_pem: &str) -> Result<Vec<String>, CertError> {
             if let GeneralName::DNSName(name) = name { Some(name.to_ascii_lowercase()) } else { None }
         })
         .collect();
-    if names.is_empty() { Err(CertError::NoNames) } else { Ok(names) }
+    let ends_ms = certificate.validity().not_after.timestamp().saturating_mul(1000);
+    if names.is_empty() { Err(CertError::NoNames) } else { Ok((names, ends_ms)) }
 }
 
 #[cfg(test)]
@@ -167,8 +198,19 @@ mod tests {
         make(folder.path(), "nameless", "IP:10.0.0.1");
         let found = load(folder.path());
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].names, ["*.style.dev", "style.dev"]);
-        assert!(found[0].key_pem.contains("PRIVATE KEY"));
+        assert_eq!(found[0].entry.names, ["*.style.dev", "style.dev"]);
+        assert!(found[0].entry.key_pem.contains("PRIVATE KEY"));
         assert!(load(&folder.path().join("missing")).is_empty());
+        assert_eq!(supplied(folder.path())[0].names, ["*.style.dev", "style.dev"]);
+        make(folder.path(), OWN_STEM, "DNS:own.dev");
+        assert_eq!(supplied(folder.path()).len(), 1, "the house's own is nobody's wish");
+        let name = |name: &str| CertificateEntry {
+            names: vec![name.to_owned()],
+            chain_pem: String::new(),
+            key_pem: String::new(),
+        };
+        let order = all(folder.path(), vec![name("issued.dev")]);
+        let order: Vec<_> = order.iter().map(|entry| entry.names[0].as_str()).collect();
+        assert_eq!(order, ["own.dev", "issued.dev", "*.style.dev"], "a later one wins");
     }
 }

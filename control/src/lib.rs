@@ -8,6 +8,7 @@
 //! What is decided without effects is in [`pure`]. No byte to or from a VM's ports passes here: while control is
 //! away, everything that was mapped goes on to be served.
 
+pub mod acme;
 pub mod agent;
 pub mod api;
 pub mod certs;
@@ -23,6 +24,7 @@ pub mod store;
 pub mod vms;
 pub mod wireguard;
 
+use acme::{Accounts, Challenges, Issuer, Office};
 use api::{Api, HouseKeys};
 use model::config::ControlConfig;
 use publish::{PlanError, Planner};
@@ -94,7 +96,9 @@ impl Control {
         let keys = Keys::load(&config.places.data, &store).await?;
         let host = ssh::host(config.ssh.host.as_ref(), &config.domain)?;
         let ssh = SshKeys::load(keys.seal(), &store, host).await?;
-        let planner = Planner::start(&config, store.clone(), keys.clone(), ssh.clone()).await?;
+        let challenges = Challenges::default();
+        let planner =
+            Planner::start(&config, store.clone(), keys.clone(), ssh.clone(), challenges.clone()).await?;
         let generation = planner.publish().await?;
         let machines = Machines::new(&config, store.clone(), planner.clone(), &ssh, failpoints);
         tokio::spawn(vms::follow(machines.clone()));
@@ -103,6 +107,18 @@ impl Control {
         let sessions = Arc::new(Notify::new());
         let door = VpnClient::new(config.places.vpn_socket());
         tokio::spawn(wireguard::sweep(store.clone(), planner.clone(), door, Arc::clone(&sessions)));
+        if let Some(acme) = &config.acme {
+            let office = Office {
+                accounts: Accounts::new(acme.clone(), store.clone(), keys.clone()),
+                config: acme.clone(),
+                store: store.clone(),
+                keys: keys.clone(),
+                planner: planner.clone(),
+                challenges,
+            };
+            let issuer = Issuer::new(office, config.domain.clone(), config.places.tls(), planner.decided());
+            tokio::spawn(issuer.run());
+        }
         let listeners = Listeners::bind(&config).await?;
         info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
         Ok(Self {

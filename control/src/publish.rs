@@ -3,11 +3,12 @@
 //! Whoever changed the store asks for a publication and waits for it. Those who ask while one is under way are served
 //! together by the next, so a hundred changes at once cost two or three publications.
 
+use crate::acme::Challenges;
 use crate::certs;
 use crate::pure::plan::{Facts, Plan, plan};
 use crate::pure::ssh::{SshFacts, ssh_view};
 use crate::ssh::SshKeys;
-use crate::store::{Decision, SessionRecord, Store, StoreError};
+use crate::store::{CertificateRecord, Decision, SessionRecord, Store, StoreError};
 use crate::wireguard::Keys;
 use feed::publish::{PublishError, Publisher};
 use feed::subscribe::Feed;
@@ -15,14 +16,14 @@ use model::config::ControlConfig;
 use model::id::Generation;
 use model::key::SecretKey;
 use model::ssh::SshView;
-use model::view::{CertificateEntry, EdgeView, View, VpcView, VpnView};
+use model::view::{CertificateEntry, ChallengeEntry, EdgeView, View, VpcView, VpnView};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinError;
 use tracing::{error, info, warn};
 
@@ -58,6 +59,8 @@ type Answer = Result<Generation, PlanError>;
 pub struct Planner {
     requests: mpsc::Sender<oneshot::Sender<Answer>>,
     certificates: Arc<AtomicUsize>,
+    publisher: Publisher,
+    decided: Arc<Notify>,
 }
 
 impl Planner {
@@ -70,6 +73,7 @@ impl Planner {
         store: Store,
         keys: Keys,
         ssh: SshKeys,
+        challenges: Challenges,
     ) -> Result<Self, PlanError> {
         let folder = config.places.feed();
         let publisher = Publisher::new(&folder).map_err(|error| PlanError::Folder(Arc::new(error)))?;
@@ -83,16 +87,19 @@ impl Planner {
         let (requests, asked) = mpsc::channel(QUEUE);
         let certificates = Arc::new(AtomicUsize::new(0));
         let tls = config.places.tls();
+        let decided = Arc::new(Notify::new());
         let writer = Writer {
             store,
-            publisher,
+            publisher: publisher.clone(),
             keys,
             ssh,
+            challenges,
             config: config.clone(),
             certificates: Arc::clone(&certificates),
+            decided: Arc::clone(&decided),
         };
         tokio::spawn(writer.run(asked));
-        let planner = Self { requests, certificates };
+        let planner = Self { requests, certificates, publisher, decided };
         tokio::spawn(follow_certificates(tls, planner.clone()));
         Ok(planner)
     }
@@ -107,6 +114,17 @@ impl Planner {
         answered.await.map_err(|_| PlanError::Closed)?
     }
 
+    /// Waits until edge-proxy has a decision in force. For ever while it is away: the caller bounds it.
+    pub async fn taken_over_by_doors(&self, generation: Generation) {
+        self.publisher.taken_over::<EdgeView>(generation).await;
+    }
+
+    /// Told after each decision. One waits for it: who keeps the certificates.
+    #[must_use]
+    pub fn decided(&self) -> Arc<Notify> {
+        Arc::clone(&self.decided)
+    }
+
     /// Certificates in the newest decision.
     #[must_use]
     pub fn certificates(&self) -> usize {
@@ -119,8 +137,10 @@ struct Writer {
     publisher: Publisher,
     keys: Keys,
     ssh: SshKeys,
+    challenges: Challenges,
     config: ControlConfig,
     certificates: Arc<AtomicUsize>,
+    decided: Arc<Notify>,
 }
 
 impl Writer {
@@ -156,13 +176,17 @@ impl Writer {
         let generation = decision.generation;
         let (publisher, config) = (self.publisher.clone(), self.config.clone());
         let (count, keys, ssh) = (Arc::clone(&self.certificates), self.keys.clone(), self.ssh.clone());
+        let challenges = self.challenges.all();
         let writing = tokio::task::spawn_blocking(move || {
-            let certificates = certs::load(&config.places.tls());
+            let certificates = certs::all(&config.places.tls(), issued(&keys, &decision.certificates));
             count.store(certificates.len(), Ordering::Relaxed);
-            write(&publisher, &config, &keys, &ssh, decision, &certificates)
+            write(&publisher, &config, &keys, &ssh, decision, &certificates, &challenges)
         });
         match writing.await {
-            Ok(Ok(())) => Ok(generation),
+            Ok(Ok(())) => {
+                self.decided.notify_one();
+                Ok(generation)
+            }
             Ok(Err(error)) => Err(PlanError::Publish(Arc::new(error))),
             Err(error) => Err(PlanError::Task(Arc::new(error))),
         }
@@ -177,6 +201,7 @@ fn write(
     ssh: &SshKeys,
     decision: Decision,
     certificates: &[CertificateEntry],
+    challenges: &[ChallengeEntry],
 ) -> Result<(), PublishError> {
     let Decision {
         generation,
@@ -190,6 +215,7 @@ fn write(
         tokens,
         grants,
         ssh_keys,
+        certificates: _,
     } = decision;
     let sessions = opened(keys, sessions);
     let Plan { edge, vpc, vpn } = plan(&Facts {
@@ -204,6 +230,7 @@ fn write(
         door: &config.vpn,
         server_key: keys.server(),
         certificates,
+        challenges,
         domain: &config.domain,
         network: config.default_network,
     });
@@ -233,6 +260,26 @@ fn opened(keys: &Keys, sessions: Vec<SessionRecord>) -> Vec<(SessionRecord, Secr
         }
     };
     sessions.into_iter().filter_map(open).collect()
+}
+
+/// The authority's certificates with their keys. One whose key does not open is left out, and ordered anew when it is
+/// due.
+fn issued(keys: &Keys, records: &[CertificateRecord]) -> Vec<CertificateEntry> {
+    let open = |record: &CertificateRecord| {
+        let (name, issued) = (record.name.to_string(), record.issued.as_ref()?);
+        match keys.seal().open_bytes(&name, &issued.sealed_key) {
+            Ok(key) => Some(CertificateEntry {
+                chain_pem: issued.chain_pem.clone(),
+                key_pem: String::from_utf8_lossy(&key).into_owned(),
+                names: vec![name],
+            }),
+            Err(error) => {
+                warn!(%name, %error, "a certificate cannot be used");
+                None
+            }
+        }
+    };
+    records.iter().filter_map(open).collect()
 }
 
 fn newest<V: View>(folder: &std::path::Path, me: u32) -> Generation {

@@ -50,7 +50,12 @@ async fn main() -> Result<()> {
     std::fs::create_dir_all(&places.run).context("run folder")?;
     Publisher::new(&places.feed())?.publish(&view(&arguments)?, None)?;
     let dials = WireListener::bind(&places.vpc_socket(), 0o600)?;
-    let config = EdgeConfig { places, public_https_port: arguments.listen.port(), max_connections: 4096 };
+    let config = EdgeConfig {
+        places,
+        public_https_port: arguments.listen.port(),
+        max_connections: 4096,
+        dns_host: None,
+    };
     let file = arguments.folder.join("edge.toml");
     std::fs::write(&file, toml::to_string(&config)?)?;
     let listener = TcpListener::bind(arguments.listen).context("listen")?;
@@ -87,6 +92,7 @@ fn view(arguments: &Arguments) -> Result<EdgeView> {
         api_hosts: Vec::new(),
         routes: vec![route].into(),
         certificates: vec![certificate].into(),
+        challenges: Vec::new().into(),
     })
 }
 

@@ -12,8 +12,10 @@
 
 pub mod access;
 pub mod certificates;
+pub mod challenges;
 pub mod connection;
 pub mod dial;
+pub mod dns;
 pub mod listeners;
 pub mod metrics;
 pub mod plain;
@@ -29,8 +31,10 @@ pub mod tunnel;
 
 use crate::connection::Door;
 use crate::dial::Dialer;
+use crate::dns::Names;
 use crate::listeners::Listeners;
 use crate::metrics::{Count, Metrics};
+use crate::plain::Plain;
 use crate::proxy::Edge;
 use crate::settings::Settings;
 use crate::table::Tables;
@@ -95,6 +99,7 @@ pub async fn run(
     // A restart must not meet its first clients without a table.
     if let Some(view) = feed.current() {
         tables.take_over(&view, &edge.metrics);
+        feed.in_force(view.generation);
     }
     let mut tasks = JoinSet::new();
     tasks.spawn(feed.clone().follow(places.feed_socket()));
@@ -137,7 +142,11 @@ fn engine(edge: &Edge) -> Arc<HttpProxy<Edge>> {
 }
 
 fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, open: &Arc<Semaphore>) {
-    let settings = Arc::clone(&door.edge.settings);
+    let plain = Plain {
+        settings: Arc::clone(&door.edge.settings),
+        metrics: Arc::clone(&door.edge.metrics),
+        tables: door.edge.tables.clone(),
+    };
     let metrics = Arc::clone(&door.edge.metrics);
     for listener in listeners.https {
         let door = Arc::clone(&door);
@@ -150,14 +159,21 @@ fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, op
         }));
     }
     for listener in listeners.http {
-        let (settings, counted) = (Arc::clone(&settings), Arc::clone(&metrics));
+        let plain = plain.clone();
         tasks.spawn(accept(listener, Arc::clone(open), Arc::clone(&metrics), move |tcp, _, permit| {
-            let (settings, metrics) = (Arc::clone(&settings), Arc::clone(&counted));
+            let plain = plain.clone();
             tokio::spawn(async move {
-                plain::serve(settings, metrics, tcp).await;
+                plain::serve(plain, tcp).await;
                 drop(permit);
             });
         }));
+    }
+    let names = Names::new(plain.tables, plain.metrics, plain.settings.dns_host.as_ref());
+    for socket in listeners.dns {
+        tasks.spawn(dns::datagrams(names.clone(), socket));
+    }
+    for listener in listeners.dns_tcp {
+        tasks.spawn(dns::streams(names.clone(), listener));
     }
 }
 

@@ -4,7 +4,7 @@ use rustix::fd::OwnedFd;
 use std::io;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 
 /// Most descriptors that are taken over: both kinds on some addresses.
 const MAX_DESCRIPTORS: usize = 64;
@@ -29,13 +29,13 @@ pub enum ListenError {
         /// As announced.
         names: String,
     },
-    /// A name that is neither `https` nor `http`.
-    #[error("a listener is called {0:?}; it must be 'https' or 'http'")]
+    /// A name that is none of `https`, `http` and `dns`.
+    #[error("a listener is called {0:?}; it must be 'https', 'http' or 'dns'")]
     UnknownName(String),
     /// No listener is called `https`.
     #[error("none of the listeners is called 'https'")]
     NoHttps,
-    /// A descriptor is not open, or is no listening TCP socket.
+    /// A descriptor is not open, or is no listening TCP socket (for `dns`, nor a UDP socket).
     #[error("listener {place} ({name}) cannot be used: {source}")]
     Unusable {
         /// Its place, from 0.
@@ -72,7 +72,7 @@ impl Announced {
         if count.parse() != Ok(list.len()) || list.len() > MAX_DESCRIPTORS {
             return Err(ListenError::Names { count: count.clone(), names: names.clone() });
         }
-        if let Some(other) = list.iter().find(|name| !matches!(name.as_str(), "https" | "http")) {
+        if let Some(other) = list.iter().find(|name| !matches!(name.as_str(), "https" | "http" | "dns")) {
             return Err(ListenError::UnknownName(other.clone()));
         }
         if !list.iter().any(|name| name == "https") {
@@ -89,6 +89,10 @@ pub struct Listeners {
     pub https: Vec<TcpListener>,
     /// Redirects.
     pub http: Vec<TcpListener>,
+    /// Questions of name servers.
+    pub dns: Vec<UdpSocket>,
+    /// The same, where an answer did not fit a datagram, or the asker wants to see that it is not forged.
+    pub dns_tcp: Vec<TcpListener>,
 }
 
 /// Takes the announced descriptors over. Must be called inside a tokio runtime, once.
@@ -103,10 +107,24 @@ pub fn adopt(names: &[String], descriptors: Vec<OwnedFd>) -> Result<Listeners, L
     let mut listeners = Listeners::default();
     for (place, (name, descriptor)) in names.iter().zip(descriptors).enumerate() {
         let unusable = |source| ListenError::Unusable { place, name: name.clone(), source };
+        if name == "dns" && is_datagram(&descriptor).map_err(unusable)? {
+            let socket = std::net::UdpSocket::from(descriptor);
+            socket.set_nonblocking(true).map_err(unusable)?;
+            listeners.dns.push(UdpSocket::from_std(socket).map_err(unusable)?);
+            continue;
+        }
         let listener = prepare(descriptor).map_err(unusable)?;
-        if name == "https" { listeners.https.push(listener) } else { listeners.http.push(listener) }
+        match name.as_str() {
+            "https" => listeners.https.push(listener),
+            "http" => listeners.http.push(listener),
+            _ => listeners.dns_tcp.push(listener),
+        }
     }
     Ok(listeners)
+}
+
+fn is_datagram(descriptor: &OwnedFd) -> io::Result<bool> {
+    Ok(rustix::net::sockopt::socket_type(descriptor)? == rustix::net::SocketType::DGRAM)
 }
 
 /// The inherited descriptors of this process, before anything else is opened.
@@ -155,6 +173,11 @@ mod tests {
     async fn a_socket_that_does_not_listen_is_refused() {
         let good = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         let other = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let names_of = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let both = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let dns = ["dns".to_owned(), "dns".to_owned()];
+        let found = adopt(&dns, vec![names_of.into(), both.into()]).expect("both kinds");
+        assert_eq!((found.dns.len(), found.dns_tcp.len()), (1, 1));
         let names = ["https".to_owned(), "http".to_owned()];
         let error = adopt(&names, vec![good.into(), other.into()]).expect_err("udp");
         assert!(matches!(error, ListenError::Unusable { place: 1, .. }), "{error}");

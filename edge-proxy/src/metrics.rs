@@ -30,6 +30,18 @@ counters! {
     Resumed = "handshakes_resumed",
     /// The client's name has no certificate, or it sent none.
     NoCertificate = "refused_no_certificate",
+    /// Handshakes of certificate authorities that saw what they had asked for.
+    TlsChallenges = "challenges_tls",
+    /// Files of certificate authorities that were served over plain HTTP.
+    HttpChallenges = "challenges_http",
+    /// Questions of name servers that were answered.
+    DnsAnswers = "dns_answers",
+    /// Questions about names that are not ours.
+    DnsRefused = "dns_refused",
+    /// What came to the DNS port and was no question.
+    DnsMalformed = "dns_malformed",
+    /// DNS connections closed at once: too many are open.
+    DnsOverConnections = "dns_refused_over_connections",
     /// Other failed handshakes.
     HandshakeFailed = "handshake_failed",
     /// The handshake or a head did not come in time.

@@ -1,5 +1,6 @@
 //! Bounds in time and space, one place for all of them.
 
+use model::host::HostName;
 use std::time::Duration;
 
 /// The bounds of a running edge-proxy. [`Settings::new`] gives what a real one uses.
@@ -7,6 +8,8 @@ use std::time::Duration;
 pub struct Settings {
     /// Port that redirects name.
     pub public_https_port: u16,
+    /// The name of this host's own name server, when it has one.
+    pub dns_host: Option<HostName>,
     /// Open client connections at once.
     pub max_connections: usize,
     /// TLS handshake and first head together, and each later head from its first byte. Slow clients are cut here:
@@ -42,6 +45,7 @@ impl Settings {
     pub fn new(public_https_port: u16, max_connections: usize) -> Self {
         Self {
             public_https_port,
+            dns_host: None,
             max_connections,
             head_wait: Duration::from_secs(15),
             max_head_bytes: 64 << 10,

@@ -1,6 +1,7 @@
 //! What the newest view says, made ready for look-ups: one pointer that is swapped whole.
 
 use crate::certificates::Certificates;
+use crate::challenges::Challenges;
 use crate::dial::Dialer;
 use crate::metrics::{Count, Metrics};
 use arc_swap::ArcSwap;
@@ -17,6 +18,8 @@ pub struct Table {
     routes: RouteTable,
     /// Certificates by name.
     pub certificates: Certificates,
+    /// What certificate authorities ask to see.
+    pub challenges: Challenges,
 }
 
 impl Table {
@@ -44,11 +47,12 @@ impl Tables {
     pub fn take_over(&self, view: &EdgeView, metrics: &Metrics) {
         let earlier = self.current.load();
         let (certificates, faults) = Certificates::of(&view.certificates, &earlier.certificates);
-        for fault in faults {
+        let (challenges, unfit) = Challenges::of(&view.challenges);
+        for fault in faults.into_iter().chain(unfit) {
             metrics.count(Count::BadCertificates);
             warn!(%fault, "a certificate is left out");
         }
-        let table = Table { routes: RouteTable::of(view), certificates };
+        let table = Table { routes: RouteTable::of(view), certificates, challenges };
         info!(
             generation = view.generation.0,
             routes = table.routes.len(),
@@ -65,13 +69,15 @@ impl Tables {
             changes.mark_unchanged();
             if let Some(view) = feed.current() {
                 let (tables, dialer, metrics) = (self.clone(), dialer.clone(), Arc::clone(&metrics));
+                let generation = view.generation;
                 let made = tokio::task::spawn_blocking(move || {
                     tables.take_over(&view, &metrics);
                     dialer.retain(&view);
                 })
                 .await;
-                if let Err(error) = made {
-                    warn!(%error, "a view could not be taken over; the last one stays");
+                match made {
+                    Ok(()) => feed.in_force(generation),
+                    Err(error) => warn!(%error, "a view could not be taken over; the last one stays"),
                 }
             }
             if changes.changed().await.is_err() {

@@ -1,6 +1,7 @@
 //! The TLS handshake: a certificate by the name that the client asks for, or a clear refusal.
 
 use crate::certificates::Certificate;
+use crate::challenges;
 use crate::metrics::{Count, Metrics};
 use crate::socket::Socket;
 use crate::table::Tables;
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 /// Sessions that TLS 1.2 clients without tickets can take up again: some hundred bytes each.
 const SESSION_CACHE: usize = 8192;
@@ -74,6 +75,10 @@ impl Tls {
                 self.metrics.count(Count::NoCertificate);
                 None
             }
+            Err(Failure::Authority) => {
+                self.metrics.count(Count::TlsChallenges);
+                None
+            }
             Err(Failure::Io(error)) => {
                 self.metrics.count(Count::HandshakeFailed);
                 tracing::debug!(%error, "handshake failed");
@@ -84,6 +89,9 @@ impl Tls {
 
     async fn shake(&self, tcp: TcpStream) -> Result<(TlsStream<Socket>, Arc<Certificate>), Failure> {
         let mut start = LazyConfigAcceptor::new(Acceptor::default(), Socket::new(tcp)).await?;
+        if challenges::is_authority(&start.client_hello()) {
+            return Err(self.prove(start).await?);
+        }
         let certificate = self.tables.now().find(start.client_hello().server_name());
         let Some(certificate) = certificate else {
             start.io.write_all(&UNRECOGNIZED_NAME).await?;
@@ -92,10 +100,25 @@ impl Tls {
         };
         Ok((start.into_stream(Arc::clone(&self.config)).await?, certificate))
     }
+
+    /// Shows a certificate authority what it asked to see (RFC 8737 section 3). Nothing comes after it.
+    async fn prove(&self, mut start: StartHandshake<Socket>) -> io::Result<Failure> {
+        let name = start.client_hello().server_name().and_then(|name| name.parse::<HostName>().ok());
+        let Some(config) = name.and_then(|name| self.tables.now().challenges.tls(&name)) else {
+            start.io.write_all(&UNRECOGNIZED_NAME).await?;
+            start.io.shutdown().await?;
+            return Ok(Failure::NoCertificate);
+        };
+        start.into_stream(config).await?.shutdown().await?;
+        Ok(Failure::Authority)
+    }
 }
 
+/// Why a handshake leads to no requests.
 enum Failure {
     NoCertificate,
+    /// It was a certificate authority's, and has seen what it came for.
+    Authority,
     Io(io::Error),
 }
 

@@ -17,7 +17,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
-/// One word over the socket: this view is at this generation now.
+/// One word over the socket, this view is at this generation now: from control, that it is published; from a reader,
+/// that it is in force there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Announcement {
     /// The view's name.
@@ -57,6 +58,8 @@ pub enum PublishError {
 pub struct Publisher {
     folder: PathBuf,
     latest: Arc<watch::Sender<HashMap<&'static str, Generation>>>,
+    /// What readers have told to be in force, by view.
+    in_force: Arc<watch::Sender<HashMap<&'static str, Generation>>>,
     /// Held while a file is written, so that two publications of a view cannot overtake each other.
     writing: Arc<Mutex<()>>,
 }
@@ -69,7 +72,17 @@ impl Publisher {
     pub fn new(folder: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let latest = Arc::new(watch::Sender::new(HashMap::new()));
-        Ok(Self { folder: folder.to_owned(), latest, writing: Arc::default() })
+        let in_force = Arc::new(watch::Sender::new(HashMap::new()));
+        Ok(Self { folder: folder.to_owned(), latest, in_force, writing: Arc::default() })
+    }
+
+    /// Waits until a reader has told that this generation of the view, or a newer one, is in force with it. For ever
+    /// when there is no such reader: the caller bounds it.
+    pub async fn taken_over<V: View>(&self, generation: Generation) {
+        let mut told = self.in_force.subscribe();
+        // The sender lives in `self`, so the wait cannot fail.
+        let reached = told.wait_for(|told| told.get(V::NAME).is_some_and(|now| *now >= generation)).await;
+        debug_assert!(reached.is_ok());
     }
 
     /// Makes the view durable, then announces it. The file can be read by its owner and by `group`, if any.
@@ -104,13 +117,17 @@ impl Publisher {
         let listener = WireListener::bind(socket, 0o666)?;
         loop {
             let wire = listener.accept().await?;
-            tokio::spawn(tell(wire, self.latest.subscribe()));
+            tokio::spawn(tell(wire, self.latest.subscribe(), Arc::clone(&self.in_force)));
         }
     }
 }
 
-/// Tells one reader of every change, the newest only when it is slow.
-async fn tell(wire: Wire, mut latest: watch::Receiver<HashMap<&'static str, Generation>>) {
+/// Tells one reader of every change, the newest only when it is slow, and hears from it what it has taken over.
+async fn tell(
+    wire: Wire,
+    mut latest: watch::Receiver<HashMap<&'static str, Generation>>,
+    in_force: Arc<watch::Sender<HashMap<&'static str, Generation>>>,
+) {
     let mut told: HashMap<&'static str, Generation> = HashMap::new();
     loop {
         let now = latest.borrow_and_update().clone();
@@ -126,9 +143,32 @@ async fn tell(wire: Wire, mut latest: watch::Receiver<HashMap<&'static str, Gene
         }
         tokio::select! {
             changed = latest.changed() => if changed.is_err() { return },
-            () = wire.closed() => return,
+            heard = wire.receive::<Announcement>() => match heard {
+                Ok((heard, _)) => note(&heard, &told, &in_force),
+                Err(error) => {
+                    debug!(%error, "a reader of views went away");
+                    return;
+                }
+            },
         }
     }
+}
+
+/// Notes what a reader has in force. What it was never told of is no news but a fault of its own.
+fn note(
+    heard: &Announcement,
+    told: &HashMap<&'static str, Generation>,
+    in_force: &watch::Sender<HashMap<&'static str, Generation>>,
+) {
+    let Some((view, newest)) = told.get_key_value(heard.view.as_str()) else { return };
+    if heard.generation > *newest {
+        warn!(view, generation = heard.generation.0, "a reader tells of a view that it cannot have");
+        return;
+    }
+    in_force.send_if_modified(|known| {
+        let before = known.insert(view, heard.generation);
+        before != Some(heard.generation)
+    });
 }
 
 fn write_durably(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Result<()> {

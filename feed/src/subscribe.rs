@@ -94,6 +94,8 @@ struct Shared<V> {
     publishers: Vec<u32>,
     held: ArcSwapOption<V>,
     generation: watch::Sender<Option<Generation>>,
+    /// What this process has told to be in force.
+    in_force: watch::Sender<Option<Generation>>,
     refused: AtomicU64,
 }
 
@@ -109,6 +111,7 @@ impl<V: View> Feed<V> {
                 publishers,
                 held: ArcSwapOption::empty(),
                 generation: watch::Sender::new(None),
+                in_force: watch::Sender::new(None),
                 refused: AtomicU64::new(0),
             }),
         };
@@ -134,6 +137,12 @@ impl<V: View> Feed<V> {
         // The sender lives in `self`, so the wait cannot fail.
         let reached = changes.wait_for(|held| held.is_some_and(|held| held >= generation)).await;
         debug_assert!(reached.is_ok());
+    }
+
+    /// Says that a generation is in force: all that is asked from now on is answered by it. Control is told when it
+    /// can be reached.
+    pub fn in_force(&self, generation: Generation) {
+        self.shared.in_force.send_replace(Some(generation));
     }
 
     /// Files that were refused since the start.
@@ -162,10 +171,22 @@ impl<V: View> Feed<V> {
     async fn listen(&self, socket: &Path) -> Result<std::convert::Infallible, WireError> {
         let wire = Wire::connect(socket)?;
         self.refresh();
+        let mut in_force = self.shared.in_force.subscribe();
+        in_force.mark_changed();
         loop {
-            let (announcement, _): (Announcement, _) = wire.receive().await?;
-            if announcement.view == V::NAME {
-                self.refresh();
+            tokio::select! {
+                heard = wire.receive::<Announcement>() => {
+                    if heard?.0.view == V::NAME {
+                        self.refresh();
+                    }
+                }
+                // The sender lives in `self`, so this ends only with a change.
+                Ok(()) = in_force.changed() => {
+                    let now = *in_force.borrow_and_update();
+                    if let Some(generation) = now {
+                        wire.send(&Announcement { view: V::NAME.to_owned(), generation }, &[]).await?;
+                    }
+                }
             }
         }
     }
@@ -259,6 +280,13 @@ mod tests {
         feed.reached(Generation(2)).await;
         publisher.publish(&view(3), None).expect("announced");
         feed.reached(Generation(3)).await;
+        feed.in_force(Generation(3));
+        publisher.taken_over::<VpcView>(Generation(3)).await;
+        tokio::select! {
+            biased;
+            () = publisher.taken_over::<VpcView>(Generation(4)) => panic!("nobody told of it"),
+            () = std::future::ready(()) => {}
+        }
         announcing.abort();
         following.abort();
     }

@@ -110,6 +110,10 @@ pub struct EdgeConfig {
     pub public_https_port: u16,
     /// Open client connections at once; over it new ones are closed at once and counted.
     pub max_connections: usize,
+    /// The name of this host's name server for certificate authorities. It answers when a listener called `dns` is
+    /// handed over.
+    #[serde(default)]
+    pub dns_host: Option<HostName>,
 }
 
 /// control's settings.
@@ -144,6 +148,57 @@ pub struct ControlConfig {
     /// Who may read ssh-proxy's view; nobody but control and root when absent.
     #[serde(default)]
     pub ssh_gid: Option<u32>,
+    /// Who certifies mapped names; nobody when absent.
+    #[serde(default)]
+    pub acme: Option<AcmeConfig>,
+}
+
+/// A certificate authority (RFC 8555), and how names are proved to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AcmeConfig {
+    /// The URL of its directory.
+    pub directory: String,
+    /// Where it may write to: `mailto:` URLs.
+    #[serde(default)]
+    pub contact: Vec<String>,
+    /// The account at the authority that ours is to belong to (RFC 8555 section 7.3.4).
+    #[serde(default)]
+    pub external_account: Option<ExternalAccount>,
+    /// Certificates to trust when it is asked, PEM, in place of the system's.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Ways to prove a name, the preferred one first.
+    pub challenges: Vec<ChallengeKind>,
+    /// Whether it certifies `*.` of the house's domain too.
+    #[serde(default)]
+    pub preview: bool,
+    /// Orders in three hours, at most.
+    pub orders: u32,
+}
+
+/// An account that stands at an authority already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalAccount {
+    /// Its name there.
+    pub key_id: String,
+    /// The file that has its key, base64url.
+    pub key_file: PathBuf,
+}
+
+/// How a name is proved (RFC 8555 section 8, RFC 8737).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ChallengeKind {
+    /// By a TLS handshake on port 443.
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn,
+    /// By a file over plain HTTP on port 80.
+    #[serde(rename = "http-01")]
+    Http,
+    /// By a TXT record.
+    #[serde(rename = "dns-01")]
+    Dns,
 }
 
 /// The door of SSH, as its clients see it.

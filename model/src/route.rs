@@ -109,6 +109,7 @@ mod tests {
             routes: vec![entry("a.style.dev", 3000), entry("api.style.dev", 80), entry("zero.style.dev", 0)]
                 .into(),
             certificates: Vec::new().into(),
+            challenges: Vec::new().into(),
         };
         let table = RouteTable::of(&view);
         let look = |host: &str| table.host(&host.parse().expect("host"));

@@ -113,6 +113,58 @@ impl fmt::Debug for CertificateEntry {
     }
 }
 
+/// What a certificate authority asks the doors to show, as proof that a name leads here (RFC 8555 section 8).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChallengeEntry {
+    /// A certificate for TLS clients that speak `acme-tls/1` alone (RFC 8737).
+    TlsAlpn {
+        /// The name that is proved.
+        name: HostName,
+        /// The certificate, PEM.
+        chain_pem: String,
+        /// Its key, PKCS #8, PEM. Of no use for anything else.
+        key_pem: String,
+    },
+    /// A file over plain HTTP (RFC 8555 section 8.3).
+    Http {
+        /// The name that is proved.
+        name: HostName,
+        /// The last part of its path.
+        token: String,
+        /// What stands in it.
+        answer: String,
+    },
+    /// A TXT record at `_acme-challenge.` of the name (RFC 8555 section 8.4).
+    Dns {
+        /// The name that is proved, without `*.`.
+        name: HostName,
+        /// What stands in it.
+        answer: String,
+    },
+}
+
+impl ChallengeEntry {
+    /// The name that is proved.
+    #[must_use]
+    pub fn name(&self) -> &HostName {
+        match self {
+            Self::TlsAlpn { name, .. } | Self::Http { name, .. } | Self::Dns { name, .. } => name,
+        }
+    }
+}
+
+impl fmt::Debug for ChallengeEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::TlsAlpn { .. } => "TlsAlpn",
+            Self::Http { .. } => "Http",
+            Self::Dns { .. } => "Dns",
+        };
+        f.debug_struct(kind).field("name", self.name()).finish_non_exhaustive()
+    }
+}
+
 /// What edge-proxy must know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EdgeView {
@@ -126,6 +178,9 @@ pub struct EdgeView {
     pub routes: Entries<RouteEntry>,
     /// Certificates by name.
     pub certificates: Entries<CertificateEntry>,
+    /// What certificate authorities ask to see.
+    #[serde(default)]
+    pub challenges: Entries<ChallengeEntry>,
 }
 
 impl View for EdgeView {
@@ -137,7 +192,7 @@ impl View for EdgeView {
         self.generation
     }
     fn rejected(&self) -> usize {
-        self.routes.rejected() + self.certificates.rejected()
+        self.routes.rejected() + self.certificates.rejected() + self.challenges.rejected()
     }
 }
 

@@ -13,7 +13,9 @@ use model::host::HostName;
 use model::id::{Generation, VmId, VpcId};
 use model::key::SecretKey;
 use model::net::{Ipv4Cidr, MacAddress};
-use model::view::{CertificateEntry, EdgeView, PortEntry, RouteEntry, VIEW_VERSION, VpcView, VpnView};
+use model::view::{
+    CertificateEntry, ChallengeEntry, EdgeView, PortEntry, RouteEntry, VIEW_VERSION, VpcView, VpnView,
+};
 use std::collections::{BTreeSet, HashMap};
 
 /// The port of a VM's SSH server, which may be dialled whatever is mapped.
@@ -43,6 +45,8 @@ pub struct Facts<'a> {
     pub mappings: &'a [MappingRecord],
     /// All certificates.
     pub certificates: &'a [CertificateEntry],
+    /// What certificate authorities ask to see.
+    pub challenges: &'a [ChallengeEntry],
     /// All VPCs.
     pub vpcs: &'a [VpcRecord],
     /// All VPN sessions that are not over, each with its second secret.
@@ -86,6 +90,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             api_hosts: api_host(facts.domain).into_iter().collect(),
             routes: routes.into(),
             certificates: facts.certificates.to_vec().into(),
+            challenges: facts.challenges.to_vec().into(),
         },
         vpc: VpcView {
             version: VIEW_VERSION,
@@ -177,6 +182,7 @@ mod tests {
             vms,
             mappings: &[],
             certificates: &[],
+            challenges: &[],
             vpcs: &[],
             sessions: &[],
             rules: &[],

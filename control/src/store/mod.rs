@@ -4,6 +4,7 @@
 //! The statements keep to what PostgreSQL understands too.
 
 mod accounts;
+mod certificates;
 mod forks;
 mod grants;
 mod identities;
@@ -20,6 +21,7 @@ mod vms;
 mod vpcs;
 
 pub use accounts::{Account, KeyRecord};
+pub use certificates::{CertificateRecord, IssuedRecord, OrderRecord};
 pub use grants::{GrantRecord, MAX_GRANTS_OF_ACCOUNT, MAX_GRANTS_OF_IDENTITY};
 pub use identities::{
     Bearer, IdentityRecord, MAX_IDENTITIES_OF_ACCOUNT, MAX_TOKENS_OF_ACCOUNT, MAX_TOKENS_OF_IDENTITY,
@@ -63,6 +65,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "vpcs", include_str!("../../migrations/0003_vpcs.sql")),
     (4, "private", include_str!("../../migrations/0004_private.sql")),
     (5, "identities", include_str!("../../migrations/0005_identities.sql")),
+    (7, "certificates", include_str!("../../migrations/0007_certificates.sql")),
 ];
 
 /// Why the store could not do it. Nothing was changed.
@@ -120,6 +123,8 @@ pub struct Decision {
     pub grants: Vec<GrantRecord>,
     /// All public keys that log in by SSH.
     pub ssh_keys: Vec<SshKeyRecord>,
+    /// The certificates that are to be shown.
+    pub certificates: Vec<CertificateRecord>,
 }
 
 /// The store. Cheap to clone.
@@ -198,6 +203,7 @@ impl Store {
             tokens: identities::all_tokens(&mut transaction).await?,
             grants: grants::all(&mut transaction).await?,
             ssh_keys: ssh_keys::all(&mut transaction).await?,
+            certificates: certificates::shown(&mut transaction).await?,
         };
         transaction.commit().await?;
         Ok(decision)

@@ -31,6 +31,15 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets the secret of that name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove_secret(&self, name: &str) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM secrets WHERE name = $1").bind(name).execute(&self.writer).await?;
+        Ok(())
+    }
+
     /// Writes down a new server key, sealed. All sessions end in the same moment: their clients know the old one.
     ///
     /// # Errors

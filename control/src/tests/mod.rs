@@ -139,6 +139,7 @@ fn config(folder: &Path) -> ControlConfig {
         vpn_gid: None,
         ssh: SshDoor::default(),
         ssh_gid: None,
+        acme: None,
     }
 }
 

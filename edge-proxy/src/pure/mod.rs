@@ -6,4 +6,5 @@ pub mod forwarded;
 pub mod frames;
 pub mod head;
 pub mod page;
+pub mod question;
 pub mod redirect;

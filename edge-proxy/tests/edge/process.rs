@@ -16,7 +16,7 @@ const START: &str = r#"exec 3<&"$HTTPS_FD" 4<&"$HTTP_FD"; LISTEN_PID=$$ exec "$E
 async fn it_takes_its_listeners_over_logs_json_and_stops_when_told() {
     let folder = tempfile::tempdir().expect("folder");
     let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
-    let config = EdgeConfig { places, public_https_port: 8443, max_connections: 100 };
+    let config = EdgeConfig { places, public_https_port: 8443, max_connections: 100, dns_host: None };
     let path = folder.path().join("edge.toml");
     std::fs::write(&path, toml::to_string(&config).expect("toml")).expect("write");
     let listeners = ["https", "http"].map(|_| TcpListener::bind("127.0.0.1:0").expect("bind"));

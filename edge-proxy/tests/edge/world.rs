@@ -98,6 +98,7 @@ impl World {
             api_hosts: vec!["api.style.dev".parse().expect("name")],
             routes: Vec::new().into(),
             certificates: certificates.into(),
+            challenges: Vec::new().into(),
         };
         let publisher = Publisher::new(&places.feed()).expect("publisher");
         publisher.publish(&view, None).expect("publish");

@@ -483,6 +483,7 @@ pub fn permit(vm: &VmId, port: u16) -> model::route::Permit {
         api_hosts: vec![],
         routes: vec![RouteEntry { host: host.clone(), vm: vm.clone(), port, run: 1 }].into(),
         certificates: Vec::new().into(),
+        challenges: Vec::new().into(),
     };
     let Some(Route::Vm(permit)) = RouteTable::of(&view).host(&host) else { panic!("a route") };
     permit
