@@ -1,5 +1,6 @@
 //! The words of the command line, and what each leads to.
 
+use crate::client::certs::CertsCommand;
 use crate::client::domains::DomainsCommand;
 use crate::client::identity::IdentityCommand;
 use crate::client::keys::KeyCommand;
@@ -125,6 +126,9 @@ enum Command {
     /// Keys for the API (on the host, as root)
     #[command(subcommand, name = "api-key")]
     ApiKey(KeyCommand),
+    /// Certificates of mapped names, from the certificate authority
+    #[command(subcommand)]
+    Certs(CertsCommand),
     /// How the house is (on the host, as root)
     Status {
         /// Print JSON
@@ -217,6 +221,7 @@ impl Cli {
             Command::Ssh(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::Domains(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::ApiKey(command) => ask(&self.connection, async |api| command.run(api).await),
+            Command::Certs(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::Status { json } => {
                 ask(&self.connection, async |api| client::status::status(api, json).await)
             }

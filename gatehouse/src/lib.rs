@@ -1,6 +1,7 @@
 //! The operator's and the user's command line: it opens the house (`up`), examines the host (`doctor`), and asks
 //! the API (`vm`, `snapshots`, `domains`, `api-key`, `status`). It links none of the other processes; it starts them.
 
+pub mod acme_settings;
 pub mod cli;
 pub mod client;
 pub mod doctor;

@@ -1,5 +1,6 @@
 //! What `gatehouse up` is told: flags over one TOML file over defaults, read once and checked before anything runs.
 
+use crate::acme_settings::{AcmeSettings, AcmeWishes};
 use crate::ssh_settings::{SshSettings, SshWishes};
 use crate::vpn_settings::{VpnSettings, VpnWishes};
 use clap::Args;
@@ -122,6 +123,9 @@ pub struct Wishes {
     /// SSH.
     #[command(flatten)]
     pub ssh: SshWishes,
+    /// Who certifies mapped names.
+    #[command(flatten)]
+    pub acme: AcmeWishes,
 }
 
 /// What is true after all three sources were joined and checked.
@@ -165,6 +169,8 @@ pub struct Settings {
     pub vpn: VpnSettings,
     /// SSH.
     pub ssh: SshSettings,
+    /// Who certifies mapped names.
+    pub acme: AcmeSettings,
 }
 
 /// Why the settings are refused. Nothing was touched.
@@ -256,6 +262,7 @@ impl Wishes {
             flow_log: self.flow_log.or(below.flow_log),
             vpn: self.vpn.over(below.vpn),
             ssh: self.ssh.over(below.ssh),
+            acme: self.acme.over(below.acme),
         }
     }
 
@@ -268,10 +275,12 @@ impl Wishes {
         let default_size = self.default_size(&limits)?;
         let https = self.https.unwrap_or((Ipv4Addr::UNSPECIFIED, 443).into());
         let default_network = network(self.default_network)?;
+        let domain = self.domain.unwrap_or_else(|| "style.dev".parse().expect("a host name"));
         let settings = Settings {
             data_dir: absolute("data-dir", self.data_dir.unwrap_or(DATA_DIR.into()))?,
             run_dir: absolute("run-dir", self.run_dir.unwrap_or(RUN_DIR.into()))?,
-            domain: self.domain.unwrap_or_else(|| "style.dev".parse().expect("a host name")),
+            acme: self.acme.settle(&domain)?,
+            domain,
             https,
             http: self.http.unwrap_or((Ipv4Addr::UNSPECIFIED, 80).into()),
             public_https_port: self.public_https_port.unwrap_or(https.port()),

@@ -5,7 +5,9 @@
 #[allow(dead_code, reason = "control's tests ask more of it")]
 mod world;
 
+mod certificates;
 mod identity;
+mod pebble;
 mod private;
 
 use control::Control;

@@ -5,6 +5,7 @@ mod answer;
 mod auth;
 mod background;
 mod body;
+mod certificates;
 mod copies;
 mod domains;
 mod guest;

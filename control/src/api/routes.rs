@@ -2,13 +2,14 @@
 
 use super::openapi::Shape;
 use super::{
-    Api, admin, auth, background, copies, domains, guest, identities, openapi, peerings, permissions, rules,
-    services, ssh, vms, vpcs, wireguard,
+    Api, admin, auth, background, certificates, copies, domains, guest, identities, openapi, peerings,
+    permissions, rules, services, ssh, vms, vpcs, wireguard,
 };
 use axum::routing::{self, MethodRouter};
 use model::api::Empty;
 use model::api::admin::{
-    AccountList, AccountRow, ApiKeyCreated, ApiKeyList, ControlStatus, CreateAccount, CreateApiKey,
+    AccountList, AccountRow, ApiKeyCreated, ApiKeyList, CertificateList, CertificateRow, ControlStatus,
+    CreateAccount, CreateApiKey,
 };
 use model::api::auth::{Logs, WhoAmI};
 use model::api::domain::{CreateMapping, Mapping, MappingQuery};
@@ -399,6 +400,20 @@ fn of_admin() -> Vec<Route> {
             "Operator: what control knows and has published",
             Shape::of::<ControlStatus>(),
             routing::get(admin::status),
+        ),
+        Route::new(
+            "get",
+            "/admin/v1/certificates",
+            "Operator: the names that the certificate authority certifies, and how far each is",
+            Shape::of::<CertificateList>(),
+            routing::get(certificates::list),
+        ),
+        Route::new(
+            "post",
+            "/admin/v1/certificates/{name}/retry",
+            "Operator: have a certificate ordered at once",
+            Shape::of::<CertificateRow>(),
+            routing::post(certificates::retry),
         ),
     ]
 }

@@ -187,7 +187,9 @@ mod tests {
         assert_eq!(with(&|message| message.metadata.op_code = OpCode::Update), ResponseCode::NotImp);
         assert_eq!(with(&|message| message.queries.clear()), ResponseCode::FormErr);
         assert_eq!(
-            with(&|message| drop(message.queries[0].set_query_class(DNSClass::CH))),
+            with(&|message| {
+                message.queries[0].set_query_class(DNSClass::CH);
+            }),
             ResponseCode::Refused
         );
         let silent = ask(name, RecordType::TXT, Way::Datagram, |message| {

@@ -1,5 +1,6 @@
 //! The API as the command line asks it: over the operator's Unix socket, or with a key over HTTPS.
 
+pub mod certs;
 pub mod domains;
 pub mod identity;
 pub mod keys;

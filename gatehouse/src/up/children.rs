@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::Serialize;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use thiserror::Error;
@@ -98,6 +98,8 @@ pub struct Listeners {
     pub vpn: UdpSocket,
     /// For SSH.
     pub ssh: TcpListener,
+    /// Of the name server for certificate authorities, when there is one.
+    pub dns: Option<(UdpSocket, TcpListener)>,
 }
 
 /// Where the processes meet.
@@ -135,9 +137,13 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
     command.process_group(0);
     match role {
         Role::Edge => {
-            hand_over(&mut command, [("https", &listeners.https), ("http", &listeners.http)])?;
+            let mut sockets = vec![("https", listeners.https.as_fd()), ("http", listeners.http.as_fd())];
+            if let Some((datagrams, streams)) = &listeners.dns {
+                sockets.extend([("dns", datagrams.as_fd()), ("dns", streams.as_fd())]);
+            }
+            hand_over(&mut command, &sockets)?;
         }
-        Role::Ssh => hand_over(&mut command, [("ssh", &listeners.ssh)])?,
+        Role::Ssh => hand_over(&mut command, &[("ssh", listeners.ssh.as_fd())])?,
         Role::Vpn => {
             let socket = listeners.vpn.try_clone().map_err(ChildError::Listeners)?;
             command.stdin(OwnedFd::from(socket));
@@ -154,17 +160,15 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
     Ok(Started { child, handle: Handle(handle) })
 }
 
-fn hand_over<const N: usize>(
-    command: &mut Command,
-    sockets: [(&str, &TcpListener); N],
-) -> Result<(), ChildError> {
+fn hand_over(command: &mut Command, sockets: &[(&str, BorrowedFd<'_>)]) -> Result<(), ChildError> {
     let mut mappings = Vec::new();
     for (number, (_, socket)) in (FIRST_DESCRIPTOR..).zip(sockets) {
-        let parent_fd = socket.try_clone().map_err(ChildError::Listeners)?.into();
+        let parent_fd = socket.try_clone_to_owned().map_err(ChildError::Listeners)?;
         mappings.push(FdMapping { parent_fd, child_fd: number });
     }
+    let names: Vec<&str> = sockets.iter().map(|(name, _)| *name).collect();
     command.env("LISTEN_FDS", sockets.len().to_string());
-    command.env("LISTEN_FDNAMES", sockets.map(|(name, _)| name).join(":"));
+    command.env("LISTEN_FDNAMES", names.join(":"));
     command.fd_mappings(mappings)?;
     Ok(())
 }
@@ -221,6 +225,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 vpn_gid: Some(VPN_ID),
                 ssh: settings.ssh.door.clone(),
                 ssh_gid: Some(SSH_ID),
+                acme: settings.acme.authority.clone(),
             },
         ),
         Role::Vpn => encode(
@@ -241,6 +246,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 places,
                 public_https_port: settings.public_https_port,
                 max_connections: settings.max_connections,
+                dns_host: settings.acme.dns_host.clone(),
             },
         ),
     }?;

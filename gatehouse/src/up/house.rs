@@ -156,6 +156,7 @@ pub fn listen(settings: &Settings) -> Result<Listeners, HouseError> {
         http: bind(settings.http, "HTTP", "--http")?,
         vpn: bind_udp(settings.vpn.listen, "WireGuard", "--vpn-listen")?,
         ssh: bind(settings.ssh.listen, "SSH", "--ssh-listen")?,
+        dns: settings.acme.dns_listen.map(bind_dns).transpose()?,
     })
 }
 
@@ -266,6 +267,14 @@ fn bind_udp(address: SocketAddr, door: &'static str, flag: &str) -> Result<UdpSo
         Ok(socket)
     };
     bound().map_err(|source| refused(address, door, flag, "-lunp", source))
+}
+
+/// Both kinds at the same port: what does not fit a datagram is asked for again by stream.
+fn bind_dns(address: SocketAddr) -> Result<(UdpSocket, TcpListener), HouseError> {
+    let datagrams = bind_udp(address, "DNS", "--dns-listen")?;
+    let port = datagrams.local_addr().map_or(address.port(), |bound| bound.port());
+    let streams = bind(SocketAddr::new(address.ip(), port), "DNS", "--dns-listen")?;
+    Ok((datagrams, streams))
 }
 
 fn refused(address: SocketAddr, door: &'static str, flag: &str, look: &str, source: io::Error) -> HouseError {

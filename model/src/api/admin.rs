@@ -130,3 +130,52 @@ pub struct ControlStatus {
     /// Certificates that edge-proxy was given.
     pub certificates: u64,
 }
+
+/// Where a name stands on its way to a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum CertificateState {
+    /// It has none yet.
+    Pending,
+    /// It has none, and the last try failed.
+    Failed,
+    /// It has one.
+    Issued,
+    /// It has one, and the last try for its successor failed.
+    RenewalFailed,
+}
+
+/// A name that the authority is to certify.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateRow {
+    /// A host, or `*.` before one.
+    pub name: String,
+    /// Where it stands.
+    pub state: CertificateState,
+    /// When its certificate ends, RFC 3339; null without one.
+    pub not_after: Option<String>,
+    /// When the next one is due, RFC 3339; null without one.
+    pub renew_at: Option<String>,
+    /// Tries in a row that failed.
+    pub failures: u32,
+    /// Not tried before, RFC 3339; null when nothing failed.
+    pub next_try_at: Option<String>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// When, RFC 3339.
+    pub last_error_at: Option<String>,
+}
+
+/// `GET /admin/v1/certificates`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateList {
+    /// The URL of the authority's directory; null when nobody certifies.
+    pub authority: Option<String>,
+    /// All names that it is to certify, by name.
+    pub certificates: Vec<CertificateRow>,
+}
