@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -68,6 +68,8 @@ struct Plan {
     preview: bool,
     /// The authority looks for TLS where nobody is.
     tls_astray: bool,
+    /// It refuses no nonces, and looks at once.
+    quick: bool,
 }
 
 impl Default for Plan {
@@ -78,6 +80,7 @@ impl Default for Plan {
             external: None,
             preview: false,
             tls_astray: false,
+            quick: false,
         }
     }
 }
@@ -96,6 +99,7 @@ impl Town {
             dns,
             life_seconds: plan.life_seconds,
             external: plan.external.clone(),
+            quick: plan.quick,
         };
         let pebble = Pebble::start(&ca, wish).await;
         let external_account = plan.external.map(|(key_id, key)| {
@@ -110,7 +114,7 @@ impl Town {
             ca_file: Some(pebble.ca_file()),
             challenges: plan.challenges,
             preview: plan.preview,
-            orders: 250,
+            orders: 2000,
         };
         let bench = Bench::with(|config| config.acme = Some(acme)).await;
         let places = Places { data: bench.folder.path().join("data"), run: bench.folder.path().join("run") };
@@ -257,7 +261,8 @@ async fn a_name_is_certified_by_tls_and_renewed_and_gone_when_it_is_unmapped() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
-    timeout(PATIENCE, renewed).await.expect("the door shows the new one");
+    let shown = timeout(PATIENCE, renewed).await;
+    assert!(shown.is_ok(), "the door does not show the new one: {:?}", town.rows().await);
     assert!(town.fetch("shop.example.com", &root).await.0);
 
     let store = town.store().await;
@@ -345,4 +350,38 @@ async fn an_authority_that_is_away_refuses_or_forgets_is_told_of_and_got_over() 
     town.issued("second.example.com").await;
     town.served("second.example.com", &town.pebble.root().await).await;
     assert!(town.fetch("first.example.com", &kept).await.0);
+}
+
+/// How long a thousand names take, by a quick authority: `cargo test -p tests --test words thousand -- --ignored
+/// --nocapture`, best with `--release`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a minute, and prints figures"]
+async fn a_thousand_names_are_certified() {
+    const NAMES: usize = 1000;
+    let town = Town::new(Plan { quick: true, ..Plan::default() }).await;
+    let store = town.store().await;
+    let account = store.default_account().await.expect("account").id;
+    let vm: VmId = town.vm.parse().expect("id");
+    for number in 0..NAMES {
+        let host = format!("n{number}.example.com").parse().expect("host");
+        store.put_mapping(&account, &vm, &NewMapping { host, port: 3000 }).await.expect("mapped");
+    }
+    let begin = Instant::now();
+    town.tell().await;
+    let mut told = 0;
+    let all = async {
+        loop {
+            let issued = town.rows().await.iter().filter(|row| row["state"] == "issued").count();
+            if issued >= told + 100 || issued == NAMES {
+                println!("{issued} of {NAMES} after {:.1} s", begin.elapsed().as_secs_f64());
+                told = issued;
+            }
+            if issued == NAMES {
+                return;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    timeout(20 * PATIENCE, all).await.expect("all of them");
+    town.served("n999.example.com", &town.pebble.root().await).await;
 }

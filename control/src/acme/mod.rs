@@ -32,7 +32,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 /// Orders under way at once: enough to certify a thousand names in half a minute, and few for the authority.
-const MAX_ORDERS: usize = 32;
+const MAX_ORDERS: usize = 64;
 /// Longest sleep without a look: the folder of certificates and the clock tell nothing of themselves.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// Wait after the store did not answer.
@@ -119,27 +119,18 @@ impl Issuer {
         if store.want_certificates(&self.wanted().await?).await? {
             self.publish().await;
         }
-        let records = store.certificates().await?;
-        let wanted: BTreeMap<_, _> =
-            records.into_iter().filter(|record| record.wanted).map(|one| (one.name.clone(), one)).collect();
-        let standings = wanted
-            .iter()
-            .map(|(name, record)| {
-                let renew_ms = record.issued.as_ref().map(|issued| issued.renew_ms);
-                (name.clone(), Standing { renew_ms, next_ms: record.next_ms })
-            })
-            .collect();
+        let standings = store.standings().await?;
         let room = MAX_ORDERS.saturating_sub(running.len());
         let orders = store.orders().await?;
         let Schedule { now, look_ms } =
             certificate::schedule(&standings, busy, &orders, self.office.config.orders, room, now_ms());
         for name in now {
-            let Some(record) = wanted.get(&name).cloned() else { continue };
+            let Some(record) = store.certificate(&name).await? else { continue };
             info!(%name, failures = record.failures, renewal = record.issued.is_some(), "ordering a certificate");
             busy.insert(name);
             running.spawn(certified(self.office.clone(), record));
         }
-        self.ask_when(&wanted, busy).await?;
+        self.ask_when(&standings, busy).await?;
         let wait = look_ms.map_or(LOOK_EVERY, |at| {
             Duration::from_millis(u64::try_from(at.saturating_sub(now_ms())).unwrap_or(0))
         });
@@ -187,7 +178,7 @@ impl Issuer {
     /// Asks the authority when to renew (RFC 9773), for one certificate at a time: there are hours for each.
     async fn ask_when(
         &self,
-        wanted: &BTreeMap<CertificateName, CertificateRecord>,
+        standings: &BTreeMap<CertificateName, Standing>,
         busy: &BTreeSet<CertificateName>,
     ) -> Result<(), StoreError> {
         let now = now_ms();

@@ -182,6 +182,8 @@ pub struct Standing {
     pub renew_ms: Option<i64>,
     /// Not tried before.
     pub next_ms: i64,
+    /// When the authority is to be asked again when to renew.
+    pub ask_ms: i64,
 }
 
 /// What to do now.
@@ -303,7 +305,7 @@ mod tests {
         let standings: BTreeMap<_, _> = (0..10)
             .map(|number| {
                 let renew_ms = (number % 2 == 0).then_some(number);
-                (name(&format!("n{number}.example.com")), Standing { renew_ms, next_ms: 0 })
+                (name(&format!("n{number}.example.com")), Standing { renew_ms, next_ms: 0, ask_ms: 0 })
             })
             .collect();
         let window = i64::try_from(BUDGET_WINDOW.as_millis()).expect("fits");
@@ -320,9 +322,9 @@ mod tests {
 
     #[test]
     fn nothing_is_tried_before_its_time() {
-        let later = Standing { renew_ms: Some(500), next_ms: 0 };
-        let waits = Standing { renew_ms: None, next_ms: 300 };
-        let failed = Standing { renew_ms: Some(10), next_ms: 400 };
+        let later = Standing { renew_ms: Some(500), ..Standing::default() };
+        let waits = Standing { next_ms: 300, ..Standing::default() };
+        let failed = Standing { renew_ms: Some(10), next_ms: 400, ask_ms: 0 };
         let standings = [("a.example.com", later), ("b.example.com", waits), ("c.example.com", failed)];
         let standings: BTreeMap<_, _> =
             standings.into_iter().map(|(text, standing)| (name(text), standing)).collect();

@@ -1,10 +1,10 @@
 //! Certificates of the authority, and orders under way.
 
 use super::{Store, StoreError, flag, maybe_number, now_ms, number, parsed};
-use crate::pure::certificate::{BUDGET_WINDOW, CertificateName};
+use crate::pure::certificate::{BUDGET_WINDOW, CertificateName, Standing};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A name, what serves it, and what is under way for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +13,6 @@ pub struct CertificateRecord {
     pub name: CertificateName,
     /// The certificate that serves, if there is one.
     pub issued: Option<IssuedRecord>,
-    /// When the authority is to be asked again when to renew, since the Unix epoch.
-    pub ask_ms: i64,
     /// The order under way, if there is one.
     pub order: Option<OrderRecord>,
     /// Failures in a row.
@@ -52,8 +50,8 @@ pub struct OrderRecord {
 }
 
 const COLUMNS: &str =
-    "SELECT name, chain_pem, sealed_key, not_before_ms, not_after_ms, renew_ms, ask_ms, order_url,
-    order_key, failures, next_ms, last_error, last_error_ms, wanted FROM certificates";
+    "SELECT name, chain_pem, sealed_key, not_before_ms, not_after_ms, renew_ms, order_url, order_key,
+    failures, next_ms, last_error, last_error_ms, wanted FROM certificates";
 
 impl Store {
     /// All names, wanted or not.
@@ -63,6 +61,27 @@ impl Store {
     pub async fn certificates(&self) -> Result<Vec<CertificateRecord>, StoreError> {
         let rows = sqlx::query(COLUMNS).fetch_all(&self.readers).await?;
         rows.iter().map(record).collect()
+    }
+
+    /// How far each wanted name is, without its certificate: that is asked for often, and certificates are large.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn standings(&self) -> Result<BTreeMap<CertificateName, Standing>, StoreError> {
+        let rows = sqlx::query("SELECT name, renew_ms, next_ms, ask_ms FROM certificates WHERE wanted = 1")
+            .fetch_all(&self.readers)
+            .await?;
+        let standing = |row: &SqliteRow| {
+            Ok((
+                parsed(row, "name")?,
+                Standing {
+                    renew_ms: maybe_number(row, "renew_ms")?,
+                    next_ms: number(row, "next_ms")?,
+                    ask_ms: number(row, "ask_ms")?,
+                },
+            ))
+        };
+        rows.iter().map(standing).collect()
     }
 
     /// One name.
@@ -279,7 +298,6 @@ fn record(row: &SqliteRow) -> Result<CertificateRecord, StoreError> {
     Ok(CertificateRecord {
         name: parsed(row, "name")?,
         issued,
-        ask_ms: number(row, "ask_ms")?,
         order: url.zip(key).map(|(url, sealed_key)| OrderRecord { url, sealed_key }),
         failures: number(row, "failures")?,
         next_ms: number(row, "next_ms")?,
