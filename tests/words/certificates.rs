@@ -1,6 +1,6 @@
 //! From a mapped name to a certificate of a real authority, by each proof; and what is told when it cannot be had.
 
-use super::pebble::{Pebble, Wish, free_port};
+use super::pebble::{Pebble, Wish, free_port, listens};
 use super::{Bench, PATIENCE};
 use control::store::{NewMapping, Store};
 use edge_proxy::listeners::Listeners;
@@ -70,6 +70,8 @@ struct Plan {
     tls_astray: bool,
     /// It refuses no nonces, and looks at once.
     quick: bool,
+    /// It says when to renew, and may refuse orders for a while.
+    talkative: bool,
 }
 
 impl Default for Plan {
@@ -81,6 +83,7 @@ impl Default for Plan {
             preview: false,
             tls_astray: false,
             quick: false,
+            talkative: false,
         }
     }
 }
@@ -100,6 +103,7 @@ impl Town {
             life_seconds: plan.life_seconds,
             external: plan.external.clone(),
             quick: plan.quick,
+            talkative: plan.talkative,
         };
         let pebble = Pebble::start(&ca, wish).await;
         let external_account = plan.external.map(|(key_id, key)| {
@@ -233,13 +237,7 @@ async fn world_names() -> (Option<Child>, SocketAddr) {
         .kill_on_drop(true)
         .spawn()
         .expect("pebble-challtestsrv is installed");
-    let listens = async {
-        while tokio::net::TcpStream::connect(("127.0.0.1", dns)).await.is_err() {
-            // Nothing tells when a program of others listens.
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    };
-    timeout(PATIENCE, listens).await.expect("it listens");
+    listens(dns).await;
     (Some(child), ([127, 0, 0, 1], dns).into())
 }
 
@@ -350,6 +348,49 @@ async fn an_authority_that_is_away_refuses_or_forgets_is_told_of_and_got_over() 
     town.issued("second.example.com").await;
     town.served("second.example.com", &town.pebble.root().await).await;
     assert!(town.fetch("first.example.com", &kept).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_that_says_when_is_followed() {
+    let name = "shop.example.com";
+    let town = Town::new(Plan { talkative: true, ..Plan::default() }).await;
+    let folder = town.pebble.folder().to_owned();
+    std::fs::write(folder.join("limit"), "7200").expect("written");
+    town.map(name).await;
+    let limited = town.until(name, |row| row["state"] == "failed").await;
+    assert!(limited["lastError"].as_str().expect("told").contains("rateLimited"), "{limited}");
+    let time = |row: &Value, field: &str| row[field].as_str().expect("a time").to_owned();
+    let seconds = async |from: String, to: String| {
+        let script = format!("echo $(( $(date -d {to} +%s) - $(date -d {from} +%s) ))");
+        let told = Command::new("sh").args(["-c", &script]).output().await.expect("date");
+        String::from_utf8_lossy(&told.stdout).trim().parse::<i64>().expect("seconds")
+    };
+    let wait = seconds(time(&limited, "lastErrorAt"), time(&limited, "nextTryAt")).await;
+    assert!(
+        (7199..=7201).contains(&wait),
+        "the wait that it named is kept to, and not our own minute: {wait}"
+    );
+    std::fs::remove_file(folder.join("limit")).expect("removed");
+    town.bench.good(&["certs", "retry", name]).await;
+    let first = town.issued(name).await;
+
+    // It is asked hours later; the store lets it be now.
+    std::fs::write(folder.join("window"), "2031-01-02T00:00:00Z 2031-01-03T00:00:00Z").expect("written");
+    let (store, parsed) = (town.store().await, name.parse().expect("name"));
+    store.plan_renewal(&parsed, None, 0).await.expect("due");
+    town.tell().await;
+    let planned = town.until(name, |row| row["renewAt"] != first["renewAt"]).await;
+    assert!(time(&planned, "renewAt").starts_with("2031-01-02T"), "{planned}");
+    assert!(!folder.join("replaced").exists(), "nothing was due yet");
+
+    std::fs::write(folder.join("window"), "2021-01-02T00:00:00Z 2021-01-03T00:00:00Z").expect("written");
+    store.plan_renewal(&parsed, None, 0).await.expect("due");
+    town.tell().await;
+    let next = |row: &Value| row["state"] == "issued" && row["notAfter"] != first["notAfter"];
+    let renewed = town.until(name, next).await;
+    assert!(!time(&renewed, "renewAt").starts_with("2021"), "once, and not for ever: {renewed}");
+    let replaced = std::fs::read_to_string(folder.join("replaced")).expect("the order says what it replaces");
+    assert_eq!(replaced.lines().count(), 1, "{replaced}");
 }
 
 /// How long a thousand names take, by a quick authority: `cargo test -p tests --test words thousand -- --ignored

@@ -34,6 +34,8 @@ pub struct Wish {
     pub external: Option<(String, String)>,
     /// It refuses no nonces, and looks at once.
     pub quick: bool,
+    /// It says when to renew, and may refuse orders for a while.
+    pub talkative: bool,
 }
 
 /// The authority.
@@ -43,6 +45,7 @@ pub struct Pebble {
     port: u16,
     management: u16,
     child: Child,
+    front: Option<(u16, Child)>,
 }
 
 impl Pebble {
@@ -52,11 +55,18 @@ impl Pebble {
         certify(folder);
         let (port, management) = (free_port(), free_port());
         let child = run(folder, &wish, port, management).await;
-        Self { wish, folder: folder.to_owned(), port, management, child }
+        let front = if wish.talkative { Some(front(folder, port).await) } else { None };
+        Self { wish, folder: folder.to_owned(), port, management, child, front }
+    }
+
+    /// Its files; see `front.py` for those of a talkative one.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub fn directory(&self) -> String {
-        format!("https://localhost:{}/dir", self.port)
+        let port = self.front.as_ref().map_or(self.port, |(port, _)| *port);
+        format!("https://localhost:{port}/dir")
     }
 
     /// What its HTTPS door is certified by.
@@ -126,16 +136,36 @@ async fn run(folder: &Path, wish: &Wish, port: u16, management: u16) -> Child {
             println!("{line}")
         }
     });
+    for port in [port, management] {
+        listens(port).await;
+    }
+    child
+}
+
+/// What stands before pebble.
+async fn front(folder: &Path, pebble: u16) -> (u16, Child) {
+    let port = free_port();
+    let child = Command::new("python3")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("words/front.py"))
+        .arg(folder)
+        .args([port.to_string(), pebble.to_string()])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("python3 is installed");
+    listens(port).await;
+    (port, child)
+}
+
+/// Waits until something listens.
+pub async fn listens(port: u16) {
     let listens = async {
-        while TcpStream::connect(("127.0.0.1", port)).await.is_err()
-            || TcpStream::connect(("127.0.0.1", management)).await.is_err()
-        {
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             // Nothing tells when a program of others listens.
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
-    timeout(PATIENCE, listens).await.expect("pebble listens");
-    child
+    timeout(PATIENCE, listens).await.expect("it listens");
 }
 
 /// A certificate for its own door, by an authority of this test.

@@ -182,11 +182,12 @@ impl Issuer {
         busy: &BTreeSet<CertificateName>,
     ) -> Result<(), StoreError> {
         let now = now_ms();
-        let next = wanted
-            .values()
-            .find(|record| record.issued.is_some() && record.ask_ms <= now && !busy.contains(&record.name));
-        let Some(record) = next else { return Ok(()) };
-        let (renew_ms, again) = self.asked_when(record).await;
+        let next = standings.iter().find(|(name, standing)| {
+            standing.renew_ms.is_some() && standing.ask_ms <= now && !busy.contains(*name)
+        });
+        let Some((name, _)) = next else { return Ok(()) };
+        let Some(record) = self.office.store.certificate(name).await? else { return Ok(()) };
+        let (renew_ms, again) = self.asked_when(&record).await;
         let again = i64::try_from(again.max(ASK_LEAST).as_millis()).unwrap_or(i64::MAX);
         self.office.store.plan_renewal(&record.name, renew_ms, now.saturating_add(again)).await?;
         self.changed.notify_one();

@@ -6,13 +6,14 @@
 //!              └──────────┴──────────┴──────► invalid: the next try makes another one
 //! ```
 
+use super::ASK_EVERY;
 use super::account::{AccountError, Accounts};
 use super::challenges::{Challenges, Proof, ShowError, Shown};
 use super::proof::{self, ProofError};
 use crate::publish::{PlanError, Planner};
 use crate::pure::certificate::{self, CertificateName};
 use crate::seal::SealError;
-use crate::store::{CertificateRecord, IssuedRecord, OrderRecord, Store, StoreError};
+use crate::store::{CertificateRecord, IssuedRecord, OrderRecord, Store, StoreError, now_ms};
 use crate::wireguard::Keys;
 use instant_acme::{
     Account, AuthorizationStatus, CertificateIdentifier, ChallengeType, Identifier, NewOrder, Order,
@@ -26,8 +27,8 @@ use thiserror::Error;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-/// Longest for the doors to show a challenge. They take milliseconds; a minute means that they are away.
-const DOORS_WAIT: Duration = Duration::from_secs(10);
+/// Longest for the doors to show a challenge. They take milliseconds; half a minute means that they are away.
+const DOORS_WAIT: Duration = Duration::from_secs(30);
 /// How the authority is asked whether it has made up its mind: it looks from several places of the world.
 const POLLS: RetryPolicy = RetryPolicy::new()
     .initial_delay(Duration::from_millis(250))
@@ -161,7 +162,8 @@ impl Office {
             not_before_ms,
             not_after_ms,
         };
-        Ok(self.store.put_certificate(name, &issued).await?)
+        let ask_ms = now_ms().saturating_add(i64::try_from(ASK_EVERY.as_millis()).unwrap_or(i64::MAX));
+        Ok(self.store.put_certificate(name, &issued, ask_ms).await?)
     }
 
     /// The order that was under way, unless the authority has given it up.

@@ -183,7 +183,8 @@ impl Store {
         Ok(())
     }
 
-    /// Puts a new certificate in place of the last one; the order for it is over.
+    /// Puts a new certificate in place of the last one; the order for it is over. The authority is not asked when to
+    /// renew before `ask_ms`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -191,10 +192,11 @@ impl Store {
         &self,
         name: &CertificateName,
         issued: &IssuedRecord,
+        ask_ms: i64,
     ) -> Result<(), StoreError> {
         sqlx::query(
             "UPDATE certificates SET chain_pem = $2, sealed_key = $3, not_before_ms = $4, not_after_ms = $5,
-                renew_ms = $6, ask_ms = 0, order_url = NULL, order_key = NULL, failures = 0, next_ms = 0,
+                renew_ms = $6, ask_ms = $7, order_url = NULL, order_key = NULL, failures = 0, next_ms = 0,
                 last_error = NULL, last_error_ms = NULL WHERE name = $1",
         )
         .bind(name.to_string())
@@ -203,6 +205,7 @@ impl Store {
         .bind(issued.not_before_ms)
         .bind(issued.not_after_ms)
         .bind(issued.renew_ms)
+        .bind(ask_ms)
         .execute(&self.writer)
         .await?;
         Ok(())
