@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use feed::publish::Publisher;
 use feed::wire::{Wire, WireListener};
-use model::config::{EdgeConfig, Places};
+use model::config::{EdgeConfig, EdgeGuard, Places};
 use model::id::{Generation, VmId};
 use model::view::{CertificateEntry, EdgeView, RouteEntry, VIEW_VERSION};
 use std::net::{SocketAddr, TcpListener};
@@ -50,7 +50,13 @@ async fn main() -> Result<()> {
     std::fs::create_dir_all(&places.run).context("run folder")?;
     Publisher::new(&places.feed())?.publish(&view(&arguments)?, None)?;
     let dials = WireListener::bind(&places.vpc_socket(), 0o600)?;
-    let config = EdgeConfig { places, public_https_port: arguments.listen.port(), max_connections: 4096 };
+    let config = EdgeConfig {
+        places,
+        public_https_port: arguments.listen.port(),
+        max_connections: 4096,
+        guard: EdgeGuard::default(),
+        proxy_protocol_from: Vec::new(),
+    };
     let file = arguments.folder.join("edge.toml");
     std::fs::write(&file, toml::to_string(&config)?)?;
     let listener = TcpListener::bind(arguments.listen).context("listen")?;

@@ -11,9 +11,12 @@
 //! away. It has no privileges: its listeners are handed to it, and connections to VMs come from vpc, by permit.
 
 pub mod access;
+pub mod balancer;
 pub mod certificates;
 pub mod connection;
 pub mod dial;
+pub mod guard;
+pub mod http2;
 pub mod listeners;
 pub mod metrics;
 pub mod plain;
@@ -29,6 +32,7 @@ pub mod tunnel;
 
 use crate::connection::Door;
 use crate::dial::Dialer;
+use crate::guard::{ConnectionTicket, Guard};
 use crate::listeners::Listeners;
 use crate::metrics::{Count, Metrics};
 use crate::proxy::Edge;
@@ -87,7 +91,8 @@ pub async fn run(
     let (cut, to_be_cut) = watch::channel(false);
     let tls = Tls::new(tables.clone(), Arc::clone(&metrics))?;
     let settings = Arc::new(settings);
-    let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, metrics };
+    let guard = Guard::new(&settings.guard);
+    let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, guard, metrics };
     let engine = engine(&edge);
     let door = Door { edge: edge.clone(), engine: Arc::clone(&engine), tls, stop: stopped, cut: to_be_cut };
     let open = Arc::new(Semaphore::new(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)));
@@ -137,28 +142,51 @@ fn engine(edge: &Edge) -> Arc<HttpProxy<Edge>> {
 }
 
 fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, open: &Arc<Semaphore>) {
-    let settings = Arc::clone(&door.edge.settings);
     let metrics = Arc::clone(&door.edge.metrics);
     for listener in listeners.https {
         let door = Arc::clone(&door);
-        tasks.spawn(accept(listener, Arc::clone(open), Arc::clone(&metrics), move |tcp, address, permit| {
-            let door = Arc::clone(&door);
-            tokio::spawn(async move {
-                connection::serve(door, tcp, address).await;
-                drop(permit);
-            });
-        }));
+        tasks.spawn(accept(
+            listener,
+            Arc::clone(open),
+            Arc::clone(&metrics),
+            move |mut tcp, peer, permit| {
+                let door = Arc::clone(&door);
+                tokio::spawn(async move {
+                    if let Some((client, _ticket)) = admit(&door.edge, &mut tcp, peer).await {
+                        connection::serve(door, tcp, client).await;
+                    }
+                    drop(permit);
+                });
+            },
+        ));
     }
     for listener in listeners.http {
-        let (settings, counted) = (Arc::clone(&settings), Arc::clone(&metrics));
-        tasks.spawn(accept(listener, Arc::clone(open), Arc::clone(&metrics), move |tcp, _, permit| {
-            let (settings, metrics) = (Arc::clone(&settings), Arc::clone(&counted));
-            tokio::spawn(async move {
-                plain::serve(settings, metrics, tcp).await;
-                drop(permit);
-            });
-        }));
+        let edge = door.edge.clone();
+        tasks.spawn(accept(
+            listener,
+            Arc::clone(open),
+            Arc::clone(&metrics),
+            move |mut tcp, peer, permit| {
+                let edge = edge.clone();
+                tokio::spawn(async move {
+                    if let Some((_, _ticket)) = admit(&edge, &mut tcp, peer).await {
+                        plain::serve(edge.settings, edge.metrics, tcp).await;
+                    }
+                    drop(permit);
+                });
+            },
+        ));
     }
+}
+
+/// Whose connection it is, and the ticket that it holds while it lasts; nothing when it is refused, which is counted.
+async fn admit(edge: &Edge, tcp: &mut TcpStream, peer: SocketAddr) -> Option<(SocketAddr, ConnectionTicket)> {
+    let client = balancer::client(&edge.settings, &edge.metrics, tcp, peer).await?;
+    let ticket = edge.guard.connection(client.ip());
+    if ticket.is_none() {
+        edge.metrics.count(Count::OverAddress);
+    }
+    Some((client, ticket?))
 }
 
 /// Accepts for ever; a connection over the bound is closed at once.

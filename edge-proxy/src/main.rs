@@ -50,7 +50,9 @@ fn main() -> Result<()> {
 
 async fn serve(config: EdgeConfig, names: &[String], descriptors: Vec<OwnedFd>) -> Result<()> {
     let listeners = listeners::adopt(names, descriptors).context("edge-proxy needs listeners")?;
-    let settings = Settings::new(config.public_https_port, config.max_connections);
+    let mut settings = Settings::new(config.public_https_port, config.max_connections);
+    settings.guard = config.guard;
+    settings.proxy_protocol_from = config.proxy_protocol_from;
     let own_user = rustix::process::geteuid().as_raw();
     let feed = Feed::open(&config.places.feed(), &[own_user]);
     let metrics = Arc::new(Metrics::default());

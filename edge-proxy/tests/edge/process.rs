@@ -1,7 +1,7 @@
 //! The binary itself, as a service manager starts it.
 
 use crate::world::PATIENCE;
-use model::config::{EdgeConfig, Places};
+use model::config::{EdgeConfig, EdgeGuard, Places};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::process::Stdio;
@@ -16,7 +16,13 @@ const START: &str = r#"exec 3<&"$HTTPS_FD" 4<&"$HTTP_FD"; LISTEN_PID=$$ exec "$E
 async fn it_takes_its_listeners_over_logs_json_and_stops_when_told() {
     let folder = tempfile::tempdir().expect("folder");
     let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
-    let config = EdgeConfig { places, public_https_port: 8443, max_connections: 100 };
+    let config = EdgeConfig {
+        places,
+        public_https_port: 8443,
+        max_connections: 100,
+        guard: EdgeGuard::default(),
+        proxy_protocol_from: Vec::new(),
+    };
     let path = folder.path().join("edge.toml");
     std::fs::write(&path, toml::to_string(&config).expect("toml")).expect("write");
     let listeners = ["https", "http"].map(|_| TcpListener::bind("127.0.0.1:0").expect("bind"));

@@ -241,6 +241,8 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 places,
                 public_https_port: settings.public_https_port,
                 max_connections: settings.max_connections,
+                guard: settings.edge.limits,
+                proxy_protocol_from: settings.edge.proxy_protocol_from.clone(),
             },
         ),
     }?;
@@ -284,6 +286,7 @@ mod tests {
         assert_eq!((control.domain, control.limits), (settings.domain.clone(), settings.limits));
         let edge: EdgeConfig = toml::from_str(&text(Role::Edge)).expect("edge");
         assert_eq!(edge.public_https_port, 443);
+        assert_eq!(edge.guard, settings.edge.limits);
         let vpn: VpnConfig = toml::from_str(&text(Role::Vpn)).expect("vpn");
         assert_eq!((vpn.listen.port(), vpn.mtu, control.vpn), (51820, 1280, settings.vpn.door.clone()));
         let ssh: SshConfig = toml::from_str(&text(Role::Ssh)).expect("ssh");
