@@ -67,6 +67,9 @@ const CLIENT_STREAM_WINDOW: u32 = 256 << 10;
 const CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
 /// What is held of an answer that a client takes slowly, per stream.
 const CLIENT_SEND_BUFFER: usize = 128 << 10;
+/// Requests that a client gave up before they were looked at. Above the budget of resets in [`pure::flood`], which
+/// therefore decides, and counts.
+const CLIENT_PENDING_RESETS: usize = 512;
 /// Wait after a failed `accept`: the process is out of descriptors, and no event tells when one is free.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// For tunnels to say goodbye when they are cut.
@@ -135,7 +138,8 @@ fn engine(edge: &Edge) -> Arc<HttpProxy<Edge>> {
         .max_concurrent_streams(CLIENT_STREAMS)
         .initial_window_size(CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
-        .max_send_buffer_size(CLIENT_SEND_BUFFER);
+        .max_send_buffer_size(CLIENT_SEND_BUFFER)
+        .max_pending_accept_reset_streams(CLIENT_PENDING_RESETS);
     engine.h2_options = Some(h2);
     engine.handle_init_modules();
     Arc::new(engine)
