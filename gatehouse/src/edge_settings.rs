@@ -1,4 +1,4 @@
-//! The HTTPS front's part of the settings: the table `[edge]` of the file.
+//! The HTTPS front's part of the settings: flags `--edge-…`, and the table `[edge]` of the file.
 
 use crate::settings::{SettingsError, value};
 use clap::Args;
@@ -14,7 +14,7 @@ const MAX_BALANCERS: usize = 64;
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct EdgeWishes {
     /// Load balancers in front, whose connections begin with a PROXY header (address or CIDR). May be repeated
-    #[arg(id = "edge_proxy_protocol_from", long = "proxy-protocol-from", value_name = "CIDR")]
+    #[arg(id = "edge_proxy_protocol_from", long = "edge-proxy-protocol-from", value_name = "CIDR")]
     pub proxy_protocol_from: Vec<IpRange>,
     /// Bounds, in the file alone.
     #[arg(skip)]
