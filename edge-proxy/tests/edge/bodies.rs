@@ -76,7 +76,7 @@ async fn early_hints_come_before_the_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn chunks_and_trailers_pass_both_ways() {
+async fn chunks_pass_both_ways_and_trailers_break_nothing() {
     let world = World::new().await;
     server(&world, |mut tcp| async move {
         let mut asked = until(&mut tcp, "\r\n\r\n").await;
@@ -109,8 +109,8 @@ async fn chunks_and_trailers_pass_both_ways() {
         heard.extend_from_slice(&piece.expect("data"));
     }
     assert_eq!(heard, b"hello world");
-    let trailers = body.trailers().await.expect("trailers").expect("there are some");
-    assert_eq!(trailers["x-sum"], "42");
+    // Trailers of a VM that speaks HTTP/1 stay with the gateway; those of gRPC pass (see `streams`).
+    body.trailers().await.expect("a whole answer");
     driving.abort();
 }
 

@@ -3,7 +3,7 @@
 //! After each vector an honest request is made over a connection of its own, which may use the same pooled connection
 //! to the VM: whatever a vector has left behind there would come out as its answer.
 
-use crate::recorder::{Recorder, heads};
+use crate::recorder::{Recorder, Verdicts, heads};
 use crate::world::{Behind, PATIENCE, World};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -270,9 +270,11 @@ async fn the_table_of_http1() {
     let (world, recorder) = recorded().await;
     let table: Vec<_> = [framings(), chunks(), lines(), hops()].concat();
     assert!(table.len() >= 100, "the table has shrunk to {}", table.len());
+    let mut verdicts = Verdicts::new();
     for vector in &table {
-        judge(&world, &recorder, vector).await;
+        verdicts.note(judge(&world, &recorder, vector)).await;
     }
+    verdicts.all_good();
 }
 
 /// What the VM gets of fields for one hop: none of them, and no framing but the gateway's own.
