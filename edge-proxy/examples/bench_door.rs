@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use feed::publish::Publisher;
 use feed::wire::{Wire, WireListener};
-use model::config::{EdgeConfig, Places};
+use model::config::{EdgeConfig, EdgeGuard, Places};
 use model::id::{Generation, VmId};
 use model::view::{CertificateEntry, EdgeView, RouteEntry, VIEW_VERSION};
 use std::net::{SocketAddr, TcpListener};
@@ -55,6 +55,8 @@ async fn main() -> Result<()> {
         public_https_port: arguments.listen.port(),
         max_connections: 4096,
         dns_host: None,
+        guard: EdgeGuard::default(),
+        proxy_protocol_from: Vec::new(),
     };
     let file = arguments.folder.join("edge.toml");
     std::fs::write(&file, toml::to_string(&config)?)?;

@@ -1,6 +1,7 @@
 //! The access log: one line per request, of bounded length, without query strings, which may hold secrets.
 
 use crate::dial::Destination;
+use crate::guard::RequestTicket;
 use model::host::HostName;
 use model::id::{TraceId, VmId};
 use std::net::IpAddr;
@@ -29,6 +30,8 @@ pub struct Record {
     pub destination: Option<Destination>,
     /// Why the gateway answered by itself.
     pub problem: Option<&'static str>,
+    /// Its place among its client's and its host's, held while it lasts.
+    pub ticket: Option<RequestTicket>,
     trace: Option<TraceId>,
 }
 
@@ -62,6 +65,7 @@ impl Record {
             host: None,
             destination: None,
             problem: None,
+            ticket: None,
             trace: None,
         }
     }

@@ -12,6 +12,7 @@
 use crate::access::{Outcome, Record};
 use crate::metrics::Count;
 use crate::proxy::Edge;
+use crate::pure::flood::PREFACE_BYTES;
 use crate::pure::head::{self, Head, HeadFault};
 use crate::pure::page::Problem;
 use crate::raw;
@@ -25,13 +26,11 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
-
-/// The first bytes of a client that speaks HTTP/2 (RFC 9113 section 3.4).
-const PREFACE_BYTES: usize = 24;
 
 /// What the connections of a process share.
 pub struct Door {
@@ -57,7 +56,7 @@ pub async fn serve(door: Arc<Door>, tcp: TcpStream, address: SocketAddr) {
     let shaken = timeout_at(deadline, Box::pin(door.tls.accept(tcp))).await;
     let Ok(shaken) = shaken else { return metrics.count(Count::HeadLate) };
     let Some((tls, certificate)) = shaken else { return };
-    let client = Client { address, certificate };
+    let client = Client { address, certificate, requests: Arc::new(AtomicU64::new(0)) };
     let stream = ClientStream::new(Box::new(tls), client, settings.write_stall, Arc::clone(metrics));
     if stream.speaks_http2() {
         serve_http2(&door, Box::new(stream), deadline).await;
@@ -67,6 +66,7 @@ pub async fn serve(door: Arc<Door>, tcp: TcpStream, address: SocketAddr) {
 }
 
 async fn serve_http2(door: &Door, mut stream: Box<ClientStream>, deadline: Instant) {
+    stream.watch_http2(door.edge.settings.head_wait);
     while stream.waiting().len() < PREFACE_BYTES {
         match timeout_at(deadline, stream.fill()).await {
             Ok(Ok(true)) => {}
@@ -184,7 +184,8 @@ async fn exchange(
     let (stream, _kept_for_the_next) = door.engine.process_new_http(session, &door.stop).await?.consume();
     let stream = stream.into_any().downcast::<ClientStream>();
     debug_assert!(stream.is_ok(), "the engine gives back what it was given");
-    stream.ok()
+    // What is left of a body must never be read as a head.
+    stream.ok().filter(|stream| stream.is_between_requests())
 }
 
 async fn refuse(door: &Door, mut stream: Box<ClientStream>, fault: HeadFault) {

@@ -11,11 +11,14 @@
 //! away. It has no privileges: its listeners are handed to it, and connections to VMs come from vpc, by permit.
 
 pub mod access;
+pub mod balancer;
 pub mod certificates;
 pub mod challenges;
 pub mod connection;
 pub mod dial;
 pub mod dns;
+pub mod guard;
+pub mod http2;
 pub mod listeners;
 pub mod metrics;
 pub mod plain;
@@ -32,6 +35,7 @@ pub mod tunnel;
 use crate::connection::Door;
 use crate::dial::Dialer;
 use crate::dns::Names;
+use crate::guard::{ConnectionTicket, Guard};
 use crate::listeners::Listeners;
 use crate::metrics::{Count, Metrics};
 use crate::plain::Plain;
@@ -67,6 +71,9 @@ const CLIENT_STREAM_WINDOW: u32 = 256 << 10;
 const CLIENT_CONNECTION_WINDOW: u32 = 1 << 20;
 /// What is held of an answer that a client takes slowly, per stream.
 const CLIENT_SEND_BUFFER: usize = 128 << 10;
+/// Requests that a client gave up before they were looked at. Above the budget of resets in [`pure::flood`], which
+/// therefore decides, and counts.
+const CLIENT_PENDING_RESETS: usize = 512;
 /// Wait after a failed `accept`: the process is out of descriptors, and no event tells when one is free.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// For tunnels to say goodbye when they are cut.
@@ -91,7 +98,8 @@ pub async fn run(
     let (cut, to_be_cut) = watch::channel(false);
     let tls = Tls::new(tables.clone(), Arc::clone(&metrics))?;
     let settings = Arc::new(settings);
-    let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, metrics };
+    let guard = Guard::new(&settings.guard);
+    let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, guard, metrics };
     let engine = engine(&edge);
     let door = Door { edge: edge.clone(), engine: Arc::clone(&engine), tls, stop: stopped, cut: to_be_cut };
     let open = Arc::new(Semaphore::new(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)));
@@ -135,7 +143,8 @@ fn engine(edge: &Edge) -> Arc<HttpProxy<Edge>> {
         .max_concurrent_streams(CLIENT_STREAMS)
         .initial_window_size(CLIENT_STREAM_WINDOW)
         .initial_connection_window_size(CLIENT_CONNECTION_WINDOW)
-        .max_send_buffer_size(CLIENT_SEND_BUFFER);
+        .max_send_buffer_size(CLIENT_SEND_BUFFER)
+        .max_pending_accept_reset_streams(CLIENT_PENDING_RESETS);
     engine.h2_options = Some(h2);
     engine.handle_init_modules();
     Arc::new(engine)
@@ -150,23 +159,37 @@ fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, op
     let metrics = Arc::clone(&door.edge.metrics);
     for listener in listeners.https {
         let door = Arc::clone(&door);
-        tasks.spawn(accept(listener, Arc::clone(open), Arc::clone(&metrics), move |tcp, address, permit| {
-            let door = Arc::clone(&door);
-            tokio::spawn(async move {
-                connection::serve(door, tcp, address).await;
-                drop(permit);
-            });
-        }));
+        tasks.spawn(accept(
+            listener,
+            Arc::clone(open),
+            Arc::clone(&metrics),
+            move |mut tcp, peer, permit| {
+                let door = Arc::clone(&door);
+                tokio::spawn(async move {
+                    if let Some((client, _ticket)) = admit(&door.edge, &mut tcp, peer).await {
+                        connection::serve(door, tcp, client).await;
+                    }
+                    drop(permit);
+                });
+            },
+        ));
     }
     for listener in listeners.http {
-        let plain = plain.clone();
-        tasks.spawn(accept(listener, Arc::clone(open), Arc::clone(&metrics), move |tcp, _, permit| {
-            let plain = plain.clone();
-            tokio::spawn(async move {
-                plain::serve(plain, tcp).await;
-                drop(permit);
-            });
-        }));
+        let (edge, plain) = (door.edge.clone(), plain.clone());
+        tasks.spawn(accept(
+            listener,
+            Arc::clone(open),
+            Arc::clone(&metrics),
+            move |mut tcp, peer, permit| {
+                let (edge, plain) = (edge.clone(), plain.clone());
+                tokio::spawn(async move {
+                    if let Some((_, _ticket)) = admit(&edge, &mut tcp, peer).await {
+                        plain::serve(plain, tcp).await;
+                    }
+                    drop(permit);
+                });
+            },
+        ));
     }
     let names = Names::new(plain.tables, plain.metrics, plain.settings.dns_host.as_ref());
     for socket in listeners.dns {
@@ -175,6 +198,16 @@ fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, op
     for listener in listeners.dns_tcp {
         tasks.spawn(dns::streams(names.clone(), listener));
     }
+}
+
+/// Whose connection it is, and the ticket that it holds while it lasts; nothing when it is refused, which is counted.
+async fn admit(edge: &Edge, tcp: &mut TcpStream, peer: SocketAddr) -> Option<(SocketAddr, ConnectionTicket)> {
+    let client = balancer::client(&edge.settings, &edge.metrics, tcp, peer).await?;
+    let ticket = edge.guard.connection(client.ip());
+    if ticket.is_none() {
+        edge.metrics.count(Count::OverAddress);
+    }
+    Some((client, ticket?))
 }
 
 /// Accepts for ever; a connection over the bound is closed at once.

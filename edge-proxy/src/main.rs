@@ -52,6 +52,8 @@ async fn serve(config: EdgeConfig, names: &[String], descriptors: Vec<OwnedFd>) 
     let listeners = listeners::adopt(names, descriptors).context("edge-proxy needs listeners")?;
     let mut settings = Settings::new(config.public_https_port, config.max_connections);
     settings.dns_host.clone_from(&config.dns_host);
+    settings.guard = config.guard;
+    settings.proxy_protocol_from = config.proxy_protocol_from;
     let own_user = rustix::process::geteuid().as_raw();
     let feed = Feed::open(&config.places.feed(), &[own_user]);
     let metrics = Arc::new(Metrics::default());

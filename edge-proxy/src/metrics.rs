@@ -1,5 +1,6 @@
 //! Counters by reason. Each list of reasons is closed, so none can be forgotten.
 
+use crate::pure::limit::Limit;
 use crate::pure::page::Problem;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -70,16 +71,56 @@ counters! {
     Spoofed = "spoofed_fields_removed",
     /// Certificates that cannot be used.
     BadCertificates = "bad_certificates",
+    /// Connections closed at once: too many of one address are open.
+    OverAddress = "refused_over_connections_per_address",
+    /// Connections whose client a load balancer told.
+    Proxied = "proxy_headers",
+    /// Connections of a load balancer's own: health checks, or clients that it does not tell.
+    ProxyLocal = "proxy_headers_without_client",
+    /// A load balancer's header is missing or wrong.
+    BadProxyHeader = "refused_proxy_header",
+    /// A load balancer's header did not come in time.
+    ProxyHeaderLate = "cut_proxy_header_late",
+    /// A load balancer's connection ended inside its header.
+    ProxyHeaderCut = "closed_in_proxy_header",
+    /// A body in chunks was malformed.
+    BadChunks = "cut_chunks_malformed",
+    /// A body came slower than is asked.
+    BodySlow = "cut_body_slow",
+    /// HTTP/2: too many RST_STREAM.
+    FloodResets = "cut_http2_resets",
+    /// HTTP/2: a header block without an end.
+    FloodContinuations = "cut_http2_continuations",
+    /// HTTP/2: too many SETTINGS.
+    FloodSettings = "cut_http2_settings",
+    /// HTTP/2: too many PING.
+    FloodPings = "cut_http2_pings",
+    /// HTTP/2: too many empty DATA.
+    FloodEmptyData = "cut_http2_empty_data",
+    /// HTTP/2: too many PRIORITY.
+    FloodPriorities = "cut_http2_priorities",
+    /// HTTP/2: too many WINDOW_UPDATE.
+    FloodWindows = "cut_http2_window_updates",
+    /// HTTP/2: too many frames of unknown types.
+    FloodUnknown = "cut_http2_unknown_frames",
+    /// HTTP/2: requests that were malformed, too large, or given up before they were looked at.
+    Untaken = "http2_requests_untaken",
 }
 
 /// Reasons of [`Problem`], each with its counter, in the order of [`problem_index`].
-const PROBLEMS: usize = 16;
+const PROBLEMS: usize = 21;
 
 /// All counters of a process.
-#[derive(Default)]
 pub struct Metrics {
     counts: [AtomicU64; Count::ALL.len()],
     problems: [AtomicU64; PROBLEMS],
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let zero = || AtomicU64::new(0);
+        Self { counts: std::array::from_fn(|_| zero()), problems: std::array::from_fn(|_| zero()) }
+    }
 }
 
 impl Metrics {
@@ -139,6 +180,11 @@ fn problem_index(problem: Problem) -> (usize, &'static str) {
         Problem::BodyLate => (13, "answered_408_body"),
         Problem::BodyBroken => (14, "answered_400_body"),
         Problem::Internal => (15, "answered_500"),
+        Problem::Limited(Limit::AddressRate) => (16, "answered_429_rate_per_address"),
+        Problem::Limited(Limit::AddressAtOnce) => (17, "answered_429_at_once_per_address"),
+        Problem::Limited(Limit::HostRate) => (18, "answered_429_rate_per_host"),
+        Problem::Limited(Limit::HostAtOnce) => (19, "answered_429_at_once_per_host"),
+        Problem::Limited(Limit::Keys) => (20, "answered_429_table_full"),
     }
 }
 
@@ -163,6 +209,11 @@ fn problem_names() -> [&'static str; PROBLEMS] {
         Problem::BodyLate,
         Problem::BodyBroken,
         Problem::Internal,
+        Problem::Limited(Limit::AddressRate),
+        Problem::Limited(Limit::AddressAtOnce),
+        Problem::Limited(Limit::HostRate),
+        Problem::Limited(Limit::HostAtOnce),
+        Problem::Limited(Limit::Keys),
     ];
     for problem in one_of_each {
         let (index, name) = problem_index(problem);

@@ -5,8 +5,11 @@
 
 use crate::access::{Outcome, Record};
 use crate::dial::{self, Destination, DialError, Dialer};
+use crate::guard::Guard;
 use crate::metrics::{Count, Metrics};
+use crate::pure::chunks::ChunkFault;
 use crate::pure::head::{HeadFault, MAX_FIELDS};
+use crate::pure::pace::Pace;
 use crate::pure::page::{self, About, Page, Problem};
 use crate::pure::{authority, forwarded};
 use crate::settings::Settings;
@@ -22,7 +25,9 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use pingora::{Error, ErrorSource, ErrorType, Result};
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tracing::debug;
 
@@ -44,6 +49,8 @@ pub struct Edge {
     pub dialer: Dialer,
     /// Bounds.
     pub settings: Arc<Settings>,
+    /// Who takes how much.
+    pub guard: Guard,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -54,6 +61,14 @@ pub struct Context {
     record: Record,
     kind: Kind,
     tries: u32,
+    body: Option<Body>,
+}
+
+/// What has come of a request's body.
+#[derive(Clone, Copy, Debug)]
+struct Body {
+    since: Instant,
+    bytes: u64,
 }
 
 /// What is to be expected of an exchange.
@@ -75,6 +90,8 @@ impl Edge {
         request: &RequestHeader,
         record: &mut Record,
     ) -> Result<Destination, Problem> {
+        let ticket = self.guard.request(client.address.ip()).map_err(Problem::Limited)?;
+        let ticket = record.ticket.insert(ticket);
         let host = authority::of_request(&request.uri, &request.headers).map_err(Problem::Authority)?;
         let host = record.host.insert(host);
         if !client.certificate.covers(host) {
@@ -85,6 +102,7 @@ impl Edge {
             Some(Route::Api) => Destination::Api,
             Some(Route::Vm(permit)) => Destination::Vm(permit),
         };
+        ticket.to_host(host).map_err(Problem::Limited)?;
         Ok(record.destination.insert(destination).clone())
     }
 
@@ -117,6 +135,25 @@ impl Edge {
             trace: &trace,
         };
         page::render(problem, &about)
+    }
+
+    /// A client that sends its body more slowly than is asked is cut. Streams of gRPC have their pauses.
+    fn check_pace(&self, ctx: &mut Context, bytes: usize, end: bool) -> Result<()> {
+        if end || ctx.kind != Kind::Plain {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let body = ctx.body.get_or_insert(Body { since: now, bytes: 0 });
+        body.bytes += bytes as u64;
+        let settings = &self.settings;
+        let pace =
+            Pace { grace: settings.body_grace, bytes_per_second: settings.guard.body_bytes_per_second };
+        if pace.is_too_slow(now.duration_since(body.since), body.bytes) {
+            self.metrics.count(Count::BodySlow);
+            let slow = Error::explain(ErrorType::ReadTimedout, "the client sends its body too slowly");
+            return Err(slow.into_down());
+        }
+        Ok(())
     }
 
     async fn answer(&self, session: &mut Session, problem: Problem, record: &mut Record) -> Result<()> {
@@ -160,7 +197,7 @@ impl ProxyHttp for Edge {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context { record: Record::begin(), kind: Kind::Plain, tries: 0 }
+        Context { record: Record::begin(), kind: Kind::Plain, tries: 0, body: None }
     }
 
     /// No compression and no other module: what a VM answers is passed on as it is.
@@ -171,6 +208,7 @@ impl ProxyHttp for Edge {
         session.set_write_timeout(Some(self.settings.write_stall));
         session.set_total_drain_timeout(Some(DRAIN));
         let client = client_of(session)?;
+        client.requests.fetch_add(1, Ordering::Relaxed);
         let checked = check_http2(session);
         let routed = checked.and_then(|()| self.route(&client, session.req_header(), &mut ctx.record));
         if let Err(problem) = routed {
@@ -231,9 +269,10 @@ impl ProxyHttp for Edge {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
-        _ctx: &mut Context,
+        end: bool,
+        ctx: &mut Context,
     ) -> Result<()> {
+        self.check_pace(ctx, body.as_ref().map_or(0, Bytes::len), end)?;
         if body.as_ref().is_some_and(Bytes::is_empty) {
             *body = None;
         }
@@ -253,6 +292,9 @@ impl ProxyHttp for Edge {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
         debug!(%error, "a request failed");
         let problem = problem_of(error);
+        if *error.esource() == ErrorSource::Downstream && *error.root_etype() == ErrorType::WriteTimedout {
+            self.metrics.count(Count::WriteStalled);
+        }
         let mut status = 0;
         match problem {
             None => self.metrics.count(Count::ClientGone),
@@ -375,6 +417,7 @@ fn problem_of(error: &Error) -> Option<Problem> {
         ErrorSource::Upstream => Some(Problem::AnswerBroken),
         ErrorSource::Downstream => match error.root_etype() {
             ErrorType::ReadTimedout => Some(Problem::BodyLate),
+            _ if is_bad_chunk(error) => Some(Problem::BodyBroken),
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => {
                 Some(Problem::BodyBroken)
             }
@@ -382,4 +425,10 @@ fn problem_of(error: &Error) -> Option<Problem> {
         },
         ErrorSource::Internal | ErrorSource::Unset => Some(Problem::Internal),
     }
+}
+
+/// Whether the stream below the engine found the body's chunks malformed.
+fn is_bad_chunk(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.and_then(io::Error::get_ref).is_some_and(|cause| cause.is::<ChunkFault>())
 }

@@ -1,6 +1,8 @@
 //! Bounds in time and space, one place for all of them.
 
+use model::config::EdgeGuard;
 use model::host::HostName;
+use model::range::IpRange;
 use std::time::Duration;
 
 /// The bounds of a running edge-proxy. [`Settings::new`] gives what a real one uses.
@@ -33,6 +35,14 @@ pub struct Settings {
     pub upstream_idle: Duration,
     /// Pooled connections to all VMs together.
     pub upstream_pool: usize,
+    /// What one client address, and one host, may take.
+    pub guard: EdgeGuard,
+    /// For so long a request's body may come at any pace; then [`EdgeGuard::body_bytes_per_second`] is asked.
+    pub body_grace: Duration,
+    /// Whose connections begin with a PROXY header.
+    pub proxy_protocol_from: Vec<IpRange>,
+    /// For that header, which a balancer sends at once.
+    pub proxy_header_wait: Duration,
     /// From the request to stop until what is still open is cut.
     pub drain: Duration,
     /// Between two reports of the counters.
@@ -56,6 +66,10 @@ impl Settings {
             stream_wait: Duration::from_secs(3600),
             upstream_idle: Duration::from_secs(4),
             upstream_pool: 8192,
+            guard: EdgeGuard::default(),
+            body_grace: Duration::from_secs(60),
+            proxy_protocol_from: Vec::new(),
+            proxy_header_wait: Duration::from_secs(5),
             drain: Duration::from_secs(10),
             report_every: Duration::from_secs(60),
         }

@@ -2,11 +2,15 @@
 //!
 //! - Reading is gated: the engine gets the bytes of the request in its hands and none of the next one's, so every
 //!   head passes the gate of [`crate::pure::head`] first, a pipelined one too.
+//! - Bodies in chunks are followed by [`crate::pure::chunks`], so that their end is known and nothing doubtful passes.
+//! - Frames of HTTP/2 are watched by [`crate::http2`].
 //! - Writing is gathered: head and body of a small answer leave as one TLS record in one system call.
 //! - A client that takes nothing for [`crate::settings::Settings::write_stall`] is an error, whoever writes.
 
 use crate::certificates::Certificate;
+use crate::http2::Watch;
 use crate::metrics::{Count, Metrics};
+use crate::pure::chunks::Chunks;
 use crate::pure::head::Framing;
 use crate::socket::Socket;
 use bytes::{Buf, BytesMut};
@@ -24,6 +28,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -51,6 +56,8 @@ pub struct Client {
     pub address: SocketAddr,
     /// The certificate that it was shown.
     pub certificate: Arc<Certificate>,
+    /// Requests that the engine has handed on.
+    pub requests: Arc<AtomicU64>,
 }
 
 /// A client's TLS connection.
@@ -61,6 +68,7 @@ pub struct ClientStream {
     gathered: Vec<u8>,
     stall: Option<Pin<Box<Sleep>>>,
     write_stall: Duration,
+    watch: Option<Box<Watch>>,
     client: Arc<Client>,
     facts: Arc<ProxyDigest>,
     metrics: Arc<Metrics>,
@@ -69,10 +77,12 @@ pub struct ClientStream {
 /// How much of what comes in belongs to the request in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gate {
-    /// All: HTTP/2, a tunnel, or a body in chunks, whose end only the engine sees.
+    /// All: HTTP/2, or a tunnel.
     Open,
     /// So many bytes.
     Left(u64),
+    /// Up to the end of a body in chunks.
+    Chunked(Chunks),
 }
 
 impl ClientStream {
@@ -94,6 +104,7 @@ impl ClientStream {
             gathered: Vec::new(),
             stall: None,
             write_stall,
+            watch: None,
             client: Arc::new(client),
             facts: Arc::new(facts),
             metrics,
@@ -136,7 +147,7 @@ impl ClientStream {
         self.gate = match framing {
             Framing::None => Gate::Left(0),
             Framing::Length(length) => Gate::Left(length),
-            Framing::Chunked => Gate::Open,
+            Framing::Chunked => Gate::Chunked(Chunks::default()),
         };
     }
 
@@ -145,10 +156,38 @@ impl ClientStream {
         self.gate = Gate::Open;
     }
 
+    /// From here on frames are watched: the client speaks HTTP/2. A header block may take `block_wait`.
+    pub fn watch_http2(&mut self, block_wait: Duration) {
+        let taken = Arc::clone(&self.client.requests);
+        self.watch = Some(Box::new(Watch::new(block_wait, taken, Arc::clone(&self.metrics))));
+    }
+
+    /// Whether the request in progress, if there is one, has been given out whole.
+    #[must_use]
+    pub fn is_between_requests(&self) -> bool {
+        match self.gate {
+            Gate::Open => false,
+            Gate::Left(left) => left == 0,
+            Gate::Chunked(chunks) => chunks.is_whole(),
+        }
+    }
+
+    /// Reads from the client; frames of HTTP/2 are watched as they come.
+    fn poll_client(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.tls).poll_read(cx, buf);
+        let Some(watch) = &mut self.watch else { return read };
+        match read {
+            Poll::Pending => watch.poll_late(cx),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) => Poll::Ready(watch.received(&buf.filled()[before..])),
+        }
+    }
+
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut step = [std::mem::MaybeUninit::uninit(); HEAD_STEP];
         let mut step = ReadBuf::uninit(&mut step);
-        ready!(Pin::new(&mut self.tls).poll_read(cx, &mut step))?;
+        ready!(self.poll_client(cx, &mut step))?;
         self.read.extend_from_slice(step.filled());
         Poll::Ready(Ok(!step.filled().is_empty()))
     }
@@ -175,17 +214,32 @@ impl ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    fn give_waiting(&mut self, buf: &mut ReadBuf<'_>) {
-        let mut step = self.read.len().min(buf.remaining());
-        if let Gate::Left(left) = self.gate {
-            step = step.min(usize::try_from(left).unwrap_or(usize::MAX));
-            self.gate = Gate::Left(left - step as u64);
+    /// A piece of a body in chunks: what comes is read first and then given out as far as it is the body's.
+    fn poll_chunks(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.read.is_empty() {
+            let most = buf.remaining().min(GATHER_BYTES);
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(most));
+            ready!(Pin::new(&mut self.tls).poll_read(cx, &mut part))?;
+            let count = part.filled().len();
+            let passed = pass(&mut self.gate, part.filled(), &self.metrics)?;
+            self.read.extend_from_slice(&part.filled()[passed..]);
+            debug_assert!(passed > 0 || count == 0, "a body that is not whole takes a byte");
+            buf.advance(passed);
+            return Poll::Ready(Ok(()));
         }
+        self.give_waiting(buf)?;
+        Poll::Ready(Ok(()))
+    }
+
+    fn give_waiting(&mut self, buf: &mut ReadBuf<'_>) -> io::Result<()> {
+        let most = self.read.len().min(buf.remaining());
+        let step = pass(&mut self.gate, &self.read[..most], &self.metrics)?;
         buf.put_slice(&self.read[..step]);
         self.read.advance(step);
         if self.read.is_empty() {
             self.read = BytesMut::new();
         }
+        Ok(())
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -209,6 +263,12 @@ impl ClientStream {
             self.gathered = Vec::new();
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn note_sent(&mut self, bytes: &[u8]) {
+        if let Some(watch) = &mut self.watch {
+            watch.sent(bytes);
+        }
     }
 
     /// Pending, until the client has taken nothing for too long.
@@ -247,13 +307,12 @@ impl AsyncRead for ClientStream {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         match this.gate {
+            Gate::Open | Gate::Left(1..) if !this.read.is_empty() => Poll::Ready(this.give_waiting(buf)),
+            Gate::Open => this.poll_client(cx, buf),
             Gate::Left(0) => this.poll_watch(cx),
-            Gate::Open | Gate::Left(_) if !this.read.is_empty() => {
-                this.give_waiting(buf);
-                Poll::Ready(Ok(()))
-            }
-            Gate::Open => Pin::new(&mut this.tls).poll_read(cx, buf),
             Gate::Left(left) => this.poll_gated(cx, buf, left),
+            Gate::Chunked(chunks) if chunks.is_whole() => this.poll_watch(cx),
+            Gate::Chunked(_) => this.poll_chunks(cx, buf),
         }
     }
 }
@@ -266,11 +325,15 @@ impl AsyncWrite for ClientStream {
         }
         if bytes.len() < GATHER_BYTES {
             this.gathered.extend_from_slice(bytes);
+            this.note_sent(bytes);
             return Poll::Ready(Ok(bytes.len()));
         }
         match Pin::new(&mut this.tls).poll_write(cx, bytes) {
             Poll::Ready(written) => {
                 this.stall = None;
+                if let Ok(count) = &written {
+                    this.note_sent(&bytes[..*count]);
+                }
                 Poll::Ready(written)
             }
             Poll::Pending => this.poll_stall(cx).map_ok(|()| 0),
@@ -345,6 +408,22 @@ impl fmt::Debug for ClientStream {
             .field("client", &self.client.address)
             .field("gate", &self.gate)
             .finish()
+    }
+}
+
+/// How many of the bytes belong to the request in progress; they are noted as given out.
+fn pass(gate: &mut Gate, bytes: &[u8], metrics: &Metrics) -> io::Result<usize> {
+    match gate {
+        Gate::Open => Ok(bytes.len()),
+        Gate::Left(left) => {
+            let step = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= step as u64;
+            Ok(step)
+        }
+        Gate::Chunked(chunks) => chunks.passed(bytes).map_err(|fault| {
+            metrics.count(Count::BadChunks);
+            io::Error::new(io::ErrorKind::InvalidData, fault)
+        }),
     }
 }
 

@@ -5,6 +5,7 @@ pub mod acme_settings;
 pub mod cli;
 pub mod client;
 pub mod doctor;
+pub mod edge_settings;
 pub mod program;
 pub mod pure;
 pub mod settings;

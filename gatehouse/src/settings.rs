@@ -1,6 +1,7 @@
 //! What `gatehouse up` is told: flags over one TOML file over defaults, read once and checked before anything runs.
 
 use crate::acme_settings::{AcmeSettings, AcmeWishes};
+use crate::edge_settings::{EdgeSettings, EdgeWishes};
 use crate::ssh_settings::{SshSettings, SshWishes};
 use crate::vpn_settings::{VpnSettings, VpnWishes};
 use clap::Args;
@@ -117,6 +118,9 @@ pub struct Wishes {
     /// Log each flow of the networks, as JSON lines below the data folder [default: true]
     #[arg(long, value_name = "BOOL")]
     pub flow_log: Option<bool>,
+    /// The HTTPS front.
+    #[command(flatten)]
+    pub edge: EdgeWishes,
     /// The VPN.
     #[command(flatten)]
     pub vpn: VpnWishes,
@@ -165,6 +169,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Whether flows are logged.
     pub flow_log: bool,
+    /// The HTTPS front.
+    pub edge: EdgeSettings,
     /// The VPN.
     pub vpn: VpnSettings,
     /// SSH.
@@ -260,6 +266,7 @@ impl Wishes {
             max_snapshots: self.max_snapshots.or(below.max_snapshots),
             max_connections: self.max_connections.or(below.max_connections),
             flow_log: self.flow_log.or(below.flow_log),
+            edge: self.edge.over(below.edge),
             vpn: self.vpn.over(below.vpn),
             ssh: self.ssh.over(below.ssh),
             acme: self.acme.over(below.acme),
@@ -295,6 +302,7 @@ impl Wishes {
             console_bytes: CONSOLE_BYTES,
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             flow_log: self.flow_log.unwrap_or(true),
+            edge: self.edge.settle()?,
             vpn: self.vpn.settle(default_network)?,
             ssh: self.ssh.settle()?,
         };

@@ -2,6 +2,7 @@
 
 use crate::host::HostName;
 use crate::net::Ipv4Cidr;
+use crate::range::IpRange;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -114,6 +115,44 @@ pub struct EdgeConfig {
     /// handed over.
     #[serde(default)]
     pub dns_host: Option<HostName>,
+    /// What one client, and one host, may take.
+    #[serde(default)]
+    pub guard: EdgeGuard,
+    /// Whose connections begin with a PROXY header, and nobody else's: load balancers in front.
+    #[serde(default)]
+    pub proxy_protocol_from: Vec<IpRange>,
+}
+
+/// What one client address (one /64 in IPv6), and one host, may take of edge-proxy. Zero is no bound. What is over one
+/// is refused and counted: a connection is closed, a request is answered with 429.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EdgeGuard {
+    /// Connections at once of one address. Many people may be behind one address of a company or a mobile network.
+    pub connections_per_address: u32,
+    /// Requests per second of one address; so many may begin at once.
+    pub requests_per_second_per_address: u32,
+    /// Requests at once of one address, WebSockets included.
+    pub requests_at_once_per_address: u32,
+    /// Requests per second to one host.
+    pub requests_per_second_per_host: u32,
+    /// Requests at once to one host, WebSockets included: one host's crowd leaves room for the others.
+    pub requests_at_once_per_host: u32,
+    /// Bytes per second of a request's body, on average, after its first minute. Streams of gRPC are exempt.
+    pub body_bytes_per_second: u32,
+}
+
+impl Default for EdgeGuard {
+    fn default() -> Self {
+        Self {
+            connections_per_address: 1024,
+            requests_per_second_per_address: 0,
+            requests_at_once_per_address: 4096,
+            requests_per_second_per_host: 0,
+            requests_at_once_per_host: 8192,
+            body_bytes_per_second: 100,
+        }
+    }
 }
 
 /// control's settings.

@@ -12,6 +12,7 @@ pub mod id;
 pub mod key;
 pub mod login;
 pub mod net;
+pub mod range;
 pub mod route;
 pub mod ssh;
 pub mod token;

@@ -136,9 +136,20 @@ impl Office {
                     let kinds = certificate::kinds(name, &self.config);
                     let kind = certificate::kind(&kinds, record.failures)
                         .ok_or_else(|| OrderError::NoKind(name.clone()))?;
-                    shown = self.prove(&mut order, kind).await?;
-                    if let Err(error) = order.poll_ready(&POLLS).await {
-                        return Err(unproved(&mut order, kind).await.unwrap_or(OrderError::Asked(error)));
+                    let proved = match self.prove(&mut order, kind).await {
+                        Ok(showing) => {
+                            shown = showing;
+                            order.poll_ready(&POLLS).await.map_err(OrderError::Asked)
+                        }
+                        Err(error) => Err(error),
+                    };
+                    match proved {
+                        Ok(_) => {}
+                        // An authority that looked at once may say here what it did not see.
+                        Err(OrderError::Asked(error)) => {
+                            return Err(unproved(&mut order, kind).await.unwrap_or(OrderError::Asked(error)));
+                        }
+                        Err(error) => return Err(error),
                     }
                     if order.state().status == OrderStatus::Invalid {
                         return Err(self.invalid(name, &mut order, kind).await);

@@ -171,7 +171,7 @@ fn share(name: &CertificateName, whole: i64) -> i64 {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    let part = i128::from(hash >> 32) * i128::from(whole) >> 32;
+    let part = (i128::from(hash >> 32) * i128::from(whole)) >> 32;
     i64::try_from(part).unwrap_or(0)
 }
 

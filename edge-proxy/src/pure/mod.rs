@@ -2,9 +2,15 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod authority;
+pub mod chunks;
+pub mod flood;
 pub mod forwarded;
 pub mod frames;
 pub mod head;
+pub mod limit;
+pub mod meters;
+pub mod pace;
 pub mod page;
+pub mod proxy_header;
 pub mod question;
 pub mod redirect;

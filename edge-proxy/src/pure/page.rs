@@ -5,6 +5,7 @@
 
 use crate::pure::authority::AuthorityFault;
 use crate::pure::head::HeadFault;
+use crate::pure::limit::Limit;
 use bytes::Bytes;
 use model::id::TraceId;
 
@@ -39,6 +40,8 @@ pub enum Problem {
     BodyBroken,
     /// A fault in the gateway itself.
     Internal,
+    /// The client, or everybody together, asks for too much (RFC 6585 section 4).
+    Limited(Limit),
 }
 
 impl Problem {
@@ -55,6 +58,7 @@ impl Problem {
             Self::NetworkAway | Self::ApiAway => 503,
             Self::BodyLate => 408,
             Self::Internal => 500,
+            Self::Limited(_) => 429,
         }
     }
 
@@ -78,6 +82,7 @@ impl Problem {
             Self::BodyLate => "BODY_TIMEOUT",
             Self::BodyBroken => "BAD_BODY",
             Self::Internal => "INTERNAL_ERROR",
+            Self::Limited(_) => "TOO_MANY_REQUESTS",
         }
     }
 
@@ -119,6 +124,7 @@ impl Problem {
             Self::BodyLate => "The rest of the request did not arrive in time.".to_owned(),
             Self::BodyBroken => "The request's body does not end as its header says.".to_owned(),
             Self::Internal => "The gateway could not handle the request.".to_owned(),
+            Self::Limited(limit) => format!("The request was refused: {limit}."),
         };
         let (title, advice) = self.title_and_advice();
         Texts { title, what, advice }
@@ -155,6 +161,9 @@ impl Problem {
                 "The VM broke off",
                 "Look at the server's log in the VM, and check that this port speaks plain HTTP and not HTTPS.",
             ),
+            Self::Limited(_) => {
+                ("Too many requests", "Wait a moment and try again, with fewer requests at once.")
+            }
             Self::NetworkAway | Self::ApiAway => ("Please try again", "Try again in a few seconds."),
             Self::BodyLate => {
                 ("The request took too long", "Check the connection and send the request again.")
@@ -220,6 +229,7 @@ pub fn render(problem: Problem, about: &About<'_>) -> Page {
     }
     match status {
         503 => fields.push(("retry-after", "2".to_owned())),
+        429 => fields.push(("retry-after", "1".to_owned())),
         405 => fields.push(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned())),
         _ => {}
     }

@@ -2,8 +2,16 @@
 //! vpc is a double: it speaks vpc's protocol and hands out connections to servers of the test.
 
 mod basics;
+mod bodies;
+mod floods;
 mod hostile;
+mod limits;
+mod memory;
 mod process;
+mod raw_h2;
+mod recorder;
 mod sleep;
+mod smuggling;
+mod smuggling_h2;
 mod streams;
 mod world;

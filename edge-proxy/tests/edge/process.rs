@@ -1,29 +1,26 @@
 //! The binary itself, as a service manager starts it.
 
 use crate::world::PATIENCE;
-use model::config::{EdgeConfig, Places};
+use model::config::{EdgeConfig, EdgeGuard, Places};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::process::Stdio;
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 /// Listeners as descriptors 3 and 4; a shell moves them there (dash cannot: it knows descriptors of one digit only).
 const START: &str = r#"exec 3<&"$HTTPS_FD" 4<&"$HTTP_FD"; LISTEN_PID=$$ exec "$EDGE" --config "$CONFIG""#;
 
-#[tokio::test]
-async fn it_takes_its_listeners_over_logs_json_and_stops_when_told() {
-    let folder = tempfile::tempdir().expect("folder");
-    let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
-    let config = EdgeConfig { places, public_https_port: 8443, max_connections: 100, dns_host: None };
-    let path = folder.path().join("edge.toml");
-    std::fs::write(&path, toml::to_string(&config).expect("toml")).expect("write");
-    let listeners = ["https", "http"].map(|_| TcpListener::bind("127.0.0.1:0").expect("bind"));
-    for listener in &listeners {
+/// Starts the binary with the listeners of HTTPS and of HTTP.
+pub fn start(config: &EdgeConfig, listeners: &[TcpListener; 2], folder: &Path) -> Child {
+    let path = folder.join("edge.toml");
+    std::fs::write(&path, toml::to_string(config).expect("toml")).expect("write");
+    for listener in listeners {
         rustix::io::fcntl_setfd(listener, rustix::io::FdFlags::empty()).expect("inheritable");
     }
-    let mut child = Command::new("bash")
+    Command::new("bash")
         .args(["-c", START])
         .env("EDGE", env!("CARGO_BIN_EXE_edge-proxy"))
         .env("CONFIG", &path)
@@ -34,7 +31,23 @@ async fn it_takes_its_listeners_over_logs_json_and_stops_when_told() {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .expect("start");
+        .expect("start")
+}
+
+#[tokio::test]
+async fn it_takes_its_listeners_over_logs_json_and_stops_when_told() {
+    let folder = tempfile::tempdir().expect("folder");
+    let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
+    let config = EdgeConfig {
+        places,
+        public_https_port: 8443,
+        max_connections: 100,
+        guard: EdgeGuard::default(),
+        proxy_protocol_from: Vec::new(),
+        dns_host: None,
+    };
+    let listeners = ["https", "http"].map(|_| TcpListener::bind("127.0.0.1:0").expect("bind"));
+    let mut child = start(&config, &listeners, folder.path());
     // The kernel queues the connection until the process accepts it.
     let asked = Command::new("curl")
         .args([

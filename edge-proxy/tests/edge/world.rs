@@ -84,6 +84,16 @@ impl World {
     }
 
     async fn without_edge(change: impl FnOnce(&mut Settings)) -> (Self, (Settings, Listeners)) {
+        let (world, [https, http]) = Self::prepare();
+        let names = ["https".to_owned(), "http".to_owned()];
+        let listeners = listeners::adopt(&names, vec![https.into(), http.into()]).expect("adopt");
+        let mut settings = Settings::new(world.https.port(), 1000);
+        change(&mut settings);
+        (world, (settings, listeners))
+    }
+
+    /// All but the edge-proxy, and the listeners that it is to be handed: those of HTTPS and of HTTP.
+    pub fn prepare() -> (Self, [std::net::TcpListener; 2]) {
         let folder = tempfile::tempdir().expect("folder");
         let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
         std::fs::create_dir_all(&places.run).expect("run folder");
@@ -106,10 +116,6 @@ impl World {
         tokio::spawn(async move { announcing.0.announce(&announcing.1).await });
         let (https, https_at) = listener();
         let (http, http_at) = listener();
-        let names = ["https".to_owned(), "http".to_owned()];
-        let listeners = listeners::adopt(&names, vec![https.into(), http.into()]).expect("adopt");
-        let mut settings = Settings::new(https_at.port(), 1000);
-        change(&mut settings);
         let me = rustix::process::getuid().as_raw();
         let world = Self {
             feed: Feed::open(&places.feed(), &[me]),
@@ -125,7 +131,7 @@ impl World {
             stop: Mutex::new(None),
             running: Mutex::new(None),
         };
-        (world, (settings, listeners))
+        (world, [https, http])
     }
 
     async fn start(&self, (settings, listeners): (Settings, Listeners)) {
@@ -210,6 +216,16 @@ impl World {
 
     /// A TLS connection as a client that trusts the test's authority; `protocols` for ALPN.
     pub async fn tls(&self, name: &str, protocols: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
+        self.tls_over(TcpStream::connect(self.https).await?, name, protocols).await
+    }
+
+    /// The same over a connection that is there already.
+    pub async fn tls_over(
+        &self,
+        tcp: TcpStream,
+        name: &str,
+        protocols: &[&str],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         let pem = self.authority.pem.as_bytes();
         let ca =
@@ -223,7 +239,6 @@ impl World {
             .with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        let tcp = TcpStream::connect(self.https).await?;
         connector.connect(ServerName::try_from(name.to_owned()).expect("name"), tcp).await
     }
 

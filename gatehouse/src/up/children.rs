@@ -210,24 +210,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 console_bytes: settings.console_bytes,
             },
         ),
-        Role::Control => encode(
-            role,
-            &ControlConfig {
-                places,
-                domain: settings.domain.clone(),
-                default_network: settings.default_network,
-                api_listen: settings.api_listen,
-                default_image: settings.default_image.clone(),
-                default_size: settings.default_size,
-                limits: settings.limits,
-                edge_gid: Some(EDGE_ID),
-                vpn: settings.vpn.door.clone(),
-                vpn_gid: Some(VPN_ID),
-                ssh: settings.ssh.door.clone(),
-                ssh_gid: Some(SSH_ID),
-                acme: settings.acme.authority.clone(),
-            },
-        ),
+        Role::Control => encode(role, &control(settings, places)),
         Role::Vpn => encode(
             role,
             &VpnConfig {
@@ -247,6 +230,8 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 public_https_port: settings.public_https_port,
                 max_connections: settings.max_connections,
                 dns_host: settings.acme.dns_host.clone(),
+                guard: settings.edge.limits,
+                proxy_protocol_from: settings.edge.proxy_protocol_from.clone(),
             },
         ),
     }?;
@@ -257,6 +242,24 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
         source,
     })?;
     Ok(path)
+}
+
+fn control(settings: &Settings, places: Places) -> ControlConfig {
+    ControlConfig {
+        places,
+        domain: settings.domain.clone(),
+        default_network: settings.default_network,
+        api_listen: settings.api_listen,
+        default_image: settings.default_image.clone(),
+        default_size: settings.default_size,
+        limits: settings.limits,
+        edge_gid: Some(EDGE_ID),
+        vpn: settings.vpn.door.clone(),
+        vpn_gid: Some(VPN_ID),
+        ssh: settings.ssh.door.clone(),
+        ssh_gid: Some(SSH_ID),
+        acme: settings.acme.authority.clone(),
+    }
 }
 
 /// Where the program's settings stand.
@@ -290,6 +293,7 @@ mod tests {
         assert_eq!((control.domain, control.limits), (settings.domain.clone(), settings.limits));
         let edge: EdgeConfig = toml::from_str(&text(Role::Edge)).expect("edge");
         assert_eq!(edge.public_https_port, 443);
+        assert_eq!(edge.guard, settings.edge.limits);
         let vpn: VpnConfig = toml::from_str(&text(Role::Vpn)).expect("vpn");
         assert_eq!((vpn.listen.port(), vpn.mtu, control.vpn), (51820, 1280, settings.vpn.door.clone()));
         let ssh: SshConfig = toml::from_str(&text(Role::Ssh)).expect("ssh");

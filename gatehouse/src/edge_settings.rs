@@ -1,0 +1,99 @@
+//! The HTTPS front's part of the settings: flags `--edge-…`, and the table `[edge]` of the file.
+
+use crate::settings::{SettingsError, value};
+use clap::Args;
+use model::config::EdgeGuard;
+use model::range::IpRange;
+use serde::Deserialize;
+
+/// Most ranges of trusted load balancers: each connection is compared with all of them.
+const MAX_BALANCERS: usize = 64;
+
+/// What is said of the HTTPS front.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct EdgeWishes {
+    /// Load balancers in front, whose connections begin with a PROXY header (address or CIDR). May be repeated
+    #[arg(id = "edge_proxy_protocol_from", long = "edge-proxy-protocol-from", value_name = "CIDR")]
+    pub proxy_protocol_from: Vec<IpRange>,
+    /// Bounds, in the file alone.
+    #[arg(skip)]
+    pub limits: Option<EdgeGuard>,
+}
+
+/// What is true of the HTTPS front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeSettings {
+    /// Load balancers in front.
+    pub proxy_protocol_from: Vec<IpRange>,
+    /// What one client, and one host, may take.
+    pub limits: EdgeGuard,
+}
+
+impl EdgeWishes {
+    /// Joins two sources: what `self` says wins.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        Self {
+            proxy_protocol_from: if self.proxy_protocol_from.is_empty() {
+                below.proxy_protocol_from
+            } else {
+                self.proxy_protocol_from
+            },
+            limits: self.limits.or(below.limits),
+        }
+    }
+
+    /// Fills in what nobody said, and checks all of it.
+    ///
+    /// # Errors
+    /// [`SettingsError::Value`] for the first value that cannot be.
+    pub fn settle(self) -> Result<EdgeSettings, SettingsError> {
+        if self.proxy_protocol_from.len() > MAX_BALANCERS {
+            let why = format!("at most {MAX_BALANCERS} ranges can be named; join some of them");
+            return Err(value("edge.proxy-protocol-from", self.proxy_protocol_from.len(), why));
+        }
+        Ok(EdgeSettings {
+            proxy_protocol_from: self.proxy_protocol_from,
+            limits: self.limits.unwrap_or_default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> EdgeWishes {
+        toml::from_str(text).expect("wishes")
+    }
+
+    #[test]
+    fn what_is_not_said_is_the_default() {
+        let settings = read("[limits]\nrequests_per_second_per_host = 500").settle().expect("good");
+        assert_eq!(settings.limits.requests_per_second_per_host, 500);
+        assert_eq!(settings.limits.connections_per_address, EdgeGuard::default().connections_per_address);
+        assert!(settings.proxy_protocol_from.is_empty(), "nobody is trusted by default");
+        let file = read("proxy-protocol-from = [\"10.0.0.0/8\"]\n[limits]\nconnections_per_address = 0");
+        let flags = read("proxy-protocol-from = [\"2001:db8::1\"]");
+        let both = flags.over(file).settle().expect("good");
+        assert_eq!(both.proxy_protocol_from, ["2001:db8::1/128".parse().expect("range")]);
+        assert_eq!(both.limits.connections_per_address, 0);
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        let many: Vec<String> = (0..65).map(|n| format!("\"10.0.{n}.0/24\"")).collect();
+        let error = read(&format!("proxy-protocol-from = [{}]", many.join(","))).settle().expect_err("many");
+        assert!(error.to_string().starts_with("edge.proxy-protocol-from = 65"), "{error}");
+        for misspelt in [
+            "proxy-protocol-from = [\"10.0.0.1/8\"]",
+            "proxy-protocol-from = \"10.0.0.0/8\"",
+            "proxy_protocol_from = []",
+            "[limits]\nconections_per_address = 1",
+            "[limits]\nconnections_per_address = -1",
+        ] {
+            assert!(toml::from_str::<EdgeWishes>(misspelt).is_err(), "{misspelt}");
+        }
+    }
+}
