@@ -11,6 +11,7 @@
 pub mod agent;
 pub mod api;
 pub mod certs;
+pub mod domains;
 pub mod fault;
 pub mod keys;
 pub mod publish;
@@ -103,6 +104,10 @@ impl Control {
         let sessions = Arc::new(Notify::new());
         let door = VpnClient::new(config.places.vpn_socket());
         tokio::spawn(wireguard::sweep(store.clone(), planner.clone(), door, Arc::clone(&sessions)));
+        let prover = domains::prover(&config.domains);
+        if let Some(hours) = config.domains.recheck_hours {
+            tokio::spawn(domains::recheck(hours, store.clone(), planner.clone(), prover.clone()));
+        }
         let listeners = Listeners::bind(&config).await?;
         info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
         Ok(Self {
@@ -115,6 +120,7 @@ impl Control {
                 default_account,
                 HouseKeys { vpn: keys, ssh },
                 sessions,
+                prover,
             ),
         })
     }

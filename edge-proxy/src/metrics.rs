@@ -61,7 +61,7 @@ counters! {
 }
 
 /// Reasons of [`Problem`], each with its counter, in the order of [`problem_index`].
-const PROBLEMS: usize = 16;
+const PROBLEMS: usize = 17;
 
 /// All counters of a process.
 #[derive(Default)]
@@ -127,6 +127,7 @@ fn problem_index(problem: Problem) -> (usize, &'static str) {
         Problem::BodyLate => (13, "answered_408_body"),
         Problem::BodyBroken => (14, "answered_400_body"),
         Problem::Internal => (15, "answered_500"),
+        Problem::VmDeleted => (16, "answered_404_vm_deleted"),
     }
 }
 
@@ -151,6 +152,7 @@ fn problem_names() -> [&'static str; PROBLEMS] {
         Problem::BodyLate,
         Problem::BodyBroken,
         Problem::Internal,
+        Problem::VmDeleted,
     ];
     for problem in one_of_each {
         let (index, name) = problem_index(problem);

@@ -4,6 +4,7 @@
 pub mod cli;
 pub mod client;
 pub mod doctor;
+pub mod domains_settings;
 pub mod program;
 pub mod pure;
 pub mod settings;

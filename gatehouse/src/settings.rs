@@ -1,9 +1,10 @@
 //! What `gatehouse up` is told: flags over one TOML file over defaults, read once and checked before anything runs.
 
+use crate::domains_settings::DomainWishes;
 use crate::ssh_settings::{SshSettings, SshWishes};
 use crate::vpn_settings::{VpnSettings, VpnWishes};
 use clap::Args;
-use model::config::{VmLimits, VmSize};
+use model::config::{DomainProof, VmLimits, VmSize};
 use model::host::HostName;
 use model::net::Ipv4Cidr;
 use serde::Deserialize;
@@ -122,6 +123,9 @@ pub struct Wishes {
     /// SSH.
     #[command(flatten)]
     pub ssh: SshWishes,
+    /// Customers' domains.
+    #[command(flatten)]
+    pub domains: DomainWishes,
 }
 
 /// What is true after all three sources were joined and checked.
@@ -165,6 +169,8 @@ pub struct Settings {
     pub vpn: VpnSettings,
     /// SSH.
     pub ssh: SshSettings,
+    /// Customers' domains.
+    pub domains: DomainProof,
 }
 
 /// Why the settings are refused. Nothing was touched.
@@ -256,6 +262,7 @@ impl Wishes {
             flow_log: self.flow_log.or(below.flow_log),
             vpn: self.vpn.over(below.vpn),
             ssh: self.ssh.over(below.ssh),
+            domains: self.domains.over(below.domains),
         }
     }
 
@@ -288,6 +295,7 @@ impl Wishes {
             flow_log: self.flow_log.unwrap_or(true),
             vpn: self.vpn.settle(default_network)?,
             ssh: self.ssh.settle()?,
+            domains: self.domains.settle()?,
         };
         distinct_listeners(&settings)?;
         Ok(settings)

@@ -119,6 +119,7 @@ fn config(folder: &Path) -> ControlConfig {
         vpn_gid: None,
         ssh: SshDoor::default(),
         ssh_gid: None,
+        domains: model::config::DomainProof::default(),
     }
 }
 

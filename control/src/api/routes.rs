@@ -2,8 +2,8 @@
 
 use super::openapi::Shape;
 use super::{
-    Api, admin, auth, background, copies, domains, guest, identities, openapi, peerings, permissions, rules,
-    services, ssh, vms, vpcs, wireguard,
+    Api, admin, auth, background, copies, domain_status, domains, guest, identities, openapi, peerings,
+    permissions, rules, services, ssh, verifications, vms, vpcs, wireguard,
 };
 use axum::routing::{self, MethodRouter};
 use model::api::Empty;
@@ -100,6 +100,8 @@ pub fn all() -> Vec<Route> {
     all.extend(permissions::routes());
     all.extend(ssh::routes());
     all.extend(of_domains());
+    all.extend(verifications::routes());
+    all.extend(domain_status::routes());
     all.extend(of_admin());
     all.extend(of_callers());
     all

@@ -3,6 +3,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod address;
+pub mod domain;
 pub mod evict;
 pub mod host;
 pub mod identity;

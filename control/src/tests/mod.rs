@@ -3,6 +3,7 @@
 
 mod copies;
 mod crash;
+mod domains;
 mod identities;
 mod life;
 mod private;
@@ -139,6 +140,7 @@ fn config(folder: &Path) -> ControlConfig {
         vpn_gid: None,
         ssh: SshDoor::default(),
         ssh_gid: None,
+        domains: model::config::DomainProof::default(),
     }
 }
 

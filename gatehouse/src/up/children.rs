@@ -221,6 +221,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 vpn_gid: Some(VPN_ID),
                 ssh: settings.ssh.door.clone(),
                 ssh_gid: Some(SSH_ID),
+                domains: settings.domains.clone(),
             },
         ),
         Role::Vpn => encode(

@@ -1,0 +1,171 @@
+//! What is known of a name, from its DNS to its VM, and what to do next.
+
+use super::Api;
+use super::answer::Answer;
+use super::auth::Caller;
+use super::body::Named;
+use super::domains::shown as mapping_shown;
+use super::openapi::Shape;
+use super::routes::Route;
+use super::verifications::{owned, shown};
+use super::vms::stored;
+use crate::certs;
+use crate::fault::Fault;
+use crate::pure::domain::{Proofs, held_back};
+use crate::pure::host;
+use crate::store::{DomainRecord, Right};
+use axum::Json;
+use axum::extract::State;
+use axum::routing;
+use dns_verify::Proof;
+use model::api::domain::{DnsLook, DnsQuestion, DomainStatus};
+use model::host::{HostName, MappedName};
+
+/// The route.
+pub fn routes() -> Vec<Route> {
+    vec![Route::new(
+        "get",
+        "/domains/v1/status/{domain}",
+        "A name's DNS, proof, certificate, mapping and VM, and what to do next",
+        Shape::of::<DomainStatus>(),
+        routing::get(status),
+    )]
+}
+
+/// `GET /domains/v1/status/{domain}`. Looks at the name's DNS when there is a proof to look for.
+async fn status(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(domain): Named<String>,
+) -> Answer<DomainStatus> {
+    let (name, right) = host::mappable(&domain, &api.0.config.domain)?;
+    let store = &api.0.store;
+    let domains = store.domains().await.map_err(|error| stored(&error))?;
+    let proofs = Proofs::of(&domains);
+    let proof = proofs.over(&name).filter(|proof| proof.account == caller.account);
+    let begun = store.verifications_of(&caller.account).await.map_err(|error| stored(&error))?;
+    let begun = begun.into_iter().find(|begun| begun.domain == *name.base());
+    let mappings = store.mappings().await.map_err(|error| stored(&error))?;
+    let mapping = mappings.into_iter().find(|one| one.host == name && one.account == caller.account);
+    let vm = match &mapping {
+        Some(mapping) => store.vm(&mapping.vm).await.map_err(|error| stored(&error))?,
+        None => None,
+    };
+    let wanted = begun
+        .as_ref()
+        .map(|begun| (begun.domain.clone(), begun.code.clone()))
+        .or_else(|| proof.map(|proof| (proof.domain.clone(), proof.code.clone())));
+    let dns = match wanted {
+        Some((domain, code)) => Some(look(&api, &domain, code).await?),
+        None => None,
+    };
+    let certificate = covered(&api, &name).await?;
+    let facts = Facts {
+        name: &name,
+        preview: right == Right::Preview,
+        proof,
+        begun: begun.is_some(),
+        found: dns.as_ref().is_some_and(|dns| dns.found),
+        mapped: mapping.is_some(),
+        certificate,
+    };
+    let next = next(&facts);
+    Ok(Json(DomainStatus {
+        preview: right == Right::Preview,
+        proof: proof.cloned().map(owned),
+        verification: begun.map(|begun| shown(&api, begun)),
+        dns,
+        certificate,
+        mapping: mapping.map(|mapping| mapping_shown(mapping, &proofs)),
+        vm_state: vm.map(|vm| vm.phase.as_str().to_owned()),
+        next,
+        domain: name,
+    }))
+}
+
+async fn look(api: &Api, domain: &HostName, code: String) -> Result<DnsLook, Fault> {
+    let looked = api.0.prover.prove(domain, vec![code]).await;
+    let proof = looked.map_err(|error| Fault::new(500, "FAILED_TO_VERIFY_DOMAIN", error.to_string()))?;
+    Ok(told(proof))
+}
+
+fn told(proof: Proof) -> DnsLook {
+    let message = proof.to_string();
+    let asked = proof.asked.into_iter().map(|asked| DnsQuestion {
+        server: asked.server.to_string(),
+        name: asked.name,
+        kind: asked.kind.as_str().to_owned(),
+        answer: asked.answer,
+    });
+    DnsLook { found: proof.code.is_some(), record_name: proof.expected, message, asked: asked.collect() }
+}
+
+/// Whether a certificate of the next view covers the name. Reads files.
+async fn covered(api: &Api, name: &MappedName) -> Result<bool, Fault> {
+    let (folder, name) = (api.0.config.places.tls(), name.clone());
+    let read = tokio::task::spawn_blocking(move || {
+        let certificates = certs::load(&folder);
+        certificates.iter().flat_map(|entry| &entry.names).any(|covered| covers(covered, &name))
+    });
+    read.await.map_err(|error| Fault::internal(error.to_string()))
+}
+
+/// RFC 6125 section 6.4.3: a star stands for one label.
+fn covers(covered: &str, name: &MappedName) -> bool {
+    let Ok(covered) = covered.parse::<MappedName>() else { return false };
+    covered == *name
+        || covered.is_wildcard() && name.exact().is_some_and(|host| host.is_direct_child_of(covered.base()))
+}
+
+struct Facts<'a> {
+    name: &'a MappedName,
+    preview: bool,
+    proof: Option<&'a DomainRecord>,
+    begun: bool,
+    found: bool,
+    mapped: bool,
+    certificate: bool,
+}
+
+fn next(facts: &Facts<'_>) -> String {
+    let Facts { name, preview, proof, begun, found, mapped, certificate } = facts;
+    let base = name.base();
+    match proof {
+        _ if *preview => {}
+        None if *begun && *found => return format!("the record is there: gatehouse domains complete {base}"),
+        None if *begun => {
+            return format!("publish the TXT record, then: gatehouse domains complete {base}");
+        }
+        None => return format!("prove that it is yours: gatehouse domains verify {base}"),
+        Some(proof) if held_back(proof) => {
+            return "its proof is gone from the DNS and its names lead nowhere: publish the TXT record again, or \
+                    prove it anew with gatehouse domains verify"
+                .to_owned();
+        }
+        Some(_) => {}
+    }
+    if !mapped {
+        return format!("lead it to a VM: gatehouse domains map {name} --vm VM --port PORT");
+    }
+    if !certificate {
+        return "give the house a certificate for it, and let its A or AAAA record lead to this host"
+            .to_owned();
+    }
+    "nothing: it is served, as long as its A or AAAA record leads to this host".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_of_a_certificate_stands_for_one_label() {
+        let name = |text: &str| text.parse::<MappedName>().expect("name");
+        assert!(covers("a.example.com", &name("a.example.com")));
+        assert!(covers("*.example.com", &name("a.example.com")));
+        assert!(covers("*.example.com", &name("*.example.com")));
+        assert!(!covers("*.example.com", &name("a.b.example.com")));
+        assert!(!covers("*.example.com", &name("example.com")));
+        assert!(!covers("*.example.com", &name("*.a.example.com")));
+    }
+}
