@@ -28,3 +28,11 @@ CREATE TABLE acme_orders (
     at_ms BIGINT NOT NULL
 );
 CREATE INDEX acme_orders_by_time ON acme_orders (at_ms);
+
+-- Domains below which all names are to be certified, by whom they were asked for.
+CREATE TABLE wildcard_wishes (
+    domain TEXT NOT NULL,
+    account_id TEXT NOT NULL REFERENCES accounts (id),
+    created_ms BIGINT NOT NULL,
+    PRIMARY KEY (domain, account_id)
+);

@@ -97,6 +97,12 @@ pub fn supplied(folder: &Path) -> Vec<Supplied> {
     pairs.map(|pair| Supplied { names: pair.entry.names, not_after_ms: pair.not_after_ms }).collect()
 }
 
+/// The names in all certificates of the folder, also the house's own. Blocks on the disk.
+#[must_use]
+pub fn names(folder: &Path) -> Vec<String> {
+    load(folder).into_iter().flat_map(|pair| pair.entry.names).collect()
+}
+
 /// A pair of the folder.
 #[derive(Debug)]
 struct Pair {

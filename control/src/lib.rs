@@ -12,6 +12,7 @@ pub mod acme;
 pub mod agent;
 pub mod api;
 pub mod certs;
+pub mod domains;
 pub mod fault;
 pub mod keys;
 pub mod publish;
@@ -119,6 +120,10 @@ impl Control {
             let issuer = Issuer::new(office, config.domain.clone(), config.places.tls(), planner.decided());
             tokio::spawn(issuer.run());
         }
+        let prover = domains::prover(&config.domains);
+        if let Some(hours) = config.domains.recheck_hours {
+            tokio::spawn(domains::recheck(hours, store.clone(), planner.clone(), prover.clone()));
+        }
         let listeners = Listeners::bind(&config).await?;
         info!(%generation, domain = %config.domain, tcp = ?listeners.tcp_address(), "control is up");
         Ok(Self {
@@ -131,6 +136,7 @@ impl Control {
                 default_account,
                 HouseKeys { vpn: keys, ssh },
                 sessions,
+                prover,
             ),
         })
     }

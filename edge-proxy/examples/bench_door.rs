@@ -93,6 +93,7 @@ fn view(arguments: &Arguments) -> Result<EdgeView> {
         generation: Generation(1),
         api_hosts: Vec::new(),
         routes: vec![route].into(),
+        gone: Vec::new().into(),
         certificates: vec![certificate].into(),
         challenges: Vec::new().into(),
     })

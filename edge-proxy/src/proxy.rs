@@ -99,6 +99,7 @@ impl Edge {
         }
         let destination = match self.tables.now().route(host) {
             None => return Err(Problem::UnknownHost),
+            Some(Route::Gone) => return Err(Problem::VmDeleted),
             Some(Route::Api) => Destination::Api,
             Some(Route::Vm(permit)) => Destination::Vm(permit),
         };

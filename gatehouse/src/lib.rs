@@ -6,6 +6,7 @@ pub mod cli;
 pub mod client;
 pub mod doctor;
 pub mod edge_settings;
+pub mod domains_settings;
 pub mod program;
 pub mod pure;
 pub mod settings;

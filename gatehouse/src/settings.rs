@@ -2,10 +2,11 @@
 
 use crate::acme_settings::{AcmeSettings, AcmeWishes};
 use crate::edge_settings::{EdgeSettings, EdgeWishes};
+use crate::domains_settings::DomainWishes;
 use crate::ssh_settings::{SshSettings, SshWishes};
 use crate::vpn_settings::{VpnSettings, VpnWishes};
 use clap::Args;
-use model::config::{VmLimits, VmSize};
+use model::config::{DomainProof, VmLimits, VmSize};
 use model::host::HostName;
 use model::net::Ipv4Cidr;
 use serde::Deserialize;
@@ -130,6 +131,9 @@ pub struct Wishes {
     /// Who certifies mapped names.
     #[command(flatten)]
     pub acme: AcmeWishes,
+    /// Customers' domains.
+    #[command(flatten)]
+    pub domains: DomainWishes,
 }
 
 /// What is true after all three sources were joined and checked.
@@ -177,6 +181,8 @@ pub struct Settings {
     pub ssh: SshSettings,
     /// Who certifies mapped names.
     pub acme: AcmeSettings,
+    /// Customers' domains.
+    pub domains: DomainProof,
 }
 
 /// Why the settings are refused. Nothing was touched.
@@ -270,6 +276,7 @@ impl Wishes {
             vpn: self.vpn.over(below.vpn),
             ssh: self.ssh.over(below.ssh),
             acme: self.acme.over(below.acme),
+            domains: self.domains.over(below.domains),
         }
     }
 
@@ -305,6 +312,7 @@ impl Wishes {
             edge: self.edge.settle()?,
             vpn: self.vpn.settle(default_network)?,
             ssh: self.ssh.settle()?,
+            domains: self.domains.settle()?,
         };
         distinct_listeners(&settings)?;
         Ok(settings)

@@ -4,7 +4,7 @@ use crate::host::HostName;
 use crate::net::Ipv4Cidr;
 use crate::range::IpRange;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -238,6 +238,25 @@ pub enum ChallengeKind {
     /// By a TXT record.
     #[serde(rename = "dns-01")]
     Dns,
+    /// How customers prove their domains.
+    #[serde(default)]
+    pub domains: DomainProof,
+}
+
+/// How customers prove their domains.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DomainProof {
+    /// Label before the domain under which the code stands; the usual one when absent.
+    pub label: Option<HostName>,
+    /// Name servers of the DNS root at which the search begins; the Internet's when empty.
+    pub roots: Vec<IpAddr>,
+    /// The port on which name servers are asked; DNS's when absent.
+    pub port: Option<u16>,
+    /// Whether name servers at private, loopback and other special addresses are asked too.
+    pub any_address: bool,
+    /// Hours between two looks whether a proof still stands; it is not looked at again when absent.
+    pub recheck_hours: Option<NonZeroU32>,
 }
 
 /// The door of SSH, as its clients see it.

@@ -45,6 +45,12 @@ impl HostName {
         self.0 == parent.0 || self.0.strip_suffix(parent.as_str()).is_some_and(|rest| rest.ends_with('.'))
     }
 
+    /// The name without its first label; none above a top-level domain.
+    #[must_use]
+    pub fn parent(&self) -> Option<HostName> {
+        self.0.split_once('.').map(|(_, rest)| HostName(rest.to_owned()))
+    }
+
     /// Whether exactly one label stands before `parent`, as a wildcard certificate covers (RFC 6125 section 6.4.3).
     #[must_use]
     pub fn is_direct_child_of(&self, parent: &HostName) -> bool {
@@ -104,6 +110,84 @@ impl fmt::Debug for HostName {
     }
 }
 
+/// A name that can be mapped: a host's, or `*.` and a name, which stands for all names below it that are not mapped
+/// themselves.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MappedName {
+    base: HostName,
+    wildcard: bool,
+}
+
+impl MappedName {
+    /// All names below this one.
+    #[must_use]
+    pub fn below(base: HostName) -> Self {
+        Self { base, wildcard: true }
+    }
+
+    /// The name itself, or the one below which all are meant.
+    #[must_use]
+    pub fn base(&self) -> &HostName {
+        &self.base
+    }
+
+    /// Whether all names below are meant.
+    #[must_use]
+    pub fn is_wildcard(&self) -> bool {
+        self.wildcard
+    }
+
+    /// The name, when one alone is meant.
+    #[must_use]
+    pub fn exact(&self) -> Option<&HostName> {
+        (!self.wildcard).then_some(&self.base)
+    }
+}
+
+impl From<HostName> for MappedName {
+    fn from(base: HostName) -> Self {
+        Self { base, wildcard: false }
+    }
+}
+
+impl FromStr for MappedName {
+    type Err = HostError;
+
+    fn from_str(text: &str) -> Result<Self, HostError> {
+        match text.strip_prefix("*.") {
+            Some(base) => base.parse().map(Self::below),
+            None => text.parse::<HostName>().map(Self::from),
+        }
+    }
+}
+
+impl TryFrom<String> for MappedName {
+    type Error = HostError;
+    fn try_from(text: String) -> Result<Self, HostError> {
+        text.parse()
+    }
+}
+
+impl From<MappedName> for String {
+    fn from(name: MappedName) -> String {
+        name.to_string()
+    }
+}
+
+impl fmt::Display for MappedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.wildcard { "*." } else { "" };
+        write!(f, "{sign}{}", self.base)
+    }
+}
+
+impl fmt::Debug for MappedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +216,20 @@ mod tests {
         assert!(host("a.style.dev").is_direct_child_of(&host("style.dev")));
         assert!(!host("b.a.style.dev").is_direct_child_of(&host("style.dev")));
         assert!(!host("style.dev").is_direct_child_of(&host("style.dev")));
+    }
+
+    #[test]
+    fn a_wildcard_is_one_star_before_a_name() {
+        let name = |text: &str| text.parse::<MappedName>();
+        let wild = name("*.Example.com").expect("good");
+        assert_eq!((wild.to_string().as_str(), wild.is_wildcard()), ("*.example.com", true));
+        assert_eq!((wild.base(), wild.exact()), (&host("example.com"), None));
+        assert_eq!(name("a.example.com").expect("good").exact(), Some(&host("a.example.com")));
+        for bad in ["*", "*.", "*example.com", "a.*.example.com", "*.*.example.com"] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+        assert_eq!(host("a.b.c").parent(), Some(host("b.c")));
+        assert_eq!(host("c").parent(), None);
     }
 
     proptest! {

@@ -115,6 +115,14 @@ id!(
     MappingId, "a mapping id", "dm-", 20
 );
 id!(
+    /// A domain that an account has proved.
+    DomainId, "a domain id", "do-", 20
+);
+id!(
+    /// A proof of a domain that was begun.
+    VerificationId, "a verification id", "dv-", 20
+);
+id!(
     /// A WireGuard session: one client's key in one private network.
     WireGuardSessionId, "a WireGuard session id", "wg-", 20
 );

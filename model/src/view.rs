@@ -3,7 +3,7 @@
 //! An entry that cannot be read is left out and counted, so that it fails closed alone and the others serve.
 
 use crate::firewall::RuleEntry;
-use crate::host::HostName;
+use crate::host::{HostName, MappedName};
 use crate::id::{Generation, PeeringId, ServiceId, VmId, VpcId, WireGuardSessionId};
 use crate::key::{PublicKey, SecretKey};
 use crate::net::{Ipv4Cidr, MacAddress};
@@ -83,8 +83,8 @@ impl<'de, T: serde::de::DeserializeOwned> Deserialize<'de> for Entries<T> {
 /// One host that leads to a port of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteEntry {
-    /// The public name.
-    pub host: HostName,
+    /// The public name, or all names below one.
+    pub host: MappedName,
     /// The VM that answers.
     pub vm: VmId,
     /// TCP port inside the VM, 1..=65535.
@@ -176,6 +176,9 @@ pub struct EdgeView {
     pub api_hosts: Vec<HostName>,
     /// Names that lead to VMs.
     pub routes: Entries<RouteEntry>,
+    /// Names whose VM was deleted, and which lead nowhere since.
+    #[serde(default)]
+    pub gone: Entries<MappedName>,
     /// Certificates by name.
     pub certificates: Entries<CertificateEntry>,
     /// What certificate authorities ask to see.
@@ -192,7 +195,10 @@ impl View for EdgeView {
         self.generation
     }
     fn rejected(&self) -> usize {
-        self.routes.rejected() + self.certificates.rejected() + self.challenges.rejected()
+        self.routes.rejected()
+            + self.gone.rejected()
+            + self.certificates.rejected()
+            + self.challenges.rejected()
     }
 }
 

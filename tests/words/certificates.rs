@@ -2,13 +2,14 @@
 
 use super::pebble::{Pebble, Wish, free_port, listens};
 use super::{Bench, PATIENCE};
-use control::store::{NewMapping, Store};
+use control::pure::host::Right;
+use control::store::{BeginProof, NewMapping, Store, Took};
 use edge_proxy::listeners::Listeners;
 use edge_proxy::metrics::Metrics;
 use edge_proxy::settings::Settings;
 use feed::subscribe::Feed;
 use model::config::{AcmeConfig, ChallengeKind, ExternalAccount, Places};
-use model::host::HostName;
+use model::host::MappedName;
 use model::id::VmId;
 use rustix::process::getuid;
 use serde_json::{Value, json};
@@ -125,17 +126,25 @@ impl Town {
         let https = doors.https;
         tokio::spawn(serve(places, doors));
         let vm = bench.good(&["vm", "create"]).await;
-        Self { bench, pebble, https, vm, _names: names }
+        let town = Self { bench, pebble, https, vm, _names: names };
+        town.prove("example.com").await;
+        town
     }
 
-    /// Maps a customer's name, as if its owner had proved it.
-    async fn map(&self, host: &str) {
+    /// Proves a customer's domain, as far as the store knows.
+    async fn prove(&self, domain: &str) {
         let store = self.store().await;
         let account = store.default_account().await.expect("account").id;
-        let vm: VmId = self.vm.parse().expect("id");
-        let new = NewMapping { host: host.parse::<HostName>().expect("host"), port: 3000 };
-        store.put_mapping(&account, &vm, &new).await.expect("mapped");
-        self.tell().await;
+        let domain = domain.parse().expect("domain");
+        let begun = store.begin_proof(&account, &domain, "code").await.expect("begun");
+        let BeginProof::Begun(begun) = begun else { panic!("{begun:?}") };
+        let took = store.take_domain(&begun).await.expect("taken");
+        assert!(matches!(took, Took::Domain(_)), "{took:?}");
+    }
+
+    /// Maps a name of a proved domain.
+    async fn map(&self, host: &str) {
+        self.bench.good(&["domains", "map", host, "--vm", &self.vm, "--port", "3000"]).await;
     }
 
     async fn store(&self) -> Store {
@@ -263,11 +272,7 @@ async fn a_name_is_certified_by_tls_and_renewed_and_gone_when_it_is_unmapped() {
     assert!(shown.is_ok(), "the door does not show the new one: {:?}", town.rows().await);
     assert!(town.fetch("shop.example.com", &root).await.0);
 
-    let store = town.store().await;
-    let account = store.default_account().await.expect("account").id;
-    let host = "shop.example.com".parse().expect("host");
-    assert!(store.remove_mapping(&account, &host).await.expect("unmapped"));
-    town.tell().await;
+    town.bench.good(&["domains", "unmap", "shop.example.com"]).await;
     let gone = async {
         while town.fetch("shop.example.com", &root).await.0 {
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -314,8 +319,12 @@ async fn the_preview_wildcard_is_certified_by_our_own_dns_under_an_external_acco
     town.map("shop.example.com").await;
     town.issued("*.style.dev").await;
     town.issued("shop.example.com").await;
+    town.bench.good(&["domains", "certify", "example.com"]).await;
+    town.issued("*.example.com").await;
+    let none = town.bench.refused(&["domains", "certify", "example.org"]).await;
+    assert!(none.contains("DOMAIN_OWNERSHIP_NOT_VERIFIED"), "{none}");
     let root = town.pebble.root().await;
-    for host in ["any.style.dev", "other.style.dev", "shop.example.com"] {
+    for host in ["any.style.dev", "other.style.dev", "shop.example.com", "else.example.com"] {
         town.served(host, &root).await;
     }
 }
@@ -404,8 +413,9 @@ async fn a_thousand_names_are_certified() {
     let account = store.default_account().await.expect("account").id;
     let vm: VmId = town.vm.parse().expect("id");
     for number in 0..NAMES {
-        let host = format!("n{number}.example.com").parse().expect("host");
-        store.put_mapping(&account, &vm, &NewMapping { host, port: 3000 }).await.expect("mapped");
+        let host: MappedName = format!("n{number}.example.com").parse().expect("host");
+        let new = NewMapping { host, port: 3000, right: Right::Proof };
+        store.put_mapping(&account, &vm, &new).await.expect("mapped");
     }
     let begin = Instant::now();
     town.tell().await;

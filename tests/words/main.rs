@@ -122,6 +122,7 @@ fn config(folder: &Path) -> ControlConfig {
         ssh: SshDoor::default(),
         ssh_gid: None,
         acme: None,
+        domains: model::config::DomainProof::default(),
     }
 }
 

@@ -20,9 +20,9 @@ pub use challenges::Challenges;
 pub use order::{Office, OrderError};
 
 use crate::certs;
-use crate::pure::certificate::{self, CertificateName, Schedule, Standing};
+use crate::pure::certificate::{self, Names, Schedule, Standing};
 use crate::store::{CertificateRecord, StoreError, now_ms};
-use model::host::HostName;
+use model::host::{HostName, MappedName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,12 +57,12 @@ enum Event {
     /// Something was decided, or somebody asks for a try.
     Changed,
     /// An order came to its end.
-    Ended(CertificateName, Result<(), OrderError>, Option<Duration>),
+    Ended(MappedName, Result<(), OrderError>, Option<Duration>),
     /// The time that was waited for has come.
     Due,
 }
 
-type Ended = (CertificateName, Result<(), OrderError>, Option<Duration>);
+type Ended = (MappedName, Result<(), OrderError>, Option<Duration>);
 
 impl Issuer {
     /// Nothing is done before [`Issuer::run`].
@@ -113,7 +113,7 @@ impl Issuer {
     async fn step(
         &self,
         running: &mut JoinSet<Ended>,
-        busy: &mut BTreeSet<CertificateName>,
+        busy: &mut BTreeSet<MappedName>,
     ) -> Result<Duration, StoreError> {
         let store = &self.office.store;
         if store.want_certificates(&self.wanted().await?).await? {
@@ -137,20 +137,25 @@ impl Issuer {
         Ok(wait.min(LOOK_EVERY))
     }
 
-    async fn wanted(&self) -> Result<BTreeSet<CertificateName>, StoreError> {
-        let mapped: Vec<HostName> =
-            self.office.store.mappings().await?.into_iter().map(|mapping| mapping.host).collect();
+    async fn wanted(&self) -> Result<BTreeSet<MappedName>, StoreError> {
+        let store = &self.office.store;
         let folder = self.folder.clone();
-        let supplied =
-            tokio::task::spawn_blocking(move || certs::supplied(&folder)).await.unwrap_or_default();
-        let wildcards: [HostName; 0] = [];
-        Ok(certificate::wanted(&self.office.config, &self.domain, &mapped, &wildcards, &supplied, now_ms()))
+        let supplied = tokio::task::spawn_blocking(move || certs::supplied(&folder)).await.unwrap_or_default();
+        let names = Names {
+            config: &self.office.config,
+            preview: &self.domain,
+            mappings: &store.mappings().await?,
+            domains: &store.domains().await?,
+            wishes: &store.wildcard_wishes().await?,
+            supplied: &supplied,
+        };
+        Ok(certificate::wanted(&names, now_ms()))
     }
 
     /// Writes down what came of an order, and tells the doors.
     async fn ended(
         &self,
-        name: &CertificateName,
+        name: &MappedName,
         outcome: Result<(), OrderError>,
         pause: Option<Duration>,
     ) -> Result<(), StoreError> {
@@ -178,8 +183,8 @@ impl Issuer {
     /// Asks the authority when to renew (RFC 9773), for one certificate at a time: there are hours for each.
     async fn ask_when(
         &self,
-        standings: &BTreeMap<CertificateName, Standing>,
-        busy: &BTreeSet<CertificateName>,
+        standings: &BTreeMap<MappedName, Standing>,
+        busy: &BTreeSet<MappedName>,
     ) -> Result<(), StoreError> {
         let now = now_ms();
         let next = standings.iter().find(|(name, standing)| {

@@ -11,7 +11,7 @@ use super::account::{AccountError, Accounts};
 use super::challenges::{Challenges, Proof, ShowError, Shown};
 use super::proof::{self, ProofError};
 use crate::publish::{PlanError, Planner};
-use crate::pure::certificate::{self, CertificateName};
+use crate::pure::certificate;
 use crate::seal::SealError;
 use crate::store::{CertificateRecord, IssuedRecord, OrderRecord, Store, StoreError, now_ms};
 use crate::wireguard::Keys;
@@ -20,6 +20,7 @@ use instant_acme::{
     OrderStatus, RetryPolicy,
 };
 use model::config::{AcmeConfig, ChallengeKind};
+use model::host::MappedName;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::CertificateDer;
 use std::time::Duration;
@@ -59,12 +60,9 @@ pub enum OrderError {
     /// No key or request can be made.
     #[error("the certificate's key cannot be made: {0}")]
     Make(#[from] rcgen::Error),
-    /// The name is no host name any more.
-    #[error("{0} is no name that can be proved")]
-    Name(CertificateName),
     /// No proof of the settings fits the name.
     #[error("none of the allowed proofs fits {0}; a wildcard needs dns-01")]
-    NoKind(CertificateName),
+    NoKind(MappedName),
     /// The authority does not offer the proof.
     #[error("the authority offers {offered}, and not {wanted}")]
     NotOffered {
@@ -271,7 +269,7 @@ impl Office {
     }
 
     /// What to tell of an order that came to nothing; the next try makes another one.
-    async fn invalid(&self, name: &CertificateName, order: &mut Order, kind: ChallengeKind) -> OrderError {
+    async fn invalid(&self, name: &MappedName, order: &mut Order, kind: ChallengeKind) -> OrderError {
         if let Err(error) = self.store.put_order(name, None).await {
             return error.into();
         }
@@ -279,7 +277,7 @@ impl Office {
         unproved(order, kind).await.unwrap_or_else(unknown)
     }
 
-    fn sealed(&self, name: &CertificateName, key_pem: &str) -> String {
+    fn sealed(&self, name: &MappedName, key_pem: &str) -> String {
         self.keys.seal().close_bytes(&name.to_string(), key_pem.as_bytes())
     }
 }
@@ -302,7 +300,7 @@ async fn unproved(order: &mut Order, kind: ChallengeKind) -> Option<OrderError> 
 }
 
 /// The request for a certificate of one name (RFC 8555 section 7.4).
-fn request(name: &CertificateName, key_pem: &str) -> Result<Vec<u8>, OrderError> {
+fn request(name: &MappedName, key_pem: &str) -> Result<Vec<u8>, OrderError> {
     let mut params = CertificateParams::new(vec![name.to_string()])?;
     params.distinguished_name = DistinguishedName::new();
     let key = KeyPair::from_pem(key_pem)?;

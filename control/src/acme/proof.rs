@@ -1,6 +1,6 @@
 //! What the authority gave, looked at before it is trusted: the certificate must be for the name and for our key.
 
-use crate::pure::certificate::CertificateName;
+use model::host::MappedName;
 use instant_acme::Problem;
 use rcgen::{KeyPair, PublicKeyData};
 use rustls_pki_types::CertificateDer;
@@ -32,7 +32,7 @@ pub enum ProofError {
 ///
 /// # Errors
 /// See [`ProofError`].
-pub fn check(name: &CertificateName, chain_pem: &str, key_pem: &str) -> Result<(i64, i64), ProofError> {
+pub fn check(name: &MappedName, chain_pem: &str, key_pem: &str) -> Result<(i64, i64), ProofError> {
     let unreadable = |error: &dyn std::fmt::Display| ProofError::Unreadable(error.to_string());
     let first = Pem::iter_from_buffer(chain_pem.as_bytes())
         .next()
@@ -89,7 +89,7 @@ mod tests {
         let made = rcgen::generate_simple_self_signed(["*.example.com".to_owned()]).expect("made");
         let other = KeyPair::generate().expect("key").serialize_pem();
         let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-        let name = |text: &str| text.parse::<CertificateName>().expect("name");
+        let name = |text: &str| text.parse::<MappedName>().expect("name");
         let (begin, end) = check(&name("*.example.com"), &chain, &key).expect("good");
         assert!(begin < end);
         assert!(matches!(check(&name("a.example.com"), &chain, &key), Err(ProofError::OtherName(_))));

@@ -1,4 +1,4 @@
-//! Certificates of the authority, as the operator sees them.
+//! Certificates of the authority: as the operator sees them, and wildcards, which accounts ask for.
 
 use super::Api;
 use super::answer::Answer;
@@ -6,11 +6,15 @@ use super::auth::{Caller, operator_only};
 use super::body::{Named, invalid};
 use super::vms::stored;
 use crate::fault::Fault;
-use crate::pure::certificate::{BadName, CertificateName};
+use model::host::{HostError, MappedName};
+use crate::pure::domain::{Proofs, stands};
+use crate::pure::host;
 use crate::store::{CertificateRecord, rfc3339};
 use axum::Json;
 use axum::extract::State;
 use model::api::admin::{CertificateList, CertificateRow, CertificateState};
+use model::api::domain::WildcardCertificate;
+use model::config::{AcmeConfig, ChallengeKind};
 
 /// `GET /admin/v1/certificates`.
 pub async fn list(State(api): State<Api>, caller: Caller) -> Answer<CertificateList> {
@@ -29,7 +33,7 @@ pub async fn retry(
     Named(name): Named<String>,
 ) -> Answer<CertificateRow> {
     operator_only(&caller)?;
-    let name: CertificateName = name.parse().map_err(|error: BadName| invalid(error.to_string()))?;
+    let name: MappedName = name.parse().map_err(|error: HostError| invalid(error.to_string()))?;
     let unknown = || {
         let message =
             format!("{name} is not to be certified: it is not mapped, or another certificate covers it");
@@ -41,6 +45,31 @@ pub async fn retry(
     api.0.planner.decided().notify_one();
     let record = api.0.store.certificate(&name).await.map_err(|error| stored(&error))?;
     record.map(|record| Json(row(record))).ok_or_else(unknown)
+}
+
+/// `POST /domains/v1/certs/{domain}/wildcard`: certifies all names below a domain of the account. The answer means that
+/// it is being ordered; a domain's status tells what comes of it.
+pub async fn wildcard(
+    State(api): State<Api>,
+    caller: Caller,
+    Named(domain): Named<String>,
+) -> Answer<WildcardCertificate> {
+    let preview = &api.0.config.domain;
+    let domain = host::provable(&domain, preview)?;
+    let by_dns = |acme: &AcmeConfig| acme.challenges.contains(&ChallengeKind::Dns);
+    if !api.0.config.acme.as_ref().is_some_and(by_dns) {
+        let reason = "this house has no certificate authority that wildcards are proved to, which is done by DNS";
+        let fault = Fault::new(502, "CERTIFICATE_PROVISIONING_ERROR", format!("{domain}: {reason}"));
+        return Err(fault.with("domain", domain.as_str()).with("reason", reason));
+    }
+    let domains = api.0.store.domains().await.map_err(|error| stored(&error))?;
+    let name = MappedName::below(domain.clone());
+    if !stands(&caller.account, &name, &Proofs::of(&domains), preview) {
+        return Err(host::not_proved(&name, preview));
+    }
+    api.0.store.wish_wildcard(&caller.account, &domain).await.map_err(|error| stored(&error))?;
+    api.0.planner.decided().notify_one();
+    Ok(Json(WildcardCertificate { domain }))
 }
 
 fn row(record: CertificateRecord) -> CertificateRow {

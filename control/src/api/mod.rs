@@ -7,6 +7,7 @@ mod background;
 mod body;
 mod certificates;
 mod copies;
+mod domain_status;
 mod domains;
 mod guest;
 mod identities;
@@ -19,6 +20,7 @@ mod rules;
 mod services;
 mod ssh;
 mod unoffered;
+mod verifications;
 mod vms;
 mod vpcs;
 mod wireguard;
@@ -38,6 +40,7 @@ use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{any, post};
 use background::Background;
+use dns_verify::Prover;
 use leases::Leases;
 use model::config::ControlConfig;
 use model::id::{AccountId, Generation};
@@ -81,6 +84,7 @@ struct Shared {
     leases: Leases,
     /// Told when there is a session that may be the next to end.
     sessions: Arc<Notify>,
+    prover: Prover,
     network: VpcClient,
     door: VpnClient,
     front: SshClient,
@@ -89,6 +93,7 @@ struct Shared {
 impl Api {
     /// The API over a store and its VMs.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is another part of the house, and there is one call")]
     pub fn new(
         config: ControlConfig,
         store: Store,
@@ -97,6 +102,7 @@ impl Api {
         default_account: AccountId,
         keys: HouseKeys,
         sessions: Arc<Notify>,
+        prover: Prover,
     ) -> Self {
         let network = VpcClient::new(config.places.vpc_socket());
         let door = VpnClient::new(config.places.vpn_socket());
@@ -114,6 +120,7 @@ impl Api {
             ssh: keys.ssh,
             leases: Leases::default(),
             sessions,
+            prover,
             network,
             door,
             front,

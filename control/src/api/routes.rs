@@ -2,8 +2,8 @@
 
 use super::openapi::Shape;
 use super::{
-    Api, admin, auth, background, certificates, copies, domains, guest, identities, openapi, peerings,
-    permissions, rules, services, ssh, vms, vpcs, wireguard,
+    Api, admin, auth, background, certificates, copies, domain_status, domains, guest, identities, openapi,
+    peerings, permissions, rules, services, ssh, verifications, vms, vpcs, wireguard,
 };
 use axum::routing::{self, MethodRouter};
 use model::api::Empty;
@@ -12,7 +12,7 @@ use model::api::admin::{
     CreateAccount, CreateApiKey,
 };
 use model::api::auth::{Logs, WhoAmI};
-use model::api::domain::{CreateMapping, Mapping, MappingQuery};
+use model::api::domain::{CreateMapping, Mapping, MappingQuery, WildcardCertificate};
 use model::api::exec::{Exec, ExecResult};
 use model::api::file::{FileAnswer, FileContent};
 use model::api::snapshot::{
@@ -101,6 +101,8 @@ pub fn all() -> Vec<Route> {
     all.extend(permissions::routes());
     all.extend(ssh::routes());
     all.extend(of_domains());
+    all.extend(verifications::routes());
+    all.extend(domain_status::routes());
     all.extend(of_admin());
     all.extend(of_callers());
     all
@@ -334,6 +336,13 @@ fn of_vpcs() -> Vec<Route> {
 fn of_domains() -> Vec<Route> {
     let one = "/domains/v1/mappings/{domain}";
     vec![
+        Route::new(
+            "post",
+            "/domains/v1/certs/{domain}/wildcard",
+            "Have all names below a domain certified",
+            Shape::of::<WildcardCertificate>(),
+            routing::post(certificates::wildcard),
+        ),
         Route::new(
             "get",
             "/domains/v1/mappings",

@@ -23,7 +23,7 @@ use model::api::vm::{
     CreateVm, ResizeVm, Sizing, StartVm, VmCreated, VmDeleted, VmExited, VmInfo, VmKilled, VmList,
     VmOptimized, VmQuery, VmRow, VmStarted, VmState, VmStopped, VmSuspended,
 };
-use model::host::HostName;
+use model::host::MappedName;
 use model::id::VmId;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -209,7 +209,7 @@ async fn ask(api: &Api, caller: &Caller, vm: &VmId, ask: Ask, manner: Manner) ->
     done.map_err(|error| error.fault(Some(vm)))
 }
 
-async fn domains_of(api: &Api, vm: &VmId) -> Result<Vec<HostName>, Fault> {
+async fn domains_of(api: &Api, vm: &VmId) -> Result<Vec<MappedName>, Fault> {
     let mappings = api.0.store.mappings().await.map_err(|error| stored(&error))?;
     Ok(mappings.into_iter().filter(|mapping| mapping.vm == *vm).map(|mapping| mapping.host).collect())
 }

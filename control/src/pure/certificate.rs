@@ -2,13 +2,13 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use super::domain::{Proofs, stands};
+use crate::store::{DomainRecord, MappingRecord};
 use model::config::{AcmeConfig, ChallengeKind};
-use model::host::HostName;
+use model::host::{HostName, MappedName};
+use model::id::AccountId;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
-use thiserror::Error;
 
 /// Waits after failures in a row; the last one goes on. Let's Encrypt's own advice for clients of many names.
 const BACK_OFF: [Duration; 4] = [
@@ -26,69 +26,6 @@ const SHORT_LIFE_MS: i64 = 10 * 24 * 3600 * 1000;
 /// The part of a certificate's life over which renewals are spread, as its divisor.
 const SPREAD: i64 = 20;
 
-/// A name in a certificate: a host, or all hosts one label below it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct CertificateName {
-    wildcard: bool,
-    host: String,
-}
-
-/// Why a text is no such name.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0:?} is neither a host name nor *. before one")]
-pub struct BadName(String);
-
-impl CertificateName {
-    /// The host itself.
-    #[must_use]
-    pub fn exact(host: &HostName) -> Self {
-        Self { wildcard: false, host: host.as_str().to_owned() }
-    }
-
-    /// All hosts one label below it (RFC 6125 section 6.4.3).
-    #[must_use]
-    pub fn below(host: &HostName) -> Self {
-        Self { wildcard: true, host: host.as_str().to_owned() }
-    }
-
-    /// Whether it stands for hosts below.
-    #[must_use]
-    pub fn is_wildcard(&self) -> bool {
-        self.wildcard
-    }
-
-    /// The name that is proved, which has no `*.` (RFC 8555 section 7.1.4).
-    #[must_use]
-    pub fn proved(&self) -> Option<HostName> {
-        self.host.parse().ok()
-    }
-
-    /// Whether a certificate for `other` serves all that this one would.
-    #[must_use]
-    pub fn is_covered_by(&self, other: &str) -> bool {
-        if self.to_string() == other {
-            return true;
-        }
-        let parent = self.host.split_once('.').map(|(_, parent)| parent);
-        !self.wildcard && other.strip_prefix("*.").is_some_and(|other| Some(other) == parent)
-    }
-}
-
-impl fmt::Display for CertificateName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", if self.wildcard { "*." } else { "" }, self.host)
-    }
-}
-
-impl FromStr for CertificateName {
-    type Err = BadName;
-    fn from_str(text: &str) -> Result<Self, BadName> {
-        let (wildcard, host) = text.strip_prefix("*.").map_or((false, text), |host| (true, host));
-        let host: HostName = host.parse().map_err(|_| BadName(text.to_owned()))?;
-        Ok(Self { wildcard, host: host.as_str().to_owned() })
-    }
-}
-
 /// A certificate that the operator put into the folder, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Supplied {
@@ -98,37 +35,68 @@ pub struct Supplied {
     pub not_after_ms: i64,
 }
 
-/// The names that the authority is to certify: all that are mapped, save those that another certificate covers.
+/// What the wanted names are made of.
+#[derive(Debug)]
+pub struct Names<'a> {
+    /// Whether the preview wildcard is certified too.
+    pub config: &'a AcmeConfig,
+    /// The preview domain.
+    pub preview: &'a HostName,
+    /// All mappings.
+    pub mappings: &'a [MappingRecord],
+    /// All proofs.
+    pub domains: &'a [DomainRecord],
+    /// Domains below which all names are to be certified, and who asked for it.
+    pub wishes: &'a [(AccountId, HostName)],
+    /// What the operator supplied.
+    pub supplied: &'a [Supplied],
+}
+
+/// The names that the authority is to certify: all that are mapped by a right that stands, and wildcards that were asked
+/// for, save those that another certificate covers.
 #[must_use]
-pub fn wanted<'a>(
-    config: &AcmeConfig,
-    domain: &HostName,
-    mapped: impl IntoIterator<Item = &'a HostName>,
-    wildcards: impl IntoIterator<Item = &'a HostName>,
-    supplied: &[Supplied],
-    now_ms: i64,
-) -> BTreeSet<CertificateName> {
-    let mut names: BTreeSet<_> = wildcards.into_iter().map(CertificateName::below).collect();
-    if config.preview {
-        names.insert(CertificateName::below(domain));
-    }
+pub fn wanted(names: &Names<'_>, now_ms: i64) -> BTreeSet<MappedName> {
+    let proofs = Proofs::of(names.domains);
+    let mapped = names
+        .mappings
+        .iter()
+        .filter(|mapping| stands(&mapping.account, &mapping.host, &proofs, names.preview))
+        .map(|mapping| mapping.host.clone());
+    let asked = names.wishes.iter().filter_map(|(account, domain)| {
+        let name = MappedName::below(domain.clone());
+        stands(account, &name, &proofs, names.preview).then_some(name)
+    });
+    let own = names.config.preview.then(|| MappedName::below(names.preview.clone()));
     // What stands below the house's own domain has the house's own certificate in any case.
-    let foreign = mapped.into_iter().filter(|host| !host.is_direct_child_of(domain));
-    let exact: Vec<_> = foreign.map(CertificateName::exact).collect();
-    let covered = |name: &CertificateName, names: &BTreeSet<CertificateName>| {
-        let parent = name.host.split_once('.').and_then(|(_, parent)| parent.parse().ok());
-        parent.is_some_and(|parent| names.contains(&CertificateName::below(&parent)))
-    };
-    let exact: Vec<_> = exact.into_iter().filter(|name| !covered(name, &names)).collect();
-    names.extend(exact);
-    let good: Vec<_> = supplied.iter().filter(|one| one.not_after_ms > now_ms).collect();
-    names.retain(|name| !good.iter().any(|one| one.names.iter().any(|other| name.is_covered_by(other))));
-    names
+    let mut wanted: BTreeSet<_> = mapped
+        .chain(asked)
+        .filter(|name| !name.base().is_within(names.preview))
+        .chain(own)
+        .collect();
+    let wild = wanted.iter().filter(|name| name.is_wildcard()).map(ToString::to_string).collect::<Vec<_>>();
+    let good = names.supplied.iter().filter(|one| one.not_after_ms > now_ms).flat_map(|one| &one.names);
+    let good: Vec<_> = good.collect();
+    wanted.retain(|name| {
+        let by_wild = !name.is_wildcard() && wild.iter().any(|other| covers(other, name));
+        !by_wild && !good.iter().any(|other| covers(other, name))
+    });
+    wanted
+}
+
+/// Whether a certificate for `other` serves all that one for `name` would (RFC 6125 section 6.4.3).
+#[must_use]
+pub fn covers(other: &str, name: &MappedName) -> bool {
+    if name.to_string() == other {
+        return true;
+    }
+    let parent = name.base().parent();
+    !name.is_wildcard()
+        && other.strip_prefix("*.").is_some_and(|other| parent.is_some_and(|parent| parent.as_str() == other))
 }
 
 /// The proofs that a name may be given by, in the order of preference. A wildcard has one (RFC 8555 section 7.1.3).
 #[must_use]
-pub fn kinds(name: &CertificateName, config: &AcmeConfig) -> Vec<ChallengeKind> {
+pub fn kinds(name: &MappedName, config: &AcmeConfig) -> Vec<ChallengeKind> {
     let fits = |kind: &ChallengeKind| match kind {
         ChallengeKind::Dns => true,
         ChallengeKind::TlsAlpn | ChallengeKind::Http => !name.is_wildcard(),
@@ -153,7 +121,7 @@ pub fn back_off(failures: u32, named: Option<Duration>) -> Duration {
 /// When to renew: at two thirds of the life (half of a short one), earlier by a share that depends on the name, so that
 /// what was certified together is not renewed together.
 #[must_use]
-pub fn renew_at(name: &CertificateName, not_before_ms: i64, not_after_ms: i64) -> i64 {
+pub fn renew_at(name: &MappedName, not_before_ms: i64, not_after_ms: i64) -> i64 {
     let life = not_after_ms.saturating_sub(not_before_ms).max(0);
     let late = if life < SHORT_LIFE_MS { life / 2 } else { life / 3 * 2 };
     not_before_ms + late - share(name, life / SPREAD)
@@ -161,12 +129,12 @@ pub fn renew_at(name: &CertificateName, not_before_ms: i64, not_after_ms: i64) -
 
 /// A moment within the window that the authority suggests (RFC 9773 section 4.2); the same one each time it is asked.
 #[must_use]
-pub fn within(name: &CertificateName, start_ms: i64, end_ms: i64) -> i64 {
+pub fn within(name: &MappedName, start_ms: i64, end_ms: i64) -> i64 {
     start_ms.saturating_add(share(name, end_ms.saturating_sub(start_ms).max(0)))
 }
 
 /// A number from 0 up to `whole`, which depends on the name alone (FNV-1a).
-fn share(name: &CertificateName, whole: i64) -> i64 {
+fn share(name: &MappedName, whole: i64) -> i64 {
     let text = name.to_string();
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -190,7 +158,7 @@ pub struct Standing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Schedule {
     /// Names to order for, those without a certificate first, then those that are due longest.
-    pub now: Vec<CertificateName>,
+    pub now: Vec<MappedName>,
     /// When to look again, if nothing happens before.
     pub look_ms: Option<i64>,
 }
@@ -199,8 +167,8 @@ pub struct Schedule {
 /// `most` may be made in it, and `room` at once.
 #[must_use]
 pub fn schedule(
-    standings: &BTreeMap<CertificateName, Standing>,
-    busy: &BTreeSet<CertificateName>,
+    standings: &BTreeMap<MappedName, Standing>,
+    busy: &BTreeSet<MappedName>,
     orders: &[i64],
     most: u32,
     room: usize,
@@ -233,9 +201,10 @@ pub fn schedule(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::id::{DomainId, MappingId, VmId};
     use proptest::prelude::*;
 
-    fn name(text: &str) -> CertificateName {
+    fn name(text: &str) -> MappedName {
         text.parse().expect("name")
     }
 
@@ -251,35 +220,81 @@ mod tests {
         }
     }
 
-    #[test]
-    fn names_are_read_and_written() {
-        for text in ["a.example.com", "*.example.com"] {
-            assert_eq!(name(text).to_string(), text);
+    fn account(number: u8) -> AccountId {
+        AccountId::from_random([number; 20])
+    }
+
+    fn mapping(owner: u8, host: &str) -> MappingRecord {
+        MappingRecord {
+            id: MappingId::from_random([owner; 20]),
+            host: name(host),
+            account: account(owner),
+            vm: VmId::from_random([1; 20]),
+            port: 80,
+            created_ms: 0,
         }
-        assert_eq!(name("*.Example.COM").to_string(), "*.example.com");
-        for bad in ["", "*", "*.", "a.*.com", "**.com", "a b.com"] {
-            assert!(bad.parse::<CertificateName>().is_err(), "{bad}");
+    }
+
+    fn proof(owner: u8, domain: &str) -> DomainRecord {
+        DomainRecord {
+            id: DomainId::from_random([owner; 20]),
+            domain: domain.parse().expect("domain"),
+            account: account(owner),
+            code: "code".to_owned(),
+            created_ms: 0,
+            proved_ms: 0,
+            checked_ms: 0,
+            misses: 0,
+            last_error: None,
         }
     }
 
     #[test]
-    fn what_another_certificate_covers_is_not_wanted() {
+    fn a_star_of_a_certificate_stands_for_one_label() {
+        assert!(covers("a.example.com", &name("a.example.com")));
+        assert!(covers("*.example.com", &name("a.example.com")));
+        assert!(covers("*.example.com", &name("*.example.com")));
+        assert!(!covers("*.example.com", &name("a.b.example.com")));
+        assert!(!covers("*.example.com", &name("example.com")));
+        assert!(!covers("*.example.com", &name("*.a.example.com")));
+    }
+
+    #[test]
+    fn what_another_certificate_covers_or_nobody_proved_is_not_wanted() {
         let host = |text: &str| text.parse::<HostName>().expect("host");
-        let domain = host("style.dev");
-        let mapped = [host("a.style.dev"), host("www.example.com"), host("a.b.example.com"), host("own.org")];
-        let wild = [host("example.com")];
+        let preview = host("style.dev");
+        let mappings = [
+            mapping(1, "a.style.dev"),
+            mapping(1, "www.example.com"),
+            mapping(1, "a.b.example.com"),
+            mapping(1, "own.org"),
+            mapping(2, "stolen.example.com"),
+            mapping(1, "unproved.net"),
+            mapping(1, "*.wild.org"),
+        ];
+        let domains = [proof(1, "example.com"), proof(1, "own.org"), proof(1, "wild.org")];
+        let wishes = [(account(1), host("example.com")), (account(2), host("own.org"))];
         let supplied = [
             Supplied { names: vec!["own.org".into()], not_after_ms: 10 },
             Supplied { names: vec!["*.b.example.com".into()], not_after_ms: 5 },
         ];
-        let wanted = |preview, now| {
-            let config = AcmeConfig { preview, ..config() };
-            let names = wanted(&config, &domain, &mapped, &wild, &supplied, now);
-            names.iter().map(ToString::to_string).collect::<Vec<_>>()
+        let wanted = |preview_too, now| {
+            let config = AcmeConfig { preview: preview_too, ..config() };
+            let names = Names {
+                config: &config,
+                preview: &preview,
+                mappings: &mappings,
+                domains: &domains,
+                wishes: &wishes,
+                supplied: &supplied,
+            };
+            let mut names: Vec<_> = wanted(&names, now).iter().map(ToString::to_string).collect();
+            names.sort();
+            names
         };
-        assert_eq!(wanted(false, 1), ["*.example.com"]);
-        assert_eq!(wanted(true, 7), ["a.b.example.com", "*.example.com", "*.style.dev"]);
-        assert_eq!(wanted(false, 10), ["a.b.example.com", "own.org", "*.example.com"]);
+        assert_eq!(wanted(false, 1), ["*.example.com", "*.wild.org"]);
+        assert_eq!(wanted(true, 7), ["*.example.com", "*.style.dev", "*.wild.org", "a.b.example.com"]);
+        assert_eq!(wanted(false, 10), ["*.example.com", "*.wild.org", "a.b.example.com", "own.org"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod address;
 pub mod certificate;
+pub mod domain;
 pub mod evict;
 pub mod host;
 pub mod identity;

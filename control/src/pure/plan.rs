@@ -2,14 +2,15 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use super::domain::{Proofs, stands};
 use super::host::api_host;
 use super::networks::{Members, networks, sessions};
 use super::phase::Phase;
 use crate::store::{
-    MappingRecord, PeeringRecord, RuleRecord, ServiceRecord, SessionRecord, VmRecord, VpcRecord,
+    DomainRecord, MappingRecord, PeeringRecord, RuleRecord, ServiceRecord, SessionRecord, VmRecord, VpcRecord,
 };
 use model::config::VpnDoor;
-use model::host::HostName;
+use model::host::{HostName, MappedName};
 use model::id::{Generation, VmId, VpcId};
 use model::key::SecretKey;
 use model::net::{Ipv4Cidr, MacAddress};
@@ -43,6 +44,10 @@ pub struct Facts<'a> {
     pub vms: &'a [VmRecord],
     /// All mappings.
     pub mappings: &'a [MappingRecord],
+    /// All domains that were proved.
+    pub domains: &'a [DomainRecord],
+    /// Names whose VM was deleted.
+    pub gone: &'a [MappedName],
     /// All certificates.
     pub certificates: &'a [CertificateEntry],
     /// What certificate authorities ask to see.
@@ -89,6 +94,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             generation: facts.generation,
             api_hosts: api_host(facts.domain).into_iter().collect(),
             routes: routes.into(),
+            gone: facts.gone.to_vec().into(),
             certificates: facts.certificates.to_vec().into(),
             challenges: facts.challenges.to_vec().into(),
         },
@@ -112,8 +118,9 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
 fn routes<'a>(facts: &Facts<'a>) -> (Vec<RouteEntry>, HashMap<&'a VmId, BTreeSet<u16>>) {
     let vms: HashMap<&VmId, &VmRecord> = facts.vms.iter().map(|vm| (&vm.id, vm)).collect();
     let mut dialable: HashMap<&VmId, BTreeSet<u16>> = HashMap::new();
+    let proofs = Proofs::of(facts.domains);
     let mut routes = Vec::new();
-    for mapping in facts.mappings {
+    for mapping in facts.mappings.iter().filter(|mapping| stands(&mapping.account, &mapping.host, &proofs, facts.domain)) {
         let Some(vm) = vms.get(&mapping.vm).filter(|vm| vm.phase != Phase::Deleting) else { continue };
         dialable.entry(&vm.id).or_default().insert(mapping.port);
         routes.push(RouteEntry {
@@ -181,6 +188,8 @@ mod tests {
             generation: Generation(8),
             vms,
             mappings: &[],
+            domains: &[],
+            gone: &[],
             certificates: &[],
             challenges: &[],
             vpcs: &[],
@@ -217,7 +226,7 @@ mod tests {
             mapping("e.style.dev", 9, 80),
         ];
         let plan = plan(&Facts { mappings: &mappings, ..facts(&vms) });
-        let hosts: Vec<_> = plan.edge.routes.iter().map(|route| route.host.as_str()).collect();
+        let hosts: Vec<_> = plan.edge.routes.iter().map(|route| route.host.to_string()).collect();
         assert_eq!(hosts, ["a.style.dev", "b.style.dev", "c.style.dev"]);
         assert!(plan.edge.routes.iter().all(|route| route.run == 4));
         assert_eq!(plan.edge.api_hosts, ["api.style.dev".parse().expect("host")]);
@@ -225,6 +234,35 @@ mod tests {
         assert_eq!(dialable, [vec![22, 3000], vec![22, 80], vec![22]]);
         assert!(plan.vpc.ports.iter().all(|port| !port.asleep));
         assert_eq!((plan.edge.generation, plan.vpc.generation), (Generation(8), Generation(8)));
+    }
+
+    #[test]
+    fn a_proved_name_leads_on_while_its_proof_stands() {
+        let proof = |number: u8, domain: &str, account: u8, misses| DomainRecord {
+            id: model::id::DomainId::from_random([number; 20]),
+            domain: domain.parse().expect("domain"),
+            account: AccountId::from_random([account; 20]),
+            code: "code".to_owned(),
+            created_ms: 0,
+            proved_ms: 0,
+            checked_ms: 0,
+            misses,
+            last_error: None,
+        };
+        let vms = [vm(1, Phase::Running)];
+        let mappings =
+            ["www.one.test", "*.one.test", "a.two.test", "a.three.test", "a.four.test", "p.style.dev"]
+                .map(|host| mapping(host, 1, 80));
+        let domains = [
+            proof(1, "one.test", 0, super::super::domain::HELD_BACK_AFTER - 1),
+            proof(2, "two.test", 0, super::super::domain::HELD_BACK_AFTER),
+            proof(3, "three.test", 9, 0),
+        ];
+        let gone = ["old.style.dev".parse().expect("name")];
+        let plan = plan(&Facts { mappings: &mappings, domains: &domains, gone: &gone, ..facts(&vms) });
+        let hosts: Vec<_> = plan.edge.routes.iter().map(|route| route.host.to_string()).collect();
+        assert_eq!(hosts, ["www.one.test", "*.one.test", "p.style.dev"]);
+        assert_eq!(plan.edge.gone.iter().count(), 1);
     }
 
     #[test]

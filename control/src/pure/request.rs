@@ -323,10 +323,8 @@ fn mappings(request: &CreateVm, domain: &HostName) -> Result<Vec<NewMapping>, Fa
     wanted
         .iter()
         .map(|wanted| {
-            Ok(NewMapping {
-                host: host::mappable(&wanted.domain, domain)?,
-                port: host::port(wanted.vm_port)?,
-            })
+            let (host, right) = host::mappable(&wanted.domain, domain)?;
+            Ok(NewMapping { host, port: host::port(wanted.vm_port)?, right })
         })
         .collect()
 }

@@ -1,7 +1,9 @@
 //! Certificates of the authority, and orders under way.
 
 use super::{Store, StoreError, flag, maybe_number, now_ms, number, parsed};
-use crate::pure::certificate::{BUDGET_WINDOW, CertificateName, Standing};
+use crate::pure::certificate::{BUDGET_WINDOW, Standing};
+use model::host::{HostName, MappedName};
+use model::id::AccountId;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateRecord {
     /// The name.
-    pub name: CertificateName,
+    pub name: MappedName,
     /// The certificate that serves, if there is one.
     pub issued: Option<IssuedRecord>,
     /// The order under way, if there is one.
@@ -67,7 +69,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn standings(&self) -> Result<BTreeMap<CertificateName, Standing>, StoreError> {
+    pub async fn standings(&self) -> Result<BTreeMap<MappedName, Standing>, StoreError> {
         let rows = sqlx::query("SELECT name, renew_ms, next_ms, ask_ms FROM certificates WHERE wanted = 1")
             .fetch_all(&self.readers)
             .await?;
@@ -88,7 +90,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn certificate(&self, name: &CertificateName) -> Result<Option<CertificateRecord>, StoreError> {
+    pub async fn certificate(&self, name: &MappedName) -> Result<Option<CertificateRecord>, StoreError> {
         let row = sqlx::query(sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE name = $1")))
             .bind(name.to_string())
             .fetch_optional(&self.readers)
@@ -101,7 +103,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn want_certificates(&self, names: &BTreeSet<CertificateName>) -> Result<bool, StoreError> {
+    pub async fn want_certificates(&self, names: &BTreeSet<MappedName>) -> Result<bool, StoreError> {
         let now = now_ms();
         let mut transaction = self.begin().await?;
         let rows = sqlx::query("SELECT name, wanted, not_after_ms FROM certificates")
@@ -110,7 +112,7 @@ impl Store {
         let mut missing = names.clone();
         let mut changed = false;
         for row in &rows {
-            let name: CertificateName = parsed(row, "name")?;
+            let name: MappedName = parsed(row, "name")?;
             let (was, is) = (flag(row, "wanted")?, missing.remove(&name));
             let good = maybe_number::<i64>(row, "not_after_ms")?.is_some_and(|end| end > now);
             let statement = match (was, is) {
@@ -171,7 +173,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn put_order(
         &self,
-        name: &CertificateName,
+        name: &MappedName,
         order: Option<&OrderRecord>,
     ) -> Result<(), StoreError> {
         sqlx::query("UPDATE certificates SET order_url = $2, order_key = $3 WHERE name = $1")
@@ -190,7 +192,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn put_certificate(
         &self,
-        name: &CertificateName,
+        name: &MappedName,
         issued: &IssuedRecord,
         ask_ms: i64,
     ) -> Result<(), StoreError> {
@@ -217,7 +219,7 @@ impl Store {
     /// [`StoreError`].
     pub async fn plan_renewal(
         &self,
-        name: &CertificateName,
+        name: &MappedName,
         renew_ms: Option<i64>,
         ask_ms: i64,
     ) -> Result<(), StoreError> {
@@ -230,13 +232,41 @@ impl Store {
         Ok(())
     }
 
+    /// Writes down that all names below a domain are to be certified, for as long as the account has proved it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn wish_wildcard(&self, account: &AccountId, domain: &HostName) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO wildcard_wishes (domain, account_id, created_ms) VALUES ($1, $2, $3)
+             ON CONFLICT (domain, account_id) DO NOTHING",
+        )
+        .bind(domain.as_str())
+        .bind(account.as_str())
+        .bind(now_ms())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    /// All such domains, and who asked.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn wildcard_wishes(&self) -> Result<Vec<(AccountId, HostName)>, StoreError> {
+        let rows = sqlx::query("SELECT account_id, domain FROM wildcard_wishes ORDER BY domain, account_id")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(|row| Ok((parsed(row, "account_id")?, parsed(row, "domain")?))).collect()
+    }
+
     /// Writes down a failure, and when to try again. What serves goes on to.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn certificate_failed(
         &self,
-        name: &CertificateName,
+        name: &MappedName,
         why: &str,
         next_ms: i64,
     ) -> Result<(), StoreError> {
@@ -257,7 +287,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn hurry_certificate(&self, name: &CertificateName) -> Result<bool, StoreError> {
+    pub async fn hurry_certificate(&self, name: &MappedName) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE certificates SET next_ms = 0, renew_ms = CASE WHEN renew_ms IS NULL THEN NULL ELSE 0 END
              WHERE name = $1 AND wanted = 1",

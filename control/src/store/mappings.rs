@@ -1,8 +1,8 @@
 //! Domain mappings.
 
-use super::{Store, StoreError, now_ms, number, parsed};
+use super::{Store, StoreError, domains, now_ms, number, parsed};
 use crate::random;
-use model::host::HostName;
+use model::host::MappedName;
 use model::id::{AccountId, MappingId, VmId};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Sqlite, Transaction};
@@ -13,7 +13,7 @@ pub struct MappingRecord {
     /// Its id.
     pub id: MappingId,
     /// The name.
-    pub host: HostName,
+    pub host: MappedName,
     /// Whose it is.
     pub account: AccountId,
     /// The VM that answers.
@@ -28,9 +28,20 @@ pub struct MappingRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewMapping {
     /// The name.
-    pub host: HostName,
+    pub host: MappedName,
     /// TCP port inside the VM, never 0.
     pub port: u16,
+    /// By what right.
+    pub right: Right,
+}
+
+/// By what right a name is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// It stands below the preview domain: whoever comes first has it.
+    Preview,
+    /// The account has proved it, or a name above it.
+    Proof,
 }
 
 /// What came of putting a mapping.
@@ -40,6 +51,8 @@ pub enum PutMapping {
     Done(MappingRecord),
     /// The name is another account's.
     Taken,
+    /// The account has not proved the name.
+    NotProved,
     /// The account has no such VM.
     NoVm,
 }
@@ -70,17 +83,19 @@ impl Store {
             return Ok(PutMapping::NoVm);
         }
         let put = put(&mut transaction, account, vm, new).await?;
-        transaction.commit().await?;
-        Ok(put.map_or(PutMapping::Taken, PutMapping::Done))
+        if matches!(put, PutMapping::Done(_)) {
+            transaction.commit().await?;
+        }
+        Ok(put)
     }
 
     /// Removes the account's mapping of a name. Tells whether there was one.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn remove_mapping(&self, account: &AccountId, host: &HostName) -> Result<bool, StoreError> {
+    pub async fn remove_mapping(&self, account: &AccountId, host: &MappedName) -> Result<bool, StoreError> {
         let gone = sqlx::query("DELETE FROM mappings WHERE host = $1 AND account_id = $2")
-            .bind(host.as_str())
+            .bind(host.to_string())
             .bind(account.as_str())
             .execute(&self.writer)
             .await?;
@@ -91,9 +106,9 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn owner_of_host(&self, host: &HostName) -> Result<Option<AccountId>, StoreError> {
+    pub async fn owner_of_host(&self, host: &MappedName) -> Result<Option<AccountId>, StoreError> {
         let row = sqlx::query("SELECT account_id FROM mappings WHERE host = $1")
-            .bind(host.as_str())
+            .bind(host.to_string())
             .fetch_optional(&self.readers)
             .await?;
         row.map(|row| parsed(&row, "account_id")).transpose()
@@ -109,13 +124,16 @@ impl Store {
     }
 }
 
-/// Puts a mapping in a transaction; none when the name is another account's.
+/// Puts a mapping in a transaction, which is to be given up unless it is done. The VM is the account's.
 pub(super) async fn put(
     transaction: &mut Transaction<'static, Sqlite>,
     account: &AccountId,
     vm: &VmId,
     new: &NewMapping,
-) -> Result<Option<MappingRecord>, StoreError> {
+) -> Result<PutMapping, StoreError> {
+    if new.right == Right::Proof && !domains::rules_over(transaction, account, &new.host).await? {
+        return Ok(PutMapping::NotProved);
+    }
     let record = MappingRecord {
         id: MappingId::from_random(random::bytes()),
         host: new.host.clone(),
@@ -130,14 +148,18 @@ pub(super) async fn put(
              created_ms = excluded.created_ms WHERE mappings.account_id = excluded.account_id",
     )
     .bind(record.id.as_str())
-    .bind(record.host.as_str())
+    .bind(record.host.to_string())
     .bind(account.as_str())
     .bind(vm.as_str())
     .bind(i64::from(new.port))
     .bind(record.created_ms)
     .execute(&mut **transaction)
     .await?;
-    Ok((done.rows_affected() == 1).then_some(record))
+    sqlx::query("DELETE FROM gone_mappings WHERE host = $1")
+        .bind(record.host.to_string())
+        .execute(&mut **transaction)
+        .await?;
+    Ok(if done.rows_affected() == 1 { PutMapping::Done(record) } else { PutMapping::Taken })
 }
 
 pub(super) async fn all(

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod certificates;
+mod domains;
 mod forks;
 mod grants;
 mod identities;
@@ -22,12 +23,15 @@ mod vpcs;
 
 pub use accounts::{Account, KeyRecord};
 pub use certificates::{CertificateRecord, IssuedRecord, OrderRecord};
+pub use domains::{
+    BeginProof, DomainRecord, MAX_DOMAINS_OF_ACCOUNT, MAX_VERIFICATIONS_OF_ACCOUNT, Took, VerificationRecord,
+};
 pub use grants::{GrantRecord, MAX_GRANTS_OF_ACCOUNT, MAX_GRANTS_OF_IDENTITY};
 pub use identities::{
     Bearer, IdentityRecord, MAX_IDENTITIES_OF_ACCOUNT, MAX_TOKENS_OF_ACCOUNT, MAX_TOKENS_OF_IDENTITY,
     TokenRecord,
 };
-pub use mappings::{MappingRecord, NewMapping, PutMapping};
+pub use mappings::{MappingRecord, NewMapping, PutMapping, Right};
 pub use peerings::PeeringRecord;
 pub use room::{Admission, Refused};
 pub use rules::RuleRecord;
@@ -38,6 +42,7 @@ pub use ssh_keys::{MAX_KEYS_OF_ACCOUNT, MAX_KEYS_OF_ONE, SshKeyRecord};
 pub use vms::{NewVm, VmRecord};
 pub use vpcs::{DeleteVpc, NewNic, TooManyVpcs, VpcRecord};
 
+use model::host::MappedName;
 use model::id::Generation;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
@@ -65,6 +70,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "vpcs", include_str!("../../migrations/0003_vpcs.sql")),
     (4, "private", include_str!("../../migrations/0004_private.sql")),
     (5, "identities", include_str!("../../migrations/0005_identities.sql")),
+    (6, "domains", include_str!("../../migrations/0006_domains.sql")),
     (7, "certificates", include_str!("../../migrations/0007_certificates.sql")),
 ];
 
@@ -107,6 +113,10 @@ pub struct Decision {
     pub vms: Vec<VmRecord>,
     /// All mappings.
     pub mappings: Vec<MappingRecord>,
+    /// All domains that were proved.
+    pub domains: Vec<DomainRecord>,
+    /// Names whose VM was deleted.
+    pub gone: Vec<MappedName>,
     /// All VPCs.
     pub vpcs: Vec<VpcRecord>,
     /// All VPN sessions that are not over.
@@ -195,6 +205,8 @@ impl Store {
             generation: Generation(number(&row, "value")?),
             vms: vms::all(&mut transaction).await?,
             mappings: mappings::all(&mut transaction).await?,
+            domains: domains::all(&mut transaction).await?,
+            gone: domains::gone(&mut transaction).await?,
             vpcs: vpcs::all(&mut transaction).await?,
             sessions: sessions::all(&mut transaction).await?,
             rules: rules::all(&mut transaction).await?,

@@ -8,7 +8,7 @@ use crate::pure::phase::{Phase, Run, Step};
 use crate::pure::room::{Promised, Shortage, fits};
 use crate::pure::vpc::NicRefusal;
 use model::config::VmLimits;
-use model::host::HostName;
+use model::host::MappedName;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Sqlite, Transaction};
 
@@ -36,7 +36,7 @@ pub enum Refused {
     /// The host's disk is promised to others.
     NoStorage(Storage, Shortage),
     /// A name that was to be mapped is another account's.
-    Taken(HostName),
+    Taken(MappedName),
     /// The VM cannot have the NIC that was asked for.
     Nic(NicRefusal),
 }

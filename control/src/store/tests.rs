@@ -42,7 +42,7 @@ fn new_vm(account: &AccountId, memory_mib: u32, hosts: &[&str]) -> NewVm {
         persistence: Persistence::Sticky { priority: Some(3) },
         mappings: hosts
             .iter()
-            .map(|host| NewMapping { host: host.parse().expect("host"), port: 3000 })
+            .map(|host| NewMapping { host: host.parse().expect("host"), port: 3000, right: Right::Preview })
             .collect(),
         nic: None,
     }
@@ -189,7 +189,7 @@ async fn a_name_belongs_to_whom_it_was_mapped_first_and_goes_with_the_vm() {
     let one = insert(&store, &new_vm(&mine, 128, &["a.style.dev"])).await;
     let two = insert(&store, &new_vm(&mine, 128, &[])).await;
     let theirs = insert(&store, &new_vm(&other, 128, &[])).await;
-    let new = NewMapping { host: "a.style.dev".parse().expect("host"), port: 80 };
+    let new = NewMapping { host: "a.style.dev".parse().expect("host"), port: 80, right: Right::Preview };
     assert_eq!(store.put_mapping(&other, &theirs.id, &new).await.expect("store"), PutMapping::Taken);
     assert_eq!(store.put_mapping(&other, &one.id, &new).await.expect("store"), PutMapping::NoVm);
     assert_eq!(store.owner_of_host(&new.host).await.expect("store"), Some(mine.clone()));

@@ -1,6 +1,7 @@
 //! VMs and their addresses.
 
-use super::mappings::{self, NewMapping};
+use super::domains;
+use super::mappings::{self, NewMapping, PutMapping};
 use super::room::{self, Admission, Refused};
 use super::vpcs::{self, NewNic};
 use super::{Store, StoreError, flag, grants, maybe_number, maybe_parsed, now_ms, number, parsed, signed};
@@ -194,10 +195,7 @@ impl Store {
             return Ok(Admission::Refused(refused));
         }
         if phase == Phase::Deleting {
-            sqlx::query("DELETE FROM mappings WHERE vm_id = $1")
-                .bind(vm.id.as_str())
-                .execute(&mut *transaction)
-                .await?;
+            domains::end_with_vm(&mut transaction, vm.id.as_str()).await?;
             grants::end_with_vm(&mut transaction, &vm.id).await?;
             vpcs::leave(&mut transaction, &vm.id).await?;
         }
@@ -331,7 +329,8 @@ pub(super) async fn insert_one(
     };
     insert(transaction, &record).await?;
     for mapping in &new.mappings {
-        if mappings::put(transaction, &new.account, &record.id, mapping).await?.is_none() {
+        let put = mappings::put(transaction, &new.account, &record.id, mapping).await?;
+        if !matches!(put, PutMapping::Done(_)) {
             return Ok(Admission::Refused(Refused::Taken(mapping.host.clone())));
         }
     }

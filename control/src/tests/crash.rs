@@ -1,5 +1,6 @@
 //! Control dies at every place of every operation, and its next start repairs what it finds.
 
+use super::domains::Dns;
 use super::world::World;
 use super::{PATIENCE, ask, config};
 use crate::Control;
@@ -32,10 +33,11 @@ struct Told {
     vms: BTreeSet<String>,
     asleep: Option<String>,
     snapshots: BTreeSet<String>,
+    domain: bool,
 }
 
 /// What callers do while control dies under them.
-async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
+async fn script(config: ControlConfig, dns: Dns, told: Arc<Mutex<Told>>) {
     let told = || told.lock().expect("no test panics with it");
     let call = async |method: &str, path: &str, body: &str| -> Value {
         ask(config.places.admin_socket(), method, path, &[], Some(body)).await.good()
@@ -48,6 +50,7 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
     call("POST", &format!("/v1/vms/{kept}/kill"), "{}").await;
     call("POST", &format!("/v1/vms/{kept}/exec-await"), r#"{"command":"true"}"#).await;
     identities(&config, &kept).await;
+    domains(&config, &dns, &kept, &mut || told().domain = true).await;
     let vpc = call("POST", "/v1/vpcs", "{}").await["vpcId"].as_str().expect("id").to_owned();
     let body = json!({"nics": [{"vpc": vpc, "mode": "routed"}]}).to_string();
     let gone = call("POST", "/v1/vms", &body).await["id"].as_str().expect("id").to_owned();
@@ -79,6 +82,38 @@ async fn script(config: ControlConfig, told: Arc<Mutex<Told>>) {
     call("POST", &format!("/v1/vms/{kept}/suspend"), "{}").await;
     told().vms.remove(&kept);
     call("DELETE", &format!("/v1/vms/{kept}"), "{}").await;
+}
+
+/// A domain is proved and mapped, in one name for good and in another for a while.
+async fn domains(config: &ControlConfig, dns: &Dns, vm: &str, proved: &mut (dyn FnMut() + Send)) {
+    let call = async |method: &str, path: &str, body: &str| -> Value {
+        ask(config.places.admin_socket(), method, path, &[], Some(body)).await.good()
+    };
+    let verifications = "/domains/v1/verifications";
+    let begun = call("POST", verifications, r#"{"domain":"shop.test"}"#).await;
+    dns.publish("_freestyle_custom_hostname.shop.test", begun["verificationCode"].as_str().expect("code"));
+    call("PUT", verifications, r#"{"domain":"shop.test"}"#).await;
+    proved();
+    let to = json!({"vmId": vm}).to_string();
+    call("POST", "/domains/v1/mappings/*.shop.test", &to).await;
+    call("POST", "/domains/v1/mappings/www.shop.test", &to).await;
+    call("DELETE", "/domains/v1/mappings/www.shop.test", "{}").await;
+}
+
+/// What of domains does not agree between what control says and what the door is told.
+async fn domain_disagreement(config: &ControlConfig, told: bool) -> Option<String> {
+    let get = async |path: &str| ask(config.places.admin_socket(), "GET", path, &[], None).await.body;
+    let view = std::fs::read(config.places.feed().join("edge.json")).expect("view");
+    let view: Value = serde_json::from_slice(&view).expect("json");
+    let (mapped, led) = (ids(&get("/domains/v1/mappings").await, "domain"), ids(&view["routes"], "host"));
+    if mapped != led {
+        return Some(format!("{mapped:?} are mapped, and the door leads {led:?}"));
+    }
+    let domains = ids(&get("/domains/v1/domains").await, "domain");
+    let begun = ids(&get("/domains/v1/verifications").await, "domain");
+    let lost = told && !domains.contains("shop.test");
+    let both = !domains.is_disjoint(&begun);
+    (lost || both).then(|| format!("{domains:?} are proved and {begun:?} begun; told: {told:?}"))
 }
 
 /// Identities come, are granted a VM and go; one stays and keeps what it has until its VM goes.
@@ -211,7 +246,8 @@ async fn disagreement(config: &ControlConfig, world: &World, told: &Mutex<Told>)
     if up.len() > rows.len() || disks.len() > rows.len() || ports.len() != rows.len() {
         return Some(format!("{} VMs, but {up:?}, {disks:?}, {} ports", rows.len(), ports.len()));
     }
-    if let Some(why) = identity_disagreement(config).await {
+    let proved = told.lock().expect("no test panics with it").domain;
+    if let Some(why) = domain_disagreement(config, proved).await.or(identity_disagreement(config).await) {
         return Some(why);
     }
     if let Some(why) = private_disagreement(config, &view).await {
@@ -284,15 +320,17 @@ fn ports(view: &Value) -> Vec<(Value, Value)> {
 fn die_at(at: DieAt) -> Option<String> {
     let place = format!("{at:?}");
     let folder = tempfile::tempdir().expect("folder");
-    let config = config(folder.path());
+    let mut config = config(folder.path());
     let outside = runtime();
+    let dns = outside.block_on(Dns::start());
+    dns.configure(&mut config);
     let world = outside.block_on(async { World::start(&config.places.vmm_socket()) });
     let reached = watch::Sender::new(None);
     let mut dead = reached.subscribe();
     let countdown = crate::vms::Countdown { at, reached };
     let inside = start(&config, FailPoints { stop_at: Some(Arc::new(countdown)) });
     let told = Arc::new(Mutex::new(Told::default()));
-    let mut calling = outside.spawn(script(config.clone(), Arc::clone(&told)));
+    let mut calling = outside.spawn(script(config.clone(), dns, Arc::clone(&told)));
     let name = outside.block_on(async {
         tokio::select! {
             name = dead.wait_for(Option::is_some) => name.expect("the sender lives").clone(),
@@ -391,6 +429,8 @@ fn control_may_die_anywhere() {
         "SSH key removed",
         "repository granted",
         "identity deleted",
+        "domain taken",
+        "mapping changed",
     ] {
         // What runs at once passes in any order, and a walk by numbers may step over a place.
         if !places.iter().any(|place| place == needed) {

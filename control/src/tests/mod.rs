@@ -3,6 +3,7 @@
 
 mod copies;
 mod crash;
+mod domains;
 mod identities;
 mod life;
 mod private;
@@ -140,6 +141,7 @@ fn config(folder: &Path) -> ControlConfig {
         ssh: SshDoor::default(),
         ssh_gid: None,
         acme: None,
+        domains: model::config::DomainProof::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::pure::vpc::NicRefusal;
 use crate::store::StoreError;
 use model::agent::AgentErrorKind;
 use model::api::vm::VmState;
-use model::host::HostName;
+use model::host::MappedName;
 use model::id::{SnapshotId, VmId, VpcId};
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -60,9 +60,9 @@ pub enum OpError {
     /// The host's disk is promised to others, and those of them that may be given up are not enough.
     #[error("{}", full_disk(*.0, *.1))]
     NoStorage(Storage, Shortage),
-    /// A name is another account's.
-    #[error("{0} is mapped by another account")]
-    Taken(HostName),
+    /// A name is another account's, or nobody's that has proved it.
+    #[error("{0} is mapped by another account, or this account has not proved that it owns it")]
+    Taken(MappedName),
     /// The VM cannot have the NIC that was asked for.
     #[error(transparent)]
     Nic(#[from] NicRefusal),
@@ -179,7 +179,7 @@ impl OpError {
             Self::NoStorage(_, Shortage { limit, current, requested }) => {
                 fault.with("limit", *limit).with("current", *current).with("requested", *requested)
             }
-            Self::Taken(host) => fault.with("domain", host.as_str()),
+            Self::Taken(host) => fault.with("domain", host.to_string()),
             Self::Setup(inner) => fault.with("failedReason", inner.to_string()),
             Self::NoSnapshot(id) | Self::SnapshotBuilding(id) | Self::SnapshotDeleted(id) => {
                 return fault.with("snapshotId", id.as_str());

@@ -20,6 +20,8 @@ pub enum Problem {
     Misdirected,
     /// The name leads nowhere.
     UnknownHost,
+    /// The VM to which the name led was deleted.
+    VmDeleted,
     /// Nothing listens on the VM's port.
     NothingListens,
     /// The VM is not there, or the port may not be reached.
@@ -52,7 +54,7 @@ impl Problem {
             Self::Head(fault) => fault.status(),
             Self::Authority(_) | Self::BodyBroken => 400,
             Self::Misdirected => 421,
-            Self::UnknownHost => 404,
+            Self::UnknownHost | Self::VmDeleted => 404,
             Self::NothingListens | Self::VmGone | Self::AnswerBroken => 502,
             Self::VmSilent | Self::AnswerLate => 504,
             Self::NetworkAway | Self::ApiAway => 503,
@@ -72,6 +74,7 @@ impl Problem {
             Self::Authority(_) => "BAD_HOST",
             Self::Misdirected => "MISDIRECTED_REQUEST",
             Self::UnknownHost => "HOST_NOT_FOUND",
+            Self::VmDeleted => "VM_DELETED",
             Self::NothingListens => "VM_NOT_LISTENING",
             Self::VmGone => "VM_NOT_RUNNING",
             Self::VmSilent => "VM_NOT_REACHABLE",
@@ -108,6 +111,7 @@ impl Problem {
             Self::Authority(fault) => format!("The request was refused: {fault}."),
             Self::Misdirected => format!("This connection was made for another name than {host}."),
             Self::UnknownHost => format!("No VM is mapped to {host}."),
+            Self::VmDeleted => format!("The VM behind {host} was deleted."),
             Self::NothingListens => {
                 format!("The VM behind {host} runs, but nothing in it listens on port {port}.")
             }
@@ -143,6 +147,9 @@ impl Problem {
                 "Nothing here yet",
                 "If this is your domain, map it to a VM and a port. If you have just done so, check the spelling.",
             ),
+            Self::VmDeleted => {
+                ("The VM behind this name is gone", "If this is your domain, map it to another VM.")
+            }
             Self::NothingListens => (
                 "The VM is up, but nothing answers",
                 "Start your server in the VM, let it listen on 0.0.0.0 and not on 127.0.0.1 only, and check that the \

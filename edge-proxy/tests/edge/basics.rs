@@ -326,3 +326,20 @@ async fn raw_server(answer: &'static [u8]) -> std::net::SocketAddr {
     });
     address
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wildcard_serves_what_is_not_mapped_itself_and_a_deleted_vm_is_told() {
+    let world = World::new().await;
+    world.serve("*.style.dev", 3000, |_| async { text("any".to_owned()) }).await;
+    world.serve("one.style.dev", 3001, |_| async { text("one".to_owned()) }).await;
+    world.change(|view| view.gone = vec!["old.style.dev".parse().expect("name")].into()).await;
+    for (host, expected) in [("a.style.dev", "any"), ("b.style.dev", "any"), ("one.style.dev", "one")] {
+        let asked = world.curl(&format!("https://{host}/"), &[]).await;
+        assert!(asked.out.contains(expected), "{host}: {asked:?}");
+    }
+    let gone = world.curl("https://old.style.dev/", &["-i"]).await;
+    assert!(gone.out.contains("404") && gone.out.contains("VM_DELETED"), "{gone:?}");
+    world.map("old.style.dev", 3001).await;
+    let again = world.curl("https://old.style.dev/", &[]).await;
+    assert!(again.out.contains("one"), "mapped again: {again:?}");
+}

@@ -107,6 +107,7 @@ impl World {
             generation: Generation(1),
             api_hosts: vec!["api.style.dev".parse().expect("name")],
             routes: Vec::new().into(),
+            gone: Vec::new().into(),
             certificates: certificates.into(),
             challenges: Vec::new().into(),
         };
@@ -163,7 +164,7 @@ impl World {
     pub async fn map(&self, host: &str, port: u16) {
         self.change(|view| {
             let mut routes: Vec<RouteEntry> =
-                view.routes.iter().filter(|route| route.host.as_str() != host).cloned().collect();
+                view.routes.iter().filter(|route| route.host.to_string() != host).cloned().collect();
             if port != 0 {
                 routes.push(RouteEntry { host: host.parse().expect("name"), vm: vm(), port, run: 1 });
             }

@@ -259,6 +259,7 @@ fn control(settings: &Settings, places: Places) -> ControlConfig {
         ssh: settings.ssh.door.clone(),
         ssh_gid: Some(SSH_ID),
         acme: settings.acme.authority.clone(),
+        domains: settings.domains.clone(),
     }
 }
 

@@ -1,10 +1,10 @@
 //! JSON schemas of the ids and names, which are texts of a known form.
 
-use crate::host::HostName;
+use crate::host::{HostName, MappedName};
 use crate::id::{
-    AccountId, ApiKeyId, Generation, IdentityId, MappingId, PeeringId, RequestId, RuleId, ServiceId,
-    SnapshotId, SshKeyId, SshSessionId, TokenId, VmId, VmInstanceId, VmPermissionId, VpcId,
-    WireGuardSessionId,
+    AccountId, ApiKeyId, DomainId, Generation, IdentityId, MappingId, PeeringId, RequestId, RuleId,
+    ServiceId, SnapshotId, SshKeyId, SshSessionId, TokenId, VerificationId, VmId, VmInstanceId,
+    VmPermissionId, VpcId, WireGuardSessionId,
 };
 use crate::key::PublicKey;
 use crate::net::Ipv4Cidr;
@@ -35,6 +35,9 @@ text! {
     AccountId, "^ac-[a-z0-9]{20}$";
     ApiKeyId, "^ak-[a-z0-9]{20}$";
     MappingId, "^dm-[a-z0-9]{20}$";
+    DomainId, "^do-[a-z0-9]{20}$";
+    VerificationId, "^dv-[a-z0-9]{20}$";
+    MappedName, "^(\\*\\.)?[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?$";
     VpcId, "^vpc-[a-z0-9]{20}$";
     PeeringId, "^pc-[a-z0-9]{20}$";
     RuleId, "^fw-[a-z0-9]{20}$";

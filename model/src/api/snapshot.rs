@@ -1,7 +1,7 @@
 //! Copies of VMs: snapshots, which are kept, and forks, which run at once.
 
 use super::vm::Persistence;
-use crate::host::HostName;
+use crate::host::MappedName;
 use crate::id::{AccountId, SnapshotId, VmId, VmInstanceId};
 use serde::{Deserialize, Serialize};
 
@@ -187,7 +187,7 @@ pub struct Fork {
     /// Its id.
     pub id: VmId,
     /// Names that lead to it: none yet.
-    pub domains: Vec<HostName>,
+    pub domains: Vec<MappedName>,
     /// This server has no console page.
     pub console_url: Option<String>,
 }

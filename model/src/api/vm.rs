@@ -2,7 +2,7 @@
 
 use super::spec::{Spec, SpecFile};
 use super::vpc::Nic;
-use crate::host::HostName;
+use crate::host::MappedName;
 use crate::id::{VmId, VmInstanceId, VpcId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -196,7 +196,7 @@ pub struct VmCreated {
     /// The new VM.
     pub id: VmId,
     /// Names that lead to it.
-    pub domains: Vec<HostName>,
+    pub domains: Vec<MappedName>,
     /// What it began with.
     pub snapshot_id: Option<String>,
 }
@@ -313,7 +313,7 @@ pub struct VmInfo {
     pub ipv4: Option<Ipv4Addr>,
     /// Names that lead to it.
     #[serde(default)]
-    pub domains: Vec<HostName>,
+    pub domains: Vec<MappedName>,
     /// Why it went down last.
     #[serde(default)]
     pub exit_status: Option<String>,
@@ -359,7 +359,7 @@ pub struct VmStarted {
     /// Which.
     pub id: VmId,
     /// Names that lead to it.
-    pub domains: Vec<HostName>,
+    pub domains: Vec<MappedName>,
     /// Snake case in the contract, unlike its neighbours; this server has no console page.
     pub console_url: Option<String>,
 }

@@ -481,7 +481,8 @@ pub fn permit(vm: &VmId, port: u16) -> model::route::Permit {
         version: VIEW_VERSION,
         generation: Generation(1),
         api_hosts: vec![],
-        routes: vec![RouteEntry { host: host.clone(), vm: vm.clone(), port, run: 1 }].into(),
+        routes: vec![RouteEntry { host: host.clone().into(), vm: vm.clone(), port, run: 1 }].into(),
+        gone: Vec::new().into(),
         certificates: Vec::new().into(),
         challenges: Vec::new().into(),
     };

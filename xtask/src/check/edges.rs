@@ -6,19 +6,21 @@ use serde_json::Value;
 /// Everything else is an error. A change of this list is a change of the architecture (see ARCHITECTURE.md).
 const ALLOWED: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("dns-verify", &["model"]),
     ("feed", &["model"]),
     ("vpc", &["feed", "model"]),
     ("vmm", &["vpc", "feed", "model"]),
     ("edge-proxy", &["vpc", "feed", "model"]),
     ("vpn", &["vpc", "feed", "model"]),
     ("ssh-proxy", &["vmm", "vpc", "feed", "model"]),
-    ("control", &["feed", "model", "ssh-proxy", "vmm", "vpc", "vpn"]),
+    ("control", &["dns-verify", "feed", "model", "ssh-proxy", "vmm", "vpc", "vpn"]),
     ("guest-agent", &["model"]),
     ("gatehouse", &["model", "vpc"]),
     (
         "tests",
         &[
             "control",
+            "dns-verify",
             "edge-proxy",
             "feed",
             "gatehouse",
