@@ -241,7 +241,7 @@ async fn honest(world: &World, recorder: &Recorder, name: &str) {
 async fn judge(world: &World, recorder: &Recorder, vector: &(&str, String, Verdict)) {
     let (name, bytes, verdict) = vector;
     let answer = exchange(world, "http/1.1", bytes.as_bytes()).await;
-    let answers = answer.matches("HTTP/1.1 ").count();
+    let answers = answer.to_lowercase().matches("\r\ncontent-length: ").count();
     let status = answer.get(9..12).unwrap_or_default();
     let lines = seen(recorder, name);
     match verdict {
