@@ -213,6 +213,10 @@ impl ProxyHttp for Edge {
         let checked = check_http2(session);
         let routed = checked.and_then(|()| self.route(&client, session.req_header(), &mut ctx.record));
         if let Err(problem) = routed {
+            if matches!(problem, Problem::Head(_) | Problem::Authority(_)) {
+                // As the gate does: what follows such a request on its connection is not read.
+                session.set_keepalive(None);
+            }
             self.answer(session, problem, &mut ctx.record).await?;
             return Ok(true);
         }

@@ -68,6 +68,9 @@ pub enum HeadFault {
     /// Both `Content-Length` and `Transfer-Encoding`.
     #[error("Content-Length and Transfer-Encoding exclude each other")]
     BothFramings,
+    /// `Connection` names a field that frames or routes the request, as if it were for one hop (RFC 9110 section 7.6.1).
+    #[error("Connection must not name a field that frames or routes the request")]
+    Connection,
     /// A request to change the protocol that has a body, or is no GET.
     #[error("a request to upgrade must be a GET without a body")]
     Upgrade,
@@ -94,6 +97,7 @@ impl HeadFault {
             | Self::ContentLength
             | Self::TransferEncoding
             | Self::BothFramings
+            | Self::Connection
             | Self::Upgrade => 400,
         }
     }
@@ -211,6 +215,10 @@ impl Found {
                 self.upgrade_websocket |= has_token(value, b"websocket");
             }
             10 if name.eq_ignore_ascii_case("connection") => {
+                let framing = [&b"host"[..], b"content-length", b"transfer-encoding"];
+                if framing.iter().any(|name| has_token(value, name)) {
+                    return Err(HeadFault::Connection);
+                }
                 self.connection_upgrade |= has_token(value, b"upgrade");
             }
             6 if name.eq_ignore_ascii_case("expect") && !value.eq_ignore_ascii_case(b"100-continue") => {
@@ -329,6 +337,9 @@ mod tests {
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", HeadFault::TransferEncoding),
             ("Transfer-Encoding : chunked", HeadFault::Field),
             ("Expect: 200-ok", HeadFault::Expectation),
+            ("Connection: close, Content-Length", HeadFault::Connection),
+            ("Connection: transfer-encoding", HeadFault::Connection),
+            ("Connection: Host,keep-alive", HeadFault::Connection),
         ];
         for (fields, fault) in table {
             let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
