@@ -106,7 +106,7 @@ impl Prover {
         let walk = Walk::new(roots, self.settings.any_address);
         let mut proving = Proving::new(domain, &self.settings.labels, codes, walk);
         loop {
-            match proving.next() {
+            match proving.proceed() {
                 Next::Done(proof) => return Ok(proof),
                 Next::Ask(ask) => match timeout_at(deadline, self.ask(&ask)).await {
                     Ok(heard) => proving.hear(heard),

@@ -117,11 +117,7 @@ impl Question {
     /// # Errors
     /// [`Mismatch`].
     pub fn read(&self, id: u16, bytes: &[u8], zone: &Name) -> Result<Said, Mismatch> {
-        let message = match Message::from_vec(bytes) {
-            Ok(message) => message,
-            // A server that knows no EDNS may send the header alone, and the same id is all that it has to say.
-            Err(_) => return Err(Mismatch::Garbage),
-        };
+        let message = Message::from_vec(bytes).map_err(|_| Mismatch::Garbage)?;
         let metadata = message.metadata;
         if metadata.id != id
             || metadata.message_type != MessageType::Response
@@ -130,6 +126,7 @@ impl Question {
             return Err(Mismatch::Other);
         }
         let code = metadata.response_code;
+        // A server that knows no EDNS may send the header alone.
         if code == ResponseCode::FormErr && message.queries.is_empty() {
             return Ok(Said::NoEdns);
         }

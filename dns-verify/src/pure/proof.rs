@@ -1,6 +1,5 @@
 //! A proof: which names may hold the code, in which order they are asked, and what is said when none has it.
 
-use super::message::Question;
 use super::name::registrable;
 use super::walk::{Ask, Asked, Found, Heard, Step, Walk};
 use hickory_proto::rr::Name;
@@ -167,7 +166,7 @@ impl Proving {
     }
 
     /// What to do next.
-    pub fn next(&mut self) -> Next {
+    pub fn proceed(&mut self) -> Next {
         loop {
             let found = match self.walk.step() {
                 Step::Ask(ask) => return Next::Ask(ask),
@@ -255,14 +254,6 @@ fn short(text: &str) -> String {
     format!("{shown:?}")
 }
 
-impl Ask {
-    /// What is asked.
-    #[must_use]
-    pub fn question(&self) -> &Question {
-        &self.question
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::message::Said;
@@ -273,7 +264,7 @@ mod tests {
         let domain = domain.parse().expect("domain");
         let mut proving = Proving::new(&domain, &Labels::default(), vec!["code".to_owned()], walk);
         loop {
-            match proving.next() {
+            match proving.proceed() {
                 Next::Ask(ask) => proving.hear(world(&ask.question.name.to_ascii())),
                 Next::Done(proof) => return proof,
             }
