@@ -1,8 +1,8 @@
 //! What `gatehouse up` is told: flags over one TOML file over defaults, read once and checked before anything runs.
 
 use crate::acme_settings::{AcmeSettings, AcmeWishes};
-use crate::edge_settings::{EdgeSettings, EdgeWishes};
 use crate::domains_settings::DomainWishes;
+use crate::edge_settings::{EdgeSettings, EdgeWishes};
 use crate::ssh_settings::{SshSettings, SshWishes};
 use crate::vpn_settings::{VpnSettings, VpnWishes};
 use clap::Args;

@@ -190,6 +190,9 @@ pub struct ControlConfig {
     /// Who certifies mapped names; nobody when absent.
     #[serde(default)]
     pub acme: Option<AcmeConfig>,
+    /// How customers prove their domains.
+    #[serde(default)]
+    pub domains: DomainProof,
 }
 
 /// A certificate authority (RFC 8555), and how names are proved to it.
@@ -238,9 +241,6 @@ pub enum ChallengeKind {
     /// By a TXT record.
     #[serde(rename = "dns-01")]
     Dns,
-    /// How customers prove their domains.
-    #[serde(default)]
-    pub domains: DomainProof,
 }
 
 /// How customers prove their domains.

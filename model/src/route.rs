@@ -170,6 +170,7 @@ mod tests {
             .into(),
             gone: vec!["old2.shop.test".parse().expect("name")].into(),
             certificates: Vec::new().into(),
+            challenges: Vec::new().into(),
         };
         let table = RouteTable::of(&view);
         let port = |host: &str| match table.host(&host.parse().expect("host")) {

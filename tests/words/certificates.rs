@@ -2,8 +2,8 @@
 
 use super::pebble::{Pebble, Wish, free_port, listens};
 use super::{Bench, PATIENCE};
-use control::pure::host::Right;
-use control::store::{BeginProof, NewMapping, Store, Took};
+
+use control::store::{BeginProof, NewMapping, Right, Store, Took};
 use edge_proxy::listeners::Listeners;
 use edge_proxy::metrics::Metrics;
 use edge_proxy::settings::Settings;

@@ -140,7 +140,8 @@ impl Issuer {
     async fn wanted(&self) -> Result<BTreeSet<MappedName>, StoreError> {
         let store = &self.office.store;
         let folder = self.folder.clone();
-        let supplied = tokio::task::spawn_blocking(move || certs::supplied(&folder)).await.unwrap_or_default();
+        let supplied =
+            tokio::task::spawn_blocking(move || certs::supplied(&folder)).await.unwrap_or_default();
         let names = Names {
             config: &self.office.config,
             preview: &self.domain,

@@ -1,7 +1,7 @@
 //! What the authority gave, looked at before it is trusted: the certificate must be for the name and for our key.
 
-use model::host::MappedName;
 use instant_acme::Problem;
+use model::host::MappedName;
 use rcgen::{KeyPair, PublicKeyData};
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;

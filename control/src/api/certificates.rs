@@ -6,7 +6,6 @@ use super::auth::{Caller, operator_only};
 use super::body::{Named, invalid};
 use super::vms::stored;
 use crate::fault::Fault;
-use model::host::{HostError, MappedName};
 use crate::pure::domain::{Proofs, stands};
 use crate::pure::host;
 use crate::store::{CertificateRecord, rfc3339};
@@ -15,6 +14,7 @@ use axum::extract::State;
 use model::api::admin::{CertificateList, CertificateRow, CertificateState};
 use model::api::domain::WildcardCertificate;
 use model::config::{AcmeConfig, ChallengeKind};
+use model::host::{HostError, MappedName};
 
 /// `GET /admin/v1/certificates`.
 pub async fn list(State(api): State<Api>, caller: Caller) -> Answer<CertificateList> {
@@ -58,7 +58,8 @@ pub async fn wildcard(
     let domain = host::provable(&domain, preview)?;
     let by_dns = |acme: &AcmeConfig| acme.challenges.contains(&ChallengeKind::Dns);
     if !api.0.config.acme.as_ref().is_some_and(by_dns) {
-        let reason = "this house has no certificate authority that wildcards are proved to, which is done by DNS";
+        let reason =
+            "this house has no certificate authority that wildcards are proved to, which is done by DNS";
         let fault = Fault::new(502, "CERTIFICATE_PROVISIONING_ERROR", format!("{domain}: {reason}"));
         return Err(fault.with("domain", domain.as_str()).with("reason", reason));
     }

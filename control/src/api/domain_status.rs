@@ -10,8 +10,8 @@ use super::routes::Route;
 use super::verifications::{owned, shown};
 use super::vms::stored;
 use crate::certs;
-use crate::pure::certificate::covers;
 use crate::fault::Fault;
+use crate::pure::certificate::covers;
 use crate::pure::domain::{Proofs, held_back};
 use crate::pure::host;
 use crate::store::{DomainRecord, Right};
@@ -167,7 +167,9 @@ fn next(facts: &Facts<'_>) -> String {
                     _acme-challenge) lead to this host; it is tried again by itself"
                 .to_owned();
         }
-        Certified { ordered: true, .. } => return "wait a moment: its certificate is being ordered".to_owned(),
+        Certified { ordered: true, .. } => {
+            return "wait a moment: its certificate is being ordered".to_owned();
+        }
         Certified { .. } => {
             return "give the house a certificate for it, and let its A or AAAA record lead to this host"
                 .to_owned();

@@ -20,7 +20,6 @@ use model::api::domain::{
     VerificationCompleted,
 };
 use model::host::HostName;
-use std::fmt::Write;
 
 /// The routes.
 pub fn routes() -> Vec<Route> {
@@ -173,11 +172,7 @@ fn not_begun(what: &str) -> Fault {
 
 /// What is to stand in the record: random, so that nobody publishes it by chance.
 fn code() -> String {
-    random::bytes::<16>().iter().fold(String::new(), |mut text, byte| {
-        // Writing into a text does not fail.
-        drop(write!(text, "{byte:02x}"));
-        text
-    })
+    random::bytes::<16>().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(super) fn shown(api: &Api, begun: VerificationRecord) -> Verification {

@@ -68,11 +68,8 @@ pub fn wanted(names: &Names<'_>, now_ms: i64) -> BTreeSet<MappedName> {
     });
     let own = names.config.preview.then(|| MappedName::below(names.preview.clone()));
     // What stands below the house's own domain has the house's own certificate in any case.
-    let mut wanted: BTreeSet<_> = mapped
-        .chain(asked)
-        .filter(|name| !name.base().is_within(names.preview))
-        .chain(own)
-        .collect();
+    let mut wanted: BTreeSet<_> =
+        mapped.chain(asked).filter(|name| !name.base().is_within(names.preview)).chain(own).collect();
     let wild = wanted.iter().filter(|name| name.is_wildcard()).map(ToString::to_string).collect::<Vec<_>>();
     let good = names.supplied.iter().filter(|one| one.not_after_ms > now_ms).flat_map(|one| &one.names);
     let good: Vec<_> = good.collect();

@@ -120,7 +120,9 @@ fn routes<'a>(facts: &Facts<'a>) -> (Vec<RouteEntry>, HashMap<&'a VmId, BTreeSet
     let mut dialable: HashMap<&VmId, BTreeSet<u16>> = HashMap::new();
     let proofs = Proofs::of(facts.domains);
     let mut routes = Vec::new();
-    for mapping in facts.mappings.iter().filter(|mapping| stands(&mapping.account, &mapping.host, &proofs, facts.domain)) {
+    for mapping in
+        facts.mappings.iter().filter(|mapping| stands(&mapping.account, &mapping.host, &proofs, facts.domain))
+    {
         let Some(vm) = vms.get(&mapping.vm).filter(|vm| vm.phase != Phase::Deleting) else { continue };
         dialable.entry(&vm.id).or_default().insert(mapping.port);
         routes.push(RouteEntry {

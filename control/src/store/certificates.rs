@@ -171,11 +171,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn put_order(
-        &self,
-        name: &MappedName,
-        order: Option<&OrderRecord>,
-    ) -> Result<(), StoreError> {
+    pub async fn put_order(&self, name: &MappedName, order: Option<&OrderRecord>) -> Result<(), StoreError> {
         sqlx::query("UPDATE certificates SET order_url = $2, order_key = $3 WHERE name = $1")
             .bind(name.to_string())
             .bind(order.map(|order| &order.url))

@@ -130,7 +130,9 @@ impl DomainsCommand {
                     return print_json(&asked);
                 }
                 let domain = asked.domain;
-                print_line(&format!("*.{domain} is being certified; watch it with: gatehouse domains status '*.{domain}'"))
+                print_line(&format!(
+                    "*.{domain} is being certified; watch it with: gatehouse domains status '*.{domain}'"
+                ))
             }
             Self::Status { domain, json } => {
                 let status: DomainStatus = api.get(&["domains", "v1", "status", &domain], &[]).await?;
