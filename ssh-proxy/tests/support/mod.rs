@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod echo;
+
 use feed::publish::Publisher;
 use feed::wire::{Wire, WireListener};
 use model::config::{Places, SshConfig, SshLimits};
