@@ -74,12 +74,13 @@ impl Bed {
         sh(&format!("cmp {blob} {far}; cmp {blob} {back}; rm {far} {back}"));
     }
 
-    /// A command with "in" as input says it, and "err" besides, and ends with 9.
-    pub fn says(&self, command: &mut Command) {
+    /// A command with "in" as input says it, and "err" besides, and ends with 9. The client itself says `first` on
+    /// stderr.
+    pub fn says(&self, command: &mut Command, first: &str) {
         std::fs::write(self.world.at("in"), "in").expect("written");
         let input = std::fs::File::open(self.world.at("in")).expect("there");
         let said = command.arg("cat; echo err >&2; exit 9").stdin(input).all();
-        assert_eq!(said, (Some(9), "in".to_owned(), "err\n".to_owned()));
+        assert_eq!(said, (Some(9), "in".to_owned(), format!("{first}err\n")));
     }
 
     /// Runs a client in a terminal of its own, and changes its size.

@@ -5,13 +5,15 @@ import os
 from ssh import options
 from ssh.session import Session
 
+SERVER_KNOWN_OK = 1
+
 session = Session()
 session.options_set(options.HOST, common.HOST)
 session.options_set_port(common.port)
 session.options_set(options.USER, common.user)
 session.options_set(options.KNOWNHOSTS, common.known_hosts)
 session.connect()
-session.is_known_server()
+assert session.is_server_known() == SERVER_KNOWN_OK
 session.userauth_password(common.user, common.token)
 
 

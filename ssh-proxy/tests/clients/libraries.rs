@@ -13,7 +13,7 @@ macro_rules! library {
     };
 }
 
-library!(libssh2, |bed, feature| bed.python("by_libssh2.py", feature), command terminal forward many);
+library!(libssh2, |bed, feature| bed.python("by_libssh2.py", feature), command forward many);
 library!(libssh, |bed, feature| bed.python("by_libssh.py", feature), command terminal files forward many);
 library!(paramiko, |bed, feature| bed.python("by_paramiko.py", feature), command terminal files forward many);
 library!(asyncssh, |bed, feature| bed.python("by_asyncssh.py", feature), command terminal files forward many);

@@ -81,12 +81,12 @@ pub const TABLE: &[Row] = &[
         client: "libssh2",
         cells: [
             Works(libraries::libssh2::command),
-            Works(libraries::libssh2::terminal),
+            Lacks,
             Works(programs::files::curl),
             Works(libraries::libssh2::forward),
             Works(libraries::libssh2::many),
         ],
-        note: "files by `curl sftp://`, the rest by ssh2-python",
+        note: "files by `curl sftp://`, the rest by ssh2-python, which cannot change a terminal's size",
     },
     Row {
         client: "libssh",
