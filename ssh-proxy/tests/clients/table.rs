@@ -139,10 +139,7 @@ pub const NOT_RUN: &[(&str, &str)] = &[
     ("JSch", "needs a Java runtime, which nothing else here does"),
     ("Go's x/crypto", "needs half a gigabyte of Go's tools"),
     ("FileZilla, WinSCP", "have windows and no command line on Linux"),
-    (
-        "VS Code Remote",
-        "its server is not free to redistribute; what it does is a command, many forwards and Unix sockets",
-    ),
+    ("VS Code Remote", "its server is not free; `tests/e2e/ssh.rs` plays what it does"),
 ];
 
 /// The row of a client.
