@@ -5,7 +5,9 @@
 //! ```
 
 pub mod client;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod harness;
 #[cfg(feature = "front")]
 pub mod io;
-#[cfg(feature = "front")]
+#[cfg(any(feature = "front", feature = "fuzz"))]
 pub mod pure;

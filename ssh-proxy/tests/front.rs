@@ -6,10 +6,11 @@ use model::config::SshLimits;
 use model::id::VmInstanceId;
 use model::ssh::SshVmState;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use support::echo::{service, talk};
 use support::{Said, World, account_with_key, eventually, free_port, make_key, sh, token, vm};
 
 /// The longest that a withdrawn session may live.
@@ -164,41 +165,6 @@ async fn files_pass_and_an_agent_is_forwarded() {
         words(&world.ssh()).replace("'-o' 'IdentityAgent=none'", "")
     ));
     assert!(said.starts_with("ssh-ed25519 "), "{said}");
-}
-
-/// A service beside sshd that speaks first, and then says what it hears.
-fn service() -> u16 {
-    let service = TcpListener::bind("127.0.0.1:0").expect("bind");
-    let port = service.local_addr().expect("address").port();
-    std::thread::spawn(move || {
-        for stream in service.incoming() {
-            let mut stream = stream.expect("accepted");
-            std::thread::spawn(move || {
-                stream.write_all(b"hello\n").expect("written");
-                let mut back = stream.try_clone().expect("same");
-                std::io::copy(&mut stream, &mut back).ok();
-                back.shutdown(std::net::Shutdown::Write).ok();
-            });
-        }
-    });
-    port
-}
-
-/// Talks to it: greeting, 300 kB there and back, a half-close.
-fn talk(stream: &mut TcpStream) {
-    let mut greeting = [0; 6];
-    stream.read_exact(&mut greeting).expect("the service speaks first");
-    assert_eq!(&greeting, b"hello\n");
-    let sent = vec![7; 300_000];
-    let (mut writer, whole) = (stream.try_clone().expect("same"), sent.clone());
-    let writing = std::thread::spawn(move || {
-        writer.write_all(&whole).expect("written");
-        writer.shutdown(std::net::Shutdown::Write).expect("half closed");
-    });
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back).expect("read");
-    writing.join().expect("written");
-    assert!(back == sent, "{} bytes came back", back.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -484,24 +450,4 @@ async fn limits_hold() {
     }
     master.kill().expect("own child");
     master.wait().expect("ended");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn other_clients_get_in() {
-    let world = World::new();
-    let (host, port, user) = ("127.0.0.1", world.front.port().to_string(), world.user());
-    let out = Command::new("dbclient")
-        .args(["-y", "-y", "-p", &port, "-l", &user, host, "echo from dropbear; exit 3"])
-        .env("HOME", world.folder.path())
-        .stdin(Stdio::null())
-        .all();
-    assert_eq!((out.0, out.1.as_str()), (Some(3), "from dropbear\n"), "{}", out.2);
-    let fingerprint = sh(&format!("ssh-keygen -lf {} | cut -d' ' -f2", world.at("front_ed.pub").display()));
-    let out = Command::new("plink")
-        .args(["-batch", "-ssh", "-P", &port, "-l", vm(1).as_str(), "-pw", token(1).expose()])
-        .args(["-hostkey", fingerprint.trim(), host, "echo from putty; exit 4"])
-        .env("HOME", world.folder.path())
-        .stdin(Stdio::null())
-        .all();
-    assert_eq!((out.0, out.1.as_str()), (Some(4), "from putty\n"), "{}", out.2);
 }

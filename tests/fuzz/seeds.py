@@ -192,3 +192,51 @@ def wireguard():
 
 
 wireguard()
+
+
+def ssh():
+    """In the language of ssh-proxy/src/harness.rs."""
+    client, vm = 1, 0
+    opens, sends, reads, ends, asks, closes, keepalive, hears, ready = 0, 1, 3, 5, 6, 7, 8, 10, 20
+
+    def orders(*all):
+        return b"\0" + b"".join(bytes(order) for order in all)
+
+    def packet(side, number, *fields):
+        data = bytes([number]) + b"".join(
+            struct.pack("!I", len(field)) + field if isinstance(field, bytes) else struct.pack("!I", field)
+            for field in fields)
+        return bytes([side, len(data)]) + data
+
+    def opening(side, kind):
+        return packet(side, 90, kind, 7, 400, 120)
+
+    early = [(client, opens, 0, 0), (client, hears, 0, 0), (client, asks, 0, 0), (client, ends, 0, 0)]
+    wake = [(vm, ready, 0, 0)] + [(vm, hears, 0, 0)] * 4 + [(client, hears, 0, 0)] * 4
+    up = [(client, sends, 0, 100), (vm, hears, 0, 0), (vm, reads, 0, 0), (client, hears, 0, 0)]
+    bridges = {
+        "early": orders(*early, *wake),
+        "upload": orders((vm, ready, 0, 0), (client, opens, 0, 1), (vm, hears, 0, 0), (client, hears, 0, 0), *up * 12),
+        "of-vm": orders((vm, ready, 0, 0), (vm, opens, 0, 1), (client, hears, 0, 0), (vm, hears, 0, 0),
+                        (vm, sends, 0, 90), (vm, closes, 0, 0), (client, keepalive, 0, 0)),
+        "refused": orders(*early[:2], (vm, ready, 0, 0), (vm, 9, 0, 0), (client, hears, 0, 0)),
+        "noise": b"\3" + opening(client, b"session") + packet(vm, 91, 7, 0, 400, 120) + packet(client, 94, 0, b"data")
+                 + packet(vm, 93, 7, 4) + packet(vm, 97, 7) + packet(client, 97, 0),
+        "noise-early": b"\1" + opening(client, b"session") + opening(client, b"direct-tcpip")
+                       + packet(client, 80, b"keepalive@openssh.com") + packet(client, 97, 0),
+        "noise-of-vm": b"\1" + opening(vm, b"forwarded-tcpip") + opening(vm, b"x11") + packet(client, 91, 7, 9, 400, 120),
+    }
+    vm_id, token = b"abcdefghij0123456789", b"gti_11111111111111111111114xGKid"
+    names = {
+        "plain": vm_id, "user": vm_id + b"+dev", "token": vm_id + b"," + token, "full": vm_id + b"+dev:" + token,
+        "malformed": vm_id + b",hunter2", "empty-token": vm_id + b":",
+        "no-user": vm_id + b"+", "no-vm": b"root", "no-text": vm_id + b"\xff", "no-option": vm_id + b"+-o",
+    }
+    for target, all_seeds in (("ssh_bridge", bridges), ("ssh_name", names)):
+        folder = FOLDER / target
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in all_seeds.items():
+            (folder / f"seed-{name}").write_bytes(data)
+
+
+ssh()

@@ -425,7 +425,7 @@ mod tests {
         assert_eq!(code(json!({"recreate": true})), "CREATE_VM_BAD_REQUEST");
         assert_eq!(code(json!({"spec": {}, "template": {}})), "CREATE_VM_BAD_REQUEST");
         assert_eq!(code(json!({"gitRepos": [1], "git": {"repos": [1]}})), "INVALID_GIT_REPO_SPEC_ERROR");
-        assert_eq!(code(json!({"domains": [{"domain": "example.com"}]})), "DOMAIN_OWNERSHIP_NOT_VERIFIED");
+        assert_eq!(code(json!({"domains": [{"domain": "a.b.style.dev"}]})), "DOMAIN_OWNERSHIP_NOT_VERIFIED");
     }
 
     #[test]

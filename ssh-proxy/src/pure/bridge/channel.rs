@@ -583,7 +583,7 @@ impl Channel {
     }
 
     /// Bytes that wait for the VM.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn held_bytes(&self) -> (usize, u32) {
         (self.held_bytes, self.extra)
     }

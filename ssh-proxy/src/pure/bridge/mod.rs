@@ -12,8 +12,8 @@
 //! - the VM's host keys are not told to the client, which knows the front by others.
 
 pub mod channel;
-#[cfg(test)]
-mod model_test;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod model;
 
 use crate::pure::packet::{self, Fields};
 use channel::{Budget, Channel, End, Kind, Step};

@@ -3,7 +3,6 @@
 
 use super::*;
 use crate::pure::packet::*;
-use proptest::prelude::*;
 
 const CHANNELS: usize = 6;
 const WINDOW: u32 = 400;
@@ -312,40 +311,78 @@ impl World {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-    #[test]
-    fn whatever_the_order_nothing_hangs_leaks_or_is_lost(
-        acts in proptest::collection::vec((any::<bool>(), 0u8..=20, any::<usize>(), 0u32..200), 0..600)
-    ) {
-        let mut world = World::new();
-        for act in acts {
-            world.act(act);
-        }
-        world.wind_down();
-        prop_assert!(world.client.lines.is_empty() && world.vm.lines.is_empty());
-        prop_assert_eq!(world.bridge.channels(), 0);
-        prop_assert_eq!(world.bridge.waiting_bytes, 0);
-        prop_assert_eq!(world.budget.left(), BUDGET);
-        prop_assert_eq!((world.client.asked, world.vm.asked), (0, 0));
-        prop_assert!(world.bridge.by_client.is_empty());
-        prop_assert!(world.client.totals.1 <= world.vm.totals.0 && world.vm.totals.1 <= world.client.totals.0);
+/// Has a client and a VM do this and that, each order as `(client, what, which channel, length)`, and come to an end.
+///
+/// # Panics
+/// When something hangs, leaks, or is lost.
+pub fn orders(orders: impl IntoIterator<Item = (bool, u8, usize, u32)>) {
+    let mut world = World::new();
+    for order in orders {
+        world.act(order);
     }
+    world.wind_down();
+    assert!(world.client.lines.is_empty() && world.vm.lines.is_empty(), "a channel that one end still has");
+    assert_eq!((world.bridge.channels(), world.bridge.waiting_bytes), (0, 0), "what the bridge still has");
+    assert_eq!(world.budget.left(), BUDGET, "what is taken is given back");
+    assert_eq!((world.client.asked, world.vm.asked), (0, 0), "requests without a reply");
+    assert!(world.bridge.by_client.is_empty(), "a number that is over");
+    let (client, vm) = (world.client.totals, world.vm.totals);
+    assert!(client.1 <= vm.0 && vm.1 <= client.0, "data from nowhere: {client:?}, {vm:?}");
+}
 
-    #[test]
-    fn noise_of_either_end_is_an_error_and_no_panic(
-        packets in proptest::collection::vec((any::<bool>(), 80u8..=101, proptest::collection::vec(0u8..3, 0..40)), 0..60)
-    ) {
-        let mut world = World::new();
-        world.ready = true;
+/// Has both ends send what they like, up to what the bridge takes for an error. `true` is the client.
+///
+/// # Panics
+/// When something leaks.
+pub fn noise(ready: bool, packets: impl IntoIterator<Item = (bool, Vec<u8>)>) {
+    let mut world = World::new();
+    let mut ready = ready;
+    if ready {
         world.bridge.vm_ready();
-        for (client, number, rest) in packets {
-            let mut packet = vec![number];
-            packet.extend(rest);
-            let passed = if client { world.bridge.client_sent(packet) } else { world.bridge.vm_sent(packet) };
-            if passed.is_err() {
-                break;
-            }
+    }
+    for (client, packet) in packets {
+        if !client && !ready {
+            // That the VM speaks says that it is there.
+            world.bridge.vm_ready();
+            ready = true;
+        }
+        let passed = if client { world.bridge.client_sent(packet) } else { world.bridge.vm_sent(packet) };
+        while let Some(act) = world.bridge.next_act() {
+            assert!(ready || !matches!(act, Act::ToVm(_)), "nothing goes to a VM that is not there");
+        }
+        if passed.is_err() {
+            break;
+        }
+    }
+    world.bridge.end();
+    assert_eq!(world.bridge.channels(), 0, "all are over");
+    assert_eq!(world.budget.left(), BUDGET, "what is taken is given back");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn whatever_the_order_nothing_hangs_leaks_or_is_lost(
+            all in proptest::collection::vec((any::<bool>(), 0u8..=20, any::<usize>(), 0u32..200), 0..600)
+        ) {
+            orders(all);
+        }
+
+        #[test]
+        fn noise_of_either_end_is_an_error_and_no_panic(
+            ready: bool,
+            packets in proptest::collection::vec(
+                (any::<bool>(), 80u8..=101, proptest::collection::vec(0u8..3, 0..40)),
+                0..60,
+            )
+        ) {
+            noise(ready, packets.into_iter().map(|(client, number, rest)| (client, [vec![number], rest].concat())));
         }
     }
 }
