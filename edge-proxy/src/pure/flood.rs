@@ -13,8 +13,9 @@ use thiserror::Error;
 pub const PREFACE_BYTES: usize = 24;
 /// Bytes of a frame's header (RFC 9113 section 4.1).
 const HEADER_BYTES: usize = 9;
-/// Most CONTINUATION frames of one header block. 64 KiB of fields fit in five frames of the usual size.
-const MAX_CONTINUATIONS: u32 = 32;
+/// Most CONTINUATION frames of one header block that do not end it: what the engine takes for 64 KiB of fields. It is
+/// not more, so that a flood is counted here before the engine ends the connection without a word.
+const MAX_CONTINUATIONS: u32 = 5;
 /// Most bytes of one header block as it is sent. What it may become is bounded by the engine's list size; this bounds
 /// what is decoded in vain after that.
 const MAX_BLOCK_BYTES: u64 = 256 << 10;
@@ -190,7 +191,7 @@ impl Flood {
             }
             kind::CONTINUATION => {
                 if let Some(block) = &mut self.block {
-                    block.frames += 1;
+                    block.frames += u32::from(frame.flags & END_HEADERS == 0);
                 }
                 self.continue_block(frame)
             }
