@@ -48,6 +48,7 @@ clients! {
     rsync "rsync"
     git "git"
     lftp "lftp"
+    x_crypto_of_go "Go's x/crypto"
     dropbear "Dropbear"
     putty "PuTTY"
     libssh2 "libssh2"

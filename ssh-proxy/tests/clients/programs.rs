@@ -134,6 +134,34 @@ pub mod files {
         }
         bed.copied();
     }
+
+    /// Go's x/crypto in rclone. It asks for the certificates of host keys wherever there are such, and then takes no key by
+    /// itself: it must know the authority, and at this very port, since a `*` stands for no port there.
+    pub fn rclone(bed: &Bed) {
+        let at = |name| bed.world.at(name).display().to_string();
+        sh(&format!(
+            "echo \"@cert-authority [{HOST}]:{} $(cat {})\" > {}",
+            bed.port(),
+            at("authority.pub"),
+            at("by_authority")
+        ));
+        // What hides passwords from onlookers, and the only form that it takes them in.
+        let password = bed.program("rclone").args(["obscure", token(1).expose()]).out();
+        let rclone = |words: &[&str]| {
+            let mut command = bed.program("rclone");
+            command.args(["--config", "/dev/null", "--retries", "1", "--low-level-retries", "1"]).args(words);
+            command.env("RCLONE_SFTP_HOST", HOST).env("RCLONE_SFTP_PORT", bed.port());
+            command.env("RCLONE_SFTP_USER", vm(1).as_str()).env("RCLONE_SFTP_PASS", password.trim());
+            command.env("RCLONE_SFTP_KNOWN_HOSTS_FILE", at("by_authority")).out()
+        };
+        let far = format!(":sftp:{}", at("far"));
+        rclone(&["copyto", &at("blob"), &far]);
+        // A command of its own, `md5sum`, beside its SFTP on one connection.
+        let sum = |said: String| said.split_whitespace().next().map(str::to_owned);
+        assert_eq!(sum(rclone(&["md5sum", &far])), sum(sh(&format!("md5sum {}", at("blob")))));
+        rclone(&["copyto", &far, &at("back")]);
+        bed.copied();
+    }
 }
 
 /// `dbclient`.

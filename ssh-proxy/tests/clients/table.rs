@@ -56,6 +56,11 @@ pub const TABLE: &[Row] = &[
         note: "copies files, over OpenSSH",
     },
     Row {
+        client: "Go's x/crypto",
+        cells: [Lacks, Lacks, Works(programs::files::rclone), Lacks, Lacks],
+        note: "by `rclone`, which copies files, and has sums made of them by a command",
+    },
+    Row {
         client: "Dropbear",
         cells: [
             Works(programs::dropbear::command),
@@ -137,7 +142,6 @@ pub const TABLE: &[Row] = &[
 /// Clients that no test runs, and why.
 pub const NOT_RUN: &[(&str, &str)] = &[
     ("JSch", "needs a Java runtime, which nothing else here does"),
-    ("Go's x/crypto", "needs half a gigabyte of Go's tools"),
     ("FileZilla, WinSCP", "have windows and no command line on Linux"),
     ("VS Code Remote", "its server is not free; `tests/e2e/ssh.rs` plays what it does"),
 ];
