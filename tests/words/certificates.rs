@@ -3,7 +3,7 @@
 use super::pebble::{Pebble, Wish, free_port, listens};
 use super::{Bench, PATIENCE};
 
-use control::store::{BeginProof, NewMapping, Right, Store, Took};
+use control::store::{BeginProof, NewMapping, Right, Store, StoreError, Took};
 use edge_proxy::listeners::Listeners;
 use edge_proxy::metrics::Metrics;
 use edge_proxy::settings::Settings;
@@ -136,9 +136,9 @@ impl Town {
         let store = self.store().await;
         let account = store.default_account().await.expect("account").id;
         let domain = domain.parse().expect("domain");
-        let begun = store.begin_proof(&account, &domain, "code").await.expect("begun");
+        let begun = patiently(async || store.begin_proof(&account, &domain, "code").await).await;
         let BeginProof::Begun(begun) = begun else { panic!("{begun:?}") };
-        let took = store.take_domain(&begun).await.expect("taken");
+        let took = patiently(async || store.take_domain(&begun).await).await;
         assert!(matches!(took, Took::Domain(_)), "{took:?}");
     }
 
@@ -225,6 +225,20 @@ impl Town {
     }
 }
 
+/// Writes beside control, which has the database to itself otherwise: SQLite refuses at once whoever read before another
+/// wrote.
+async fn patiently<T>(write: impl AsyncFn() -> Result<T, StoreError>) -> T {
+    let tries = async {
+        loop {
+            match write().await {
+                Ok(done) => return done,
+                Err(error) => println!("once more: {error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, tries).await.expect("written")
+}
+
 async fn serve(places: Places, doors: Doors) {
     let mut settings = Settings::new(doors.https.port(), 1000);
     settings.dns_host = Some("dns.style.dev".parse().expect("name"));
@@ -303,7 +317,7 @@ async fn a_name_is_certified_by_http_after_tls_failed_and_the_reason_is_told() {
     let unknown = town.bench.refused(&["certs", "retry", "other.example.com"]).await;
     assert!(unknown.contains("CERTIFICATE_NOT_FOUND"), "{unknown}");
     let bad = town.bench.refused(&["certs", "retry", "not a name"]).await;
-    assert!(bad.contains("neither a host name"), "{bad}");
+    assert!(bad.contains("the host name has a character other than"), "{bad}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -395,9 +409,12 @@ async fn an_authority_that_says_when_is_followed() {
     std::fs::write(folder.join("window"), "2021-01-02T00:00:00Z 2021-01-03T00:00:00Z").expect("written");
     store.plan_renewal(&parsed, None, 0).await.expect("due");
     town.tell().await;
-    let next = |row: &Value| row["state"] == "issued" && row["notAfter"] != first["notAfter"];
-    let renewed = town.until(name, next).await;
-    assert!(!time(&renewed, "renewAt").starts_with("2021"), "once, and not for ever: {renewed}");
+    // Once, and not for ever: the new one is planned by its own life again.
+    let of_its_own = |row: &Value| {
+        let at = time(row, "renewAt");
+        row["state"] == "issued" && !at.starts_with("2031") && !at.starts_with("2021")
+    };
+    town.until(name, of_its_own).await;
     let replaced = std::fs::read_to_string(folder.join("replaced")).expect("the order says what it replaces");
     assert_eq!(replaced.lines().count(), 1, "{replaced}");
 }
@@ -415,7 +432,7 @@ async fn a_thousand_names_are_certified() {
     for number in 0..NAMES {
         let host: MappedName = format!("n{number}.example.com").parse().expect("host");
         let new = NewMapping { host, port: 3000, right: Right::Proof };
-        store.put_mapping(&account, &vm, &new).await.expect("mapped");
+        patiently(async || store.put_mapping(&account, &vm, &new).await).await;
     }
     let begin = Instant::now();
     town.tell().await;
