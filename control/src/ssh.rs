@@ -114,12 +114,14 @@ impl SshKeys {
         &self.0.host_authority
     }
 
-    /// The line by which clients know the house, for `known_hosts` (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
+    /// The line by which clients know the house, for `known_hosts` (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT). `port` is where
+    /// they see it.
     #[must_use]
-    pub fn known_hosts(&self) -> String {
+    pub fn known_hosts(&self, port: u16) -> String {
         let Inner { host, host_authority, .. } = &*self.0;
-        // A client that comes to another port than 22 looks for the name in brackets.
-        format!("@cert-authority {host},*.{host},[{host}]:*,[*.{host}]:* {host_authority} {KEY_ID}")
+        // A client that comes to another port than 22 looks for the name in brackets. Those in Go read no star there.
+        let ports = format!("[{host}]:{port},[*.{host}]:{port},[{host}]:*,[*.{host}]:*");
+        format!("@cert-authority {host},*.{host},{ports} {host_authority} {KEY_ID}")
     }
 
     /// What certifies logins.
@@ -240,7 +242,7 @@ mod tests {
             kinds.push(line.split(' ').next().expect("kind").to_owned());
         }
         assert_eq!(kinds, ["ssh-ed25519-cert-v01@openssh.com", "ecdsa-sha2-nistp256-cert-v01@openssh.com"]);
-        std::fs::write(folder.path().join("known"), first.known_hosts()).expect("written");
+        std::fs::write(folder.path().join("known"), first.known_hosts(2222)).expect("written");
         for name in ["vm-ssh.style.dev", "x.vm-ssh.style.dev", "[vm-ssh.style.dev]:2222"] {
             let found = keygen(&["-F", name, "-f", "known"], folder.path());
             assert!(found.contains("CA"), "{name}: {found}");

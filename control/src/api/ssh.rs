@@ -77,7 +77,7 @@ async fn host(State(api): State<Api>, _: Caller) -> Answer<SshHost> {
         host: keys.host().to_string(),
         port: api.0.config.ssh.port,
         authority: keys.host_authority().to_owned(),
-        known_hosts: keys.known_hosts(),
+        known_hosts: keys.known_hosts(api.0.config.ssh.port),
     }))
 }
 
