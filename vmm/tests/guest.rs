@@ -348,6 +348,8 @@ async fn a_running_guest_gets_a_larger_disk_and_gives_memory_back() {
     let pid = house.client.launch(machine.clone()).await.expect("launch");
     await_agent(&mut events, &machine).await;
 
+    // The agent reports before the guest has made its keys; this waits for them.
+    run(&house, vm, "systemctl start gatehouse-ssh-host-keys.service").await;
     let files = run(&house, vm, "cut -d' ' -f1,2 /etc/ssh/ssh_host_*_key.pub").await;
     let told = house.client.host_keys(vm).await.expect("host keys");
     assert!(!told.is_empty() && told == files.lines().collect::<Vec<_>>(), "{told:?}, {files}");
