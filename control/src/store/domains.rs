@@ -212,12 +212,14 @@ impl Store {
         if ended.rows_affected() == 0 {
             return Ok(Took::Cancelled);
         }
-        let current = count(
-            &mut transaction,
-            "SELECT COUNT(*) AS many FROM domains WHERE account_id = $1",
-            &found.account,
-        )
-        .await?;
+        // One that is proved anew takes no more place.
+        let others =
+            sqlx::query("SELECT COUNT(*) AS many FROM domains WHERE account_id = $1 AND domain <> $2")
+                .bind(found.account.as_str())
+                .bind(found.domain.as_str())
+                .fetch_one(&mut *transaction)
+                .await?;
+        let current: u64 = number(&others, "many")?;
         if current >= MAX_DOMAINS_OF_ACCOUNT {
             return Ok(Took::TooMany { limit: MAX_DOMAINS_OF_ACCOUNT, current });
         }
