@@ -16,9 +16,6 @@ const HEADER_BYTES: usize = 9;
 /// Most CONTINUATION frames of one header block that do not end it: what the engine takes for 64 KiB of fields. It is
 /// not more, so that a flood is counted here before the engine ends the connection without a word.
 const MAX_CONTINUATIONS: u32 = 5;
-/// Most bytes of one header block as it is sent. What it may become is bounded by the engine's list size; this bounds
-/// what is decoded in vain after that.
-const MAX_BLOCK_BYTES: u64 = 256 << 10;
 /// Data of so few bytes may be padding alone (RFC 9113 section 6.1).
 const MAX_PADDING_BYTES: u64 = 256;
 /// Windows that a client may open for each frame of data or headers that it got: its stream's and its connection's,
@@ -115,7 +112,6 @@ pub struct Flood {
 struct Block {
     since: Duration,
     frames: u32,
-    bytes: u64,
 }
 
 impl Flood {
@@ -186,7 +182,7 @@ impl Flood {
                     self.last_stream = frame.stream;
                     self.opened += 1;
                 }
-                self.block = Some(Block { since: now, frames: 0, bytes: 0 });
+                self.block = Some(Block { since: now, frames: 0 });
                 self.continue_block(frame)
             }
             kind::CONTINUATION => {
@@ -207,11 +203,8 @@ impl Flood {
     }
 
     fn continue_block(&mut self, frame: &Frame) -> Result<(), FloodFault> {
-        if let Some(block) = &mut self.block {
-            block.bytes += frame.length;
-            if block.frames > MAX_CONTINUATIONS || block.bytes > MAX_BLOCK_BYTES {
-                return Err(FloodFault::Continuations);
-            }
+        if self.block.is_some_and(|block| block.frames > MAX_CONTINUATIONS) {
+            return Err(FloodFault::Continuations);
         }
         if frame.flags & END_HEADERS != 0 {
             self.block = None;
@@ -409,10 +402,6 @@ mod tests {
         assert_eq!(flood.block_since(), Some(now));
         let more = frame(kind::CONTINUATION, 0, 1, &[]);
         assert_eq!(passes(&mut flood, &more, now), (u64::from(MAX_CONTINUATIONS), FloodFault::Continuations));
-        let mut flood = started(now);
-        flood.received(&frame(kind::HEADERS, 0, 1, &[]), now).expect("begun");
-        let large = frame(kind::CONTINUATION, 0, 1, &[0; 16_384]);
-        assert_eq!(passes(&mut flood, &large, now), (MAX_BLOCK_BYTES / 16_384, FloodFault::Continuations));
         let mut flood = started(now);
         for number in 0..1000 {
             flood.received(&frame(kind::HEADERS, 0, 2 * number + 1, &[]), now).expect("begun");
