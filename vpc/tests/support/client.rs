@@ -2,14 +2,15 @@
 //! once they are out of their tunnels; and services, which are namespaces.
 
 use super::guest::carry;
-use super::{World, clean, sh, within};
+use super::{PATIENCE, World, clean, sh, within};
 use model::id::{Generation, ServiceId, VpcId};
 use model::net::MacAddress;
 use model::view::{ClientsEntry, PeeringEntry, ServiceEntry};
-use std::io::PipeWriter;
+use std::io::{ErrorKind, PipeWriter};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use vpc::client::VpcError;
 use vpc::sys::tun;
 
@@ -17,6 +18,20 @@ use vpc::sys::tun;
 pub const POOL: &str = "100.96.0.0/16";
 /// A client's.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(100, 96, 0, 2);
+
+/// Opens a device that was just made. A program that another test starts meanwhile has it too until it is executed, and
+/// nothing tells when that is.
+fn open_free(name: &str) -> OwnedFd {
+    let begin = Instant::now();
+    loop {
+        match tun::open_clients(name) {
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && begin.elapsed() < PATIENCE => {
+                std::thread::yield_now();
+            }
+            opened => return opened.expect("free"),
+        }
+    }
+}
 
 pub struct Client {
     pub namespace: String,
@@ -31,7 +46,7 @@ impl Client {
         sh(&format!("ip netns add {namespace}"));
         let nic = within(&namespace, || {
             tun::make_clients("wg0").expect("a device");
-            tun::open_clients("wg0").expect("free")
+            open_free("wg0")
         })
         .await;
         sh(&format!(
