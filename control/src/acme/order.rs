@@ -12,7 +12,6 @@ use super::challenges::{Challenges, Proof, ShowError, Shown};
 use super::proof::{self, ProofError};
 use crate::publish::{PlanError, Planner};
 use crate::pure::certificate;
-use crate::seal::SealError;
 use crate::store::{CertificateRecord, IssuedRecord, OrderRecord, Store, StoreError, now_ms};
 use crate::wireguard::Keys;
 use instant_acme::{
@@ -54,9 +53,6 @@ pub enum OrderError {
     /// The challenge cannot be shown.
     #[error(transparent)]
     Show(#[from] ShowError),
-    /// The order's key cannot be opened.
-    #[error("the key of the order under way cannot be opened: {0}")]
-    Seal(#[from] SealError),
     /// No key or request can be made.
     #[error("the certificate's key cannot be made: {0}")]
     Make(#[from] rcgen::Error),
@@ -163,7 +159,13 @@ impl Office {
             }
         };
         drop(shown);
-        let (not_before_ms, not_after_ms) = proof::check(name, &chain_pem, &key_pem)?;
+        let (not_before_ms, not_after_ms) = match proof::check(name, &chain_pem, &key_pem) {
+            Ok(times) => times,
+            Err(error) => {
+                self.store.put_order(name, None).await?;
+                return Err(error.into());
+            }
+        };
         let issued = IssuedRecord {
             sealed_key: self.sealed(name, &key_pem),
             renew_ms: certificate::renew_at(name, not_before_ms, not_after_ms),
@@ -182,7 +184,11 @@ impl Office {
         record: &CertificateRecord,
     ) -> Result<Option<(Order, Zeroizing<String>)>, OrderError> {
         let Some(kept) = &record.order else { return Ok(None) };
-        let key = self.keys.seal().open_bytes(&record.name.to_string(), &kept.sealed_key)?;
+        let opened = self.keys.seal().open_bytes(&record.name.to_string(), &kept.sealed_key);
+        let Ok(key) = opened.inspect_err(|error| warn!(name = %record.name, %error, "an order is given up"))
+        else {
+            return Ok(None);
+        };
         let key = Zeroizing::new(String::from_utf8_lossy(&key).into_owned());
         match account.order(kept.url.clone()).await {
             Ok(mut order) => Ok((order.state().status != OrderStatus::Invalid).then_some((order, key))),
