@@ -117,8 +117,7 @@ impl Control {
                 planner: planner.clone(),
                 challenges,
             };
-            let issuer = Issuer::new(office, config.domain.clone(), config.places.tls(), planner.decided());
-            tokio::spawn(issuer.run());
+            tokio::spawn(Issuer::new(office, config.domain.clone()).run());
         }
         let prover = domains::prover(&config.domains);
         if let Some(hours) = config.domains.recheck_hours {

@@ -4,23 +4,25 @@
 //! together by the next, so a hundred changes at once cost two or three publications.
 
 use crate::acme::Challenges;
-use crate::certs;
+use crate::certs::{self, Folder, Published, issued};
 use crate::pure::plan::{Facts, Plan, plan};
 use crate::pure::ssh::{SshFacts, ssh_view};
 use crate::ssh::SshKeys;
-use crate::store::{CertificateRecord, Decision, SessionRecord, Store, StoreError};
+use crate::store::{Decision, SessionRecord, Store, StoreError, now_ms};
 use crate::wireguard::Keys;
 use feed::publish::{PublishError, Publisher};
 use feed::subscribe::Feed;
 use model::config::ControlConfig;
+use model::digest::Digest;
+use model::host::MappedName;
 use model::id::Generation;
 use model::key::SecretKey;
 use model::ssh::SshView;
 use model::view::{CertificateEntry, ChallengeEntry, EdgeView, View, VpcView, VpnView};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -41,9 +43,12 @@ pub enum PlanError {
     /// A view could not be made durable.
     #[error("decision not published: {0}")]
     Publish(Arc<PublishError>),
-    /// The folder of views cannot be made.
+    /// The folders of views and certificates cannot be made.
     #[error("the folder of views cannot be made: {0}")]
     Folder(Arc<io::Error>),
+    /// A certificate's file could not be made durable.
+    #[error("decision not published: a certificate cannot be written: {0}")]
+    Certificates(Arc<io::Error>),
     /// The task that writes ended.
     #[error("decision not published: the writing task ended: {0}")]
     Task(Arc<JoinError>),
@@ -59,6 +64,7 @@ type Answer = Result<Generation, PlanError>;
 pub struct Planner {
     requests: mpsc::Sender<oneshot::Sender<Answer>>,
     certificates: Arc<AtomicUsize>,
+    folder: Folder,
     publisher: Publisher,
     decided: Arc<Notify>,
 }
@@ -83,10 +89,13 @@ impl Planner {
             .max(newest::<VpnView>(&folder, me))
             .max(newest::<SshView>(&folder, me));
         store.raise_generation(published).await.map_err(|error| PlanError::Store(Arc::new(error)))?;
+        issued::settle(&store, &keys).await.map_err(|error| PlanError::Store(Arc::new(error)))?;
+        let files = Published::open(config.places.certificates(), config.edge_gid)
+            .map_err(|error| PlanError::Folder(Arc::new(error)))?;
         tokio::spawn(announce(publisher.clone(), config.places.feed_socket()));
         let (requests, asked) = mpsc::channel(QUEUE);
         let certificates = Arc::new(AtomicUsize::new(0));
-        let tls = config.places.tls();
+        let folder = Folder::new(&config.places.tls());
         let decided = Arc::new(Notify::new());
         let writer = Writer {
             store,
@@ -95,12 +104,14 @@ impl Planner {
             ssh,
             challenges,
             config: config.clone(),
+            folder: folder.clone(),
+            files: Arc::new(Mutex::new(files)),
             certificates: Arc::clone(&certificates),
             decided: Arc::clone(&decided),
         };
         tokio::spawn(writer.run(asked));
-        let planner = Self { requests, certificates, publisher, decided };
-        tokio::spawn(follow_certificates(tls, planner.clone()));
+        let planner = Self { requests, certificates, folder, publisher, decided };
+        tokio::spawn(follow_certificates(planner.clone()));
         Ok(planner)
     }
 
@@ -125,6 +136,12 @@ impl Planner {
         Arc::clone(&self.decided)
     }
 
+    /// What the operator supplies.
+    #[must_use]
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
     /// Certificates in the newest decision.
     #[must_use]
     pub fn certificates(&self) -> usize {
@@ -139,6 +156,9 @@ struct Writer {
     ssh: SshKeys,
     challenges: Challenges,
     config: ControlConfig,
+    folder: Folder,
+    /// Locked by the one task that writes.
+    files: Arc<Mutex<Published>>,
     certificates: Arc<AtomicUsize>,
     decided: Arc<Notify>,
 }
@@ -172,24 +192,42 @@ impl Writer {
     }
 
     async fn once(&self) -> Answer {
-        let decision = self.store.decide().await.map_err(|error| PlanError::Store(Arc::new(error)))?;
+        let failed = |error| PlanError::Store(Arc::new(error));
+        let decision = self.store.decide().await.map_err(failed)?;
         let generation = decision.generation;
+        let missing = self.missing(&decision.certificates);
+        let fresh = issued::files(&self.store, &self.keys, &missing).await.map_err(failed)?;
         let (publisher, config) = (self.publisher.clone(), self.config.clone());
         let (count, keys, ssh) = (Arc::clone(&self.certificates), self.keys.clone(), self.ssh.clone());
+        let (folder, files) = (self.folder.clone(), Arc::clone(&self.files));
         let challenges = self.challenges.all();
         let writing = tokio::task::spawn_blocking(move || {
-            let certificates = certs::all(&config.places.tls(), issued(&keys, &decision.certificates));
+            let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
+            let certificates = files
+                .entries(&folder.pairs(), &decision.certificates, &fresh, now_ms())
+                .map_err(|error| PlanError::Certificates(Arc::new(error)))?;
             count.store(certificates.len(), Ordering::Relaxed);
             write(&publisher, &config, &keys, &ssh, decision, &certificates, &challenges)
+                .map_err(|error| PlanError::Publish(Arc::new(error)))?;
+            if let Err(error) = files.sweep(generation, &certificates, publisher.in_force::<EdgeView>()) {
+                warn!(%error, "files of old certificates stay for now");
+            }
+            Ok(())
         });
         match writing.await {
             Ok(Ok(())) => {
                 self.decided.notify_one();
                 Ok(generation)
             }
-            Ok(Err(error)) => Err(PlanError::Publish(Arc::new(error))),
+            Ok(Err(error)) => Err(error),
             Err(error) => Err(PlanError::Task(Arc::new(error))),
         }
+    }
+
+    /// Names whose certificates have no file yet: most often those that were issued since the last decision.
+    fn missing(&self, certificates: &[(MappedName, Digest)]) -> Vec<MappedName> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        certificates.iter().filter(|(_, file)| !files.has(*file)).map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -266,26 +304,6 @@ fn opened(keys: &Keys, sessions: Vec<SessionRecord>) -> Vec<(SessionRecord, Secr
     sessions.into_iter().filter_map(open).collect()
 }
 
-/// The authority's certificates with their keys. One whose key does not open is left out, and ordered anew when it is
-/// due.
-fn issued(keys: &Keys, records: &[CertificateRecord]) -> Vec<CertificateEntry> {
-    let open = |record: &CertificateRecord| {
-        let (name, issued) = (record.name.to_string(), record.issued.as_ref()?);
-        match keys.seal().open_bytes(&name, &issued.sealed_key) {
-            Ok(key) => Some(CertificateEntry {
-                chain_pem: issued.chain_pem.clone(),
-                key_pem: String::from_utf8_lossy(&key).into_owned(),
-                names: vec![name],
-            }),
-            Err(error) => {
-                warn!(%name, %error, "a certificate cannot be used");
-                None
-            }
-        }
-    };
-    records.iter().filter_map(open).collect()
-}
-
 fn newest<V: View>(folder: &std::path::Path, me: u32) -> Generation {
     Feed::<V>::open(folder, &[me]).current().map_or(Generation(0), |view| view.generation())
 }
@@ -300,10 +318,11 @@ async fn announce(publisher: Publisher, socket: PathBuf) {
 }
 
 /// Publishes when the certificates change.
-async fn follow_certificates(folder: PathBuf, planner: Planner) {
+async fn follow_certificates(planner: Planner) {
+    let folder = planner.folder().path();
     let mut told = false;
     loop {
-        match certs::Watch::new(&folder) {
+        match certs::Watch::new(folder) {
             Ok(watch) => {
                 told = false;
                 while let Ok(()) = watch.changed().await {

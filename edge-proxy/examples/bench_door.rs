@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use feed::blobs::Blobs;
 use feed::publish::Publisher;
 use feed::wire::{Wire, WireListener};
 use model::config::{EdgeConfig, EdgeGuard, Places};
@@ -48,7 +49,8 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let places = Places { data: arguments.folder.join("data"), run: arguments.folder.join("run") };
     std::fs::create_dir_all(&places.run).context("run folder")?;
-    Publisher::new(&places.feed())?.publish(&view(&arguments)?, None)?;
+    let blobs = Blobs::make(places.certificates(), None).context("certificates")?;
+    Publisher::new(&places.feed())?.publish(&view(&arguments, &blobs)?, None)?;
     let dials = WireListener::bind(&places.vpc_socket(), 0o600)?;
     let config = EdgeConfig {
         places,
@@ -80,12 +82,10 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-fn view(arguments: &Arguments) -> Result<EdgeView> {
-    let certificate = CertificateEntry {
-        names: vec![arguments.host.clone()],
-        chain_pem: std::fs::read_to_string(&arguments.certificate)?,
-        key_pem: std::fs::read_to_string(&arguments.key)?,
-    };
+fn view(arguments: &Arguments, blobs: &Blobs) -> Result<EdgeView> {
+    let mut file = std::fs::read(&arguments.key)?;
+    file.extend(std::fs::read(&arguments.certificate)?);
+    let certificate = CertificateEntry { names: vec![arguments.host.clone()], file: blobs.put(&file, None)? };
     let route =
         RouteEntry { host: arguments.host.parse()?, vm: VmId::from_random([1; 20]), port: 80, run: 1 };
     Ok(EdgeView {

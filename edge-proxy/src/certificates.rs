@@ -1,5 +1,6 @@
 //! Certificates by name: exact first, then a wildcard of one label (RFC 6125 section 6.4.3).
 
+use feed::blobs::{BlobError, Blobs};
 use model::host::HostName;
 use model::view::CertificateEntry;
 use rustls::crypto::aws_lc_rs;
@@ -7,12 +8,19 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use thiserror::Error;
+
+/// Most new certificates that are read when a view is taken over, so that a bad one is told at once and the first client
+/// need not wait. Of more, which come with a start, each is read when it is first asked for.
+const READ_AHEAD: usize = 256;
 
 /// Why a certificate cannot be used. Its names are then without one; the others go on.
 #[derive(Debug, Error)]
 pub enum CertificateError {
+    /// Its file is of no use.
+    #[error(transparent)]
+    File(#[from] BlobError),
     /// The chain is not PEM.
     #[error("the chain cannot be read")]
     Chain(#[source] pem::Error),
@@ -24,37 +32,39 @@ pub enum CertificateError {
     Pair(#[source] rustls::Error),
 }
 
-/// A certificate that is ready to be shown.
+/// A certificate.
 #[derive(Debug)]
 pub struct Certificate {
     source: CertificateEntry,
     exact: Vec<HostName>,
     wildcard_of: Vec<HostName>,
-    key: Arc<CertifiedKey>,
+    blobs: Blobs,
+    key: OnceLock<Arc<CertifiedKey>>,
 }
 
 impl Certificate {
-    fn read(source: &CertificateEntry) -> Result<Self, CertificateError> {
-        let chain: Vec<_> = CertificateDer::pem_slice_iter(source.chain_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(CertificateError::Chain)?;
-        let key = PrivateKeyDer::from_pem_slice(source.key_pem.as_bytes()).map_err(CertificateError::Key)?;
-        let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
-            .map_err(CertificateError::Pair)?;
+    fn new(source: &CertificateEntry, blobs: &Blobs) -> Self {
         let (wild, exact): (Vec<_>, Vec<_>) = source.names.iter().partition(|name| name.starts_with("*."));
         let parse = |name: &str| name.parse::<HostName>().ok();
-        Ok(Self {
+        Self {
             source: source.clone(),
             exact: exact.into_iter().filter_map(|name| parse(name)).collect(),
             wildcard_of: wild.into_iter().filter_map(|name| parse(&name[2..])).collect(),
-            key: Arc::new(key),
-        })
+            blobs: blobs.clone(),
+            key: OnceLock::new(),
+        }
     }
 
-    /// What rustls shows to clients.
-    #[must_use]
-    pub fn key(&self) -> Arc<CertifiedKey> {
-        Arc::clone(&self.key)
+    /// What rustls shows to clients. Blocks on the disk the first time, for a file of some kilobytes.
+    ///
+    /// # Errors
+    /// See [`CertificateError`]. The next call tries again.
+    pub fn key(&self) -> Result<Arc<CertifiedKey>, CertificateError> {
+        if let Some(key) = self.key.get() {
+            return Ok(Arc::clone(key));
+        }
+        let key = Arc::new(read(&self.blobs.read(self.source.file)?)?);
+        Ok(Arc::clone(self.key.get_or_init(|| key)))
     }
 
     /// Whether a client that checked this certificate may ask for `name` over the same connection.
@@ -62,6 +72,13 @@ impl Certificate {
     pub fn covers(&self, name: &HostName) -> bool {
         self.exact.contains(name) || self.wildcard_of.iter().any(|parent| name.is_direct_child_of(parent))
     }
+}
+
+fn read(file: &[u8]) -> Result<CertifiedKey, CertificateError> {
+    let chain: Vec<_> =
+        CertificateDer::pem_slice_iter(file).collect::<Result<_, _>>().map_err(CertificateError::Chain)?;
+    let key = PrivateKeyDer::from_pem_slice(file).map_err(CertificateError::Key)?;
+    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(CertificateError::Pair)
 }
 
 /// All certificates of a view.
@@ -73,23 +90,29 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Reads the certificates of a view. Those that `earlier` has are taken from it, since reading costs and routes
-    /// change more often. Also gives what could not be read.
+    /// The certificates of a view, whose files are among `blobs`. Those that `earlier` has are taken from it, since
+    /// reading costs and routes change more often. Also gives what could not be read.
     #[must_use]
     pub fn of<'a>(
         entries: impl IntoIterator<Item = &'a CertificateEntry>,
+        blobs: &Blobs,
         earlier: &Certificates,
     ) -> (Self, Vec<CertificateError>) {
-        let known: HashMap<&str, &Arc<Certificate>> =
-            earlier.all.iter().map(|one| (one.source.chain_pem.as_str(), one)).collect();
-        let mut made = Self::default();
-        let mut faults = Vec::new();
+        let known: HashMap<_, &Arc<Certificate>> =
+            earlier.all.iter().map(|one| (one.source.file, one)).collect();
+        let (mut made, mut faults, mut read_ahead) = (Self::default(), Vec::new(), 0);
         for entry in entries {
-            let kept = known.get(entry.chain_pem.as_str()).filter(|known| known.source == *entry);
-            match kept.map_or_else(|| Certificate::read(entry).map(Arc::new), |known| Ok(Arc::clone(known))) {
-                Ok(certificate) => made.add(certificate),
-                Err(fault) => faults.push(fault),
+            let kept = known.get(&entry.file).filter(|known| known.source == *entry);
+            let certificate =
+                kept.map_or_else(|| Arc::new(Certificate::new(entry, blobs)), |one| Arc::clone(one));
+            if kept.is_none() && read_ahead < READ_AHEAD {
+                read_ahead += 1;
+                if let Err(fault) = certificate.key() {
+                    faults.push(fault);
+                    continue;
+                }
             }
+            made.add(certificate);
         }
         (made, faults)
     }
@@ -131,10 +154,21 @@ impl Certificates {
 mod tests {
     use super::*;
 
-    fn entry(names: &[&str]) -> CertificateEntry {
+    fn blobs() -> (tempfile::TempDir, Blobs) {
+        let folder = tempfile::tempdir().expect("folder");
+        let blobs = Blobs::make(folder.path().join("certificates"), None).expect("blobs");
+        (folder, blobs)
+    }
+
+    fn made(names: &[&str]) -> (Vec<String>, String, String) {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let made = rcgen::generate_simple_self_signed(names.clone()).expect("certificate");
-        CertificateEntry { names, chain_pem: made.cert.pem(), key_pem: made.signing_key.serialize_pem() }
+        (names, made.signing_key.serialize_pem(), made.cert.pem())
+    }
+
+    fn entry(blobs: &Blobs, names: &[&str]) -> CertificateEntry {
+        let (names, key, chain) = made(names);
+        CertificateEntry { names, file: blobs.put((key + &chain).as_bytes(), None).expect("put") }
     }
 
     fn name(text: &str) -> HostName {
@@ -143,8 +177,10 @@ mod tests {
 
     #[test]
     fn exact_before_wildcard_and_one_label_only() {
-        let (wild, one) = (entry(&["*.style.dev"]), entry(&["a.style.dev", "www.example.org"]));
-        let (certificates, faults) = Certificates::of([&wild, &one], &Certificates::default());
+        let (_folder, blobs) = blobs();
+        let (wild, one) =
+            (entry(&blobs, &["*.style.dev"]), entry(&blobs, &["a.style.dev", "www.example.org"]));
+        let (certificates, faults) = Certificates::of([&wild, &one], &blobs, &Certificates::default());
         assert!(faults.is_empty());
         let found = |text: &str| certificates.find(&name(text)).map(|one| one.source.names[0].clone());
         assert_eq!(found("a.style.dev").as_deref(), Some("a.style.dev"));
@@ -157,15 +193,36 @@ mod tests {
 
     #[test]
     fn a_bad_one_is_left_out_alone_and_known_ones_are_not_read_again() {
-        let (good, mut bad, mut mixed) = (entry(&["a.dev"]), entry(&["b.dev"]), entry(&["c.dev"]));
-        bad.chain_pem = "nothing".into();
-        mixed.key_pem.clone_from(&good.key_pem);
-        let (first, faults) = Certificates::of([&good, &bad, &mixed], &Certificates::default());
+        let (_folder, blobs) = blobs();
+        let good = entry(&blobs, &["a.dev"]);
+        let put = |text: String| blobs.put(text.as_bytes(), None).expect("put");
+        let bad = CertificateEntry { names: vec!["b.dev".to_owned()], file: put("nothing".to_owned()) };
+        let (names, _, chain) = made(&["c.dev"]);
+        let mixed = CertificateEntry { names, file: put(made(&["a.dev"]).1 + &chain) };
+        let (first, faults) = Certificates::of([&good, &bad, &mixed], &blobs, &Certificates::default());
         assert_eq!((first.len(), faults.len()), (1, 2));
-        let (second, _) = Certificates::of([&good], &first);
+        let (second, _) = Certificates::of([&good], &blobs, &first);
         assert!(Arc::ptr_eq(&first.all[0], &second.all[0]));
-        let renewed = entry(&["a.dev"]);
-        let (third, _) = Certificates::of([&renewed], &second);
+        let renewed = entry(&blobs, &["a.dev"]);
+        let (third, _) = Certificates::of([&renewed], &blobs, &second);
         assert!(!Arc::ptr_eq(&second.all[0], &third.all[0]));
+    }
+
+    #[test]
+    fn of_many_those_asked_for_are_read_and_a_missing_file_is_told_until_it_is_there() {
+        let (_folder, blobs) = blobs();
+        let (names, key, chain) = made(&["late.dev"]);
+        let file = key + &chain;
+        let late = CertificateEntry { names, file: blobs.put(file.as_bytes(), None).expect("put") };
+        blobs.remove(late.file).expect("removed");
+        let good = entry(&blobs, &["a.dev"]);
+        let many: Vec<_> = std::iter::repeat_n(&good, READ_AHEAD).chain([&late]).collect();
+        let (certificates, faults) = Certificates::of(many, &blobs, &Certificates::default());
+        assert!(faults.is_empty(), "nobody asked for it yet");
+        let late = certificates.find(&name("late.dev")).expect("listed");
+        assert!(matches!(late.key(), Err(CertificateError::File(_))));
+        blobs.put(file.as_bytes(), None).expect("put");
+        let key = late.key().expect("read");
+        assert!(Arc::ptr_eq(&key, &late.key().expect("kept")));
     }
 }

@@ -43,6 +43,7 @@ use crate::proxy::Edge;
 use crate::settings::Settings;
 use crate::table::Tables;
 use crate::tls::{Tls, TlsError};
+use feed::blobs::Blobs;
 use feed::subscribe::Feed;
 use model::config::Places;
 use model::view::EdgeView;
@@ -91,7 +92,7 @@ pub async fn run(
     metrics: Arc<Metrics>,
     asked_to_stop: impl Future<Output = ()>,
 ) -> Result<(), TlsError> {
-    let tables = Tables::default();
+    let tables = Tables::new(Blobs::at(places.certificates()));
     let vpc = VpcClient::new(places.vpc_socket());
     let dialer = Dialer::new(vpc, places.api_socket(), Arc::clone(&metrics));
     let (stop, stopped) = watch::channel(false);

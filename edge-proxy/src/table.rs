@@ -5,6 +5,7 @@ use crate::challenges::Challenges;
 use crate::dial::Dialer;
 use crate::metrics::{Count, Metrics};
 use arc_swap::ArcSwap;
+use feed::blobs::Blobs;
 use feed::subscribe::Feed;
 use model::host::HostName;
 use model::route::{Route, RouteTable};
@@ -31,12 +32,19 @@ impl Table {
 }
 
 /// The table in force. Cheap to clone; reading takes no lock.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tables {
     current: Arc<ArcSwap<Table>>,
+    blobs: Blobs,
 }
 
 impl Tables {
+    /// An empty one. The certificates' files will be among these.
+    #[must_use]
+    pub fn new(blobs: Blobs) -> Self {
+        Self { current: Arc::default(), blobs }
+    }
+
     /// The table in force now.
     #[must_use]
     pub fn now(&self) -> arc_swap::Guard<Arc<Table>> {
@@ -46,7 +54,7 @@ impl Tables {
     /// Makes the table of a view and puts it in force. Reading certificates costs, so this may take a while.
     pub fn take_over(&self, view: &EdgeView, metrics: &Metrics) {
         let earlier = self.current.load();
-        let (certificates, faults) = Certificates::of(&view.certificates, &earlier.certificates);
+        let (certificates, faults) = Certificates::of(&view.certificates, &self.blobs, &earlier.certificates);
         let (challenges, unfit) = Challenges::of(&view.challenges);
         for fault in faults.into_iter().chain(unfit) {
             metrics.count(Count::BadCertificates);

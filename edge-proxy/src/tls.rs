@@ -93,12 +93,22 @@ impl Tls {
             return Err(self.prove(start).await?);
         }
         let certificate = self.tables.now().find(start.client_hello().server_name());
-        let Some(certificate) = certificate else {
+        // Read here, so that rustls finds it ready.
+        let Some(certificate) = certificate.filter(|certificate| self.is_ready(certificate)) else {
             start.io.write_all(&UNRECOGNIZED_NAME).await?;
             start.io.shutdown().await?;
             return Err(Failure::NoCertificate);
         };
         Ok((start.into_stream(Arc::clone(&self.config)).await?, certificate))
+    }
+
+    fn is_ready(&self, certificate: &Certificate) -> bool {
+        let read = certificate.key();
+        if let Err(fault) = &read {
+            self.metrics.count(Count::BadCertificates);
+            tracing::debug!(%fault, "a certificate cannot be shown");
+        }
+        read.is_ok()
     }
 
     /// Shows a certificate authority what it asked to see (RFC 8737 section 3). Nothing comes after it.
@@ -142,6 +152,6 @@ struct Resolver {
 
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.tables.now().find(hello.server_name()).map(|certificate| certificate.key())
+        self.tables.now().find(hello.server_name()).and_then(|certificate| certificate.key().ok())
     }
 }

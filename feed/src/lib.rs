@@ -3,9 +3,11 @@
 //! - [`publish`]: control writes one view per process (write, fsync, rename) and announces its generation.
 //! - [`subscribe`]: a process starts from the file, swaps in newer ones, refuses older ones, and needs no control
 //!   to start or to go on.
+//! - [`blobs`]: what is large and seldom new, in files that views name by their content.
 //! - [`lines`]: a log of JSON lines in bounded files.
 //! - [`wire`]: one JSON message per packet, with file descriptors, between two processes of this host.
 
+pub mod blobs;
 pub mod lines;
 pub mod publish;
 pub mod subscribe;

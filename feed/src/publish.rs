@@ -85,6 +85,12 @@ impl Publisher {
         debug_assert!(reached.is_ok());
     }
 
+    /// The generation of the view that a reader told of last to be in force with it.
+    #[must_use]
+    pub fn in_force<V: View>(&self) -> Option<Generation> {
+        self.in_force.borrow().get(V::NAME).copied()
+    }
+
     /// Makes the view durable, then announces it. The file can be read by its owner and by `group`, if any.
     /// Blocks on the disk: call it from a blocking context.
     ///

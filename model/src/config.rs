@@ -24,6 +24,11 @@ impl Places {
     pub fn feed(&self) -> PathBuf {
         self.data.join("feed")
     }
+    /// Certificates with their keys, in files that edge-proxy's view names.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        self.feed().join("certificates")
+    }
     /// Where readers of views hear of new ones.
     #[must_use]
     pub fn feed_socket(&self) -> PathBuf {

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod api;
 pub mod config;
+pub mod digest;
 pub mod firewall;
 pub mod host;
 pub mod id;

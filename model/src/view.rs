@@ -2,6 +2,7 @@
 //!
 //! An entry that cannot be read is left out and counted, so that it fails closed alone and the others serve.
 
+use crate::digest::Digest;
 use crate::firewall::RuleEntry;
 use crate::host::{HostName, MappedName};
 use crate::id::{Generation, PeeringId, ServiceId, VmId, VpcId, WireGuardSessionId};
@@ -93,24 +94,14 @@ pub struct RouteEntry {
     pub run: u64,
 }
 
-/// A certificate with its key, for the names that it covers.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A certificate with its key, for the names that it covers. Both stand in a file of their own, which a view need not
+/// carry along each time that something else changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateEntry {
     /// Names as in the certificate; `*.` stands for one label.
     pub names: Vec<String>,
-    /// Leaf first, PEM.
-    pub chain_pem: String,
-    /// PKCS #8, PEM. A secret.
-    pub key_pem: String,
-}
-
-impl fmt::Debug for CertificateEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CertificateEntry")
-            .field("names", &self.names)
-            .field("key_pem", &"***")
-            .finish_non_exhaustive()
-    }
+    /// Names the file: a key (PKCS #8) and a chain, leaf first, as PEM (RFC 7468). A secret.
+    pub file: Digest,
 }
 
 /// What a certificate authority asks the doors to show, as proof that a name leads here (RFC 8555 section 8).
@@ -437,7 +428,8 @@ mod tests {
 
     #[test]
     fn a_key_never_prints() {
-        let entry = CertificateEntry { names: vec![], chain_pem: String::new(), key_pem: "SECRET".into() };
+        let name = "a.dev".parse().expect("name");
+        let entry = ChallengeEntry::TlsAlpn { name, chain_pem: String::new(), key_pem: "SECRET".into() };
         assert!(!format!("{entry:?}").contains("SECRET"));
     }
 }

@@ -26,6 +26,8 @@ use tokio::time::timeout;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Names that are certified when `NAMES` does not say how many.
 const FEW: usize = 12;
+/// How often control dies in the test of that.
+const DEATHS: usize = 4;
 /// Longer than any test.
 const LONG_LIFE: u32 = 90 * 24 * 3600;
 
@@ -241,6 +243,16 @@ async fn patiently<T>(write: impl AsyncFn() -> Result<T, StoreError>) -> T {
     timeout(PATIENCE, tries).await.expect("written")
 }
 
+/// Looks until it is so.
+async fn patiently_until(so: impl AsyncFn() -> bool) {
+    let looking = async {
+        while !so().await {
+            tokio::time::sleep(LOOK_AGAIN / 10).await;
+        }
+    };
+    timeout(PATIENCE, looking).await.expect("it comes to be so");
+}
+
 async fn serve(places: Places, doors: Doors) {
     let mut settings = Settings::new(doors.https.port(), 1000);
     settings.dns_host = Some("dns.style.dev".parse().expect("name"));
@@ -419,6 +431,29 @@ async fn an_authority_that_says_when_is_followed() {
     town.until(name, of_its_own).await;
     let replaced = std::fs::read_to_string(folder.join("replaced")).expect("the order says what it replaces");
     assert_eq!(replaced.lines().count(), 1, "{replaced}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_may_die_while_names_are_certified() {
+    let mut town = Town::new(Plan { quick: true, ..Plan::default() }).await;
+    let names: Vec<_> = (0..FEW).map(|number| format!("n{number}.example.com")).collect();
+    for name in &names {
+        town.map(name).await;
+    }
+    // Each time at another moment: orders are counted, made, written down, proved.
+    for deaths in 1..=DEATHS {
+        let store = town.store().await;
+        let least = deaths * FEW / (DEATHS + 1);
+        patiently_until(async || store.orders().await.is_ok_and(|orders| orders.len() >= least)).await;
+        drop(store);
+        town.bench.restart().await;
+    }
+    for name in &names {
+        town.issued(name).await;
+    }
+    let orders = town.store().await.orders().await.expect("orders").len();
+    assert!((FEW..=FEW + DEATHS * FEW / 2).contains(&orders), "what was written down is taken up: {orders}");
+    town.served(&names[0], &town.pebble.root().await).await;
 }
 
 /// How long many names take, by a quick authority. `NAMES=1000 cargo test -p tests --test words many_names --

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
+use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use vmm::client::{IdleWatch, Origin, Refusal};
@@ -40,7 +41,9 @@ struct Done {
 struct Bench {
     world: World,
     folder: tempfile::TempDir,
-    _stop: watch::Sender<bool>,
+    config: ControlConfig,
+    /// Control's own, so that it can die alone.
+    control: Option<Runtime>,
 }
 
 impl Bench {
@@ -54,10 +57,15 @@ impl Bench {
         let mut config = config(folder.path());
         change(&mut config);
         let world = World::start(&config.places.vmm_socket());
-        let control = Control::start(config, FailPoints::default()).await.expect("start");
-        let (stop, stopping) = watch::channel(false);
-        tokio::spawn(control.serve(stopping));
-        Self { world, folder, _stop: stop }
+        let control = Some(started(&config).await);
+        Self { world, folder, config, control }
+    }
+
+    /// Control dies wherever it is, and starts again.
+    async fn restart(&mut self) {
+        let control = self.control.take().expect("control runs");
+        tokio::task::spawn_blocking(move || control.shutdown_timeout(PATIENCE)).await.expect("it is dead");
+        self.control = Some(started(&self.config).await);
     }
 
     /// Runs `gatehouse` with these words.
@@ -95,6 +103,29 @@ impl Bench {
     async fn state(&self, vm: &str) -> String {
         self.json(&["vm", "get", vm]).await["state"].as_str().expect("a state").to_owned()
     }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(control) = self.control.take() {
+            control.shutdown_background();
+        }
+    }
+}
+
+async fn started(config: &ControlConfig) -> Runtime {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let (config, (stop, stopping)) = (config.clone(), watch::channel(false));
+    let started = runtime.spawn(async move {
+        let control = Control::start(config, FailPoints::default()).await.expect("start");
+        tokio::spawn(async move {
+            control.serve(stopping).await;
+            drop(stop);
+        });
+    });
+    started.await.expect("control starts");
+    runtime
 }
 
 fn config(folder: &Path) -> ControlConfig {

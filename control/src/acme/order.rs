@@ -10,6 +10,7 @@ use super::ASK_EVERY;
 use super::account::{AccountError, Accounts};
 use super::challenges::{Challenges, Proof, ShowError, Shown};
 use super::proof::{self, ProofError};
+use crate::certs;
 use crate::publish::{PlanError, Planner};
 use crate::pure::certificate;
 use crate::store::{CertificateRecord, IssuedRecord, OrderRecord, Store, StoreError, now_ms};
@@ -19,6 +20,7 @@ use instant_acme::{
     OrderStatus, RetryPolicy,
 };
 use model::config::{AcmeConfig, ChallengeKind};
+use model::digest::Digest;
 use model::host::MappedName;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls_pki_types::CertificateDer;
@@ -174,7 +176,8 @@ impl Office {
             not_after_ms,
         };
         let ask_ms = now_ms().saturating_add(i64::try_from(ASK_EVERY.as_millis()).unwrap_or(i64::MAX));
-        Ok(self.store.put_certificate(name, &issued, ask_ms).await?)
+        let file = Digest::of(&certs::file(key_pem.as_bytes(), &issued.chain_pem));
+        Ok(self.store.put_certificate(name, &issued, file, ask_ms).await?)
     }
 
     /// The order that was under way, unless the authority has given it up.

@@ -9,7 +9,6 @@ use super::openapi::Shape;
 use super::routes::Route;
 use super::verifications::{owned, shown};
 use super::vms::stored;
-use crate::certs;
 use crate::fault::Fault;
 use crate::pure::certificate::covers;
 use crate::pure::domain::{Proofs, held_back};
@@ -114,9 +113,10 @@ struct Certified {
 }
 
 async fn certified(api: &Api, name: &MappedName) -> Result<Certified, Fault> {
-    let folder = api.0.config.places.tls();
-    let read = tokio::task::spawn_blocking(move || certs::names(&folder));
-    let mut names = read.await.map_err(|error| Fault::internal(error.to_string()))?;
+    let folder = api.0.planner.folder().clone();
+    let read = tokio::task::spawn_blocking(move || folder.pairs());
+    let pairs = read.await.map_err(|error| Fault::internal(error.to_string()))?;
+    let mut names: Vec<_> = pairs.iter().flat_map(|pair| pair.names.iter().cloned()).collect();
     let mut known = Certified::default();
     let above = name.base().parent().map(MappedName::below);
     for other in [Some(name.clone()), above].into_iter().flatten() {

@@ -2,6 +2,7 @@
 
 use super::{Store, StoreError, flag, maybe_number, now_ms, number, parsed};
 use crate::pure::certificate::{BUDGET_WINDOW, Standing};
+use model::digest::Digest;
 use model::host::{HostName, MappedName};
 use model::id::AccountId;
 use sqlx::sqlite::SqliteRow;
@@ -181,8 +182,8 @@ impl Store {
         Ok(())
     }
 
-    /// Puts a new certificate in place of the last one; the order for it is over. The authority is not asked when to
-    /// renew before `ask_ms`.
+    /// Puts a new certificate in place of the last one; the order for it is over. `file` is what it will be shown from.
+    /// The authority is not asked when to renew before `ask_ms`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -190,11 +191,12 @@ impl Store {
         &self,
         name: &MappedName,
         issued: &IssuedRecord,
+        file: Digest,
         ask_ms: i64,
     ) -> Result<(), StoreError> {
         sqlx::query(
             "UPDATE certificates SET chain_pem = $2, sealed_key = $3, not_before_ms = $4, not_after_ms = $5,
-                renew_ms = $6, ask_ms = $7, order_url = NULL, order_key = NULL, failures = 0, next_ms = 0,
+                renew_ms = $6, ask_ms = $7, file = $8, order_url = NULL, order_key = NULL, failures = 0, next_ms = 0,
                 last_error = NULL, last_error_ms = NULL WHERE name = $1",
         )
         .bind(name.to_string())
@@ -204,6 +206,61 @@ impl Store {
         .bind(issued.not_after_ms)
         .bind(issued.renew_ms)
         .bind(ask_ms)
+        .bind(file.to_string())
+        .execute(&self.writer)
+        .await?;
+        Ok(())
+    }
+
+    /// The names with a certificate for which no file is known.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn without_file(&self) -> Result<Vec<MappedName>, StoreError> {
+        let rows = sqlx::query("SELECT name FROM certificates WHERE chain_pem IS NOT NULL AND file IS NULL")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(|row| parsed(row, "name")).collect()
+    }
+
+    /// Writes down from which file a certificate is shown, if it is still this one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_file(
+        &self,
+        name: &MappedName,
+        issued: &IssuedRecord,
+        file: Digest,
+    ) -> Result<(), StoreError> {
+        sqlx::query("UPDATE certificates SET file = $3 WHERE name = $1 AND sealed_key = $2")
+            .bind(name.to_string())
+            .bind(&issued.sealed_key)
+            .bind(file.to_string())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Writes down that a certificate cannot be shown, and why: another one is due at once. It is kept, since the right
+    /// key may come back.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn certificate_lost(
+        &self,
+        name: &MappedName,
+        issued: &IssuedRecord,
+        why: &str,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE certificates SET file = NULL, renew_ms = 0, last_error = $3, last_error_ms = $4
+             WHERE name = $1 AND sealed_key = $2",
+        )
+        .bind(name.to_string())
+        .bind(&issued.sealed_key)
+        .bind(why)
+        .bind(now_ms())
         .execute(&self.writer)
         .await?;
         Ok(())
@@ -295,13 +352,16 @@ impl Store {
     }
 }
 
-/// Those that are to be shown.
+/// Those that are to be shown, by the names of their files.
 pub(super) async fn shown(
     transaction: &mut Transaction<'static, Sqlite>,
-) -> Result<Vec<CertificateRecord>, StoreError> {
-    let statement = format!("{COLUMNS} WHERE wanted = 1 AND chain_pem IS NOT NULL ORDER BY name");
-    let rows = sqlx::query(sqlx::AssertSqlSafe(statement)).fetch_all(&mut **transaction).await?;
-    rows.iter().map(record).collect()
+) -> Result<Vec<(MappedName, Digest)>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT name, file FROM certificates WHERE wanted = 1 AND file IS NOT NULL ORDER BY name",
+    )
+    .fetch_all(&mut **transaction)
+    .await?;
+    rows.iter().map(|row| Ok((parsed(row, "name")?, parsed(row, "file")?))).collect()
 }
 
 fn window() -> i64 {

@@ -42,6 +42,7 @@ pub use ssh_keys::{MAX_KEYS_OF_ACCOUNT, MAX_KEYS_OF_ONE, SshKeyRecord};
 pub use vms::{NewVm, VmRecord};
 pub use vpcs::{DeleteVpc, NewNic, TooManyVpcs, VpcRecord};
 
+use model::digest::Digest;
 use model::host::MappedName;
 use model::id::Generation;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -72,6 +73,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "identities", include_str!("../../migrations/0005_identities.sql")),
     (6, "domains", include_str!("../../migrations/0006_domains.sql")),
     (7, "certificates", include_str!("../../migrations/0007_certificates.sql")),
+    (8, "certificate files", include_str!("../../migrations/0008_certificate_files.sql")),
 ];
 
 /// Why the store could not do it. Nothing was changed.
@@ -133,8 +135,8 @@ pub struct Decision {
     pub grants: Vec<GrantRecord>,
     /// All public keys that log in by SSH.
     pub ssh_keys: Vec<SshKeyRecord>,
-    /// The certificates that are to be shown.
-    pub certificates: Vec<CertificateRecord>,
+    /// The certificates that are to be shown, by the names of their files.
+    pub certificates: Vec<(MappedName, Digest)>,
 }
 
 /// The store. Cheap to clone.

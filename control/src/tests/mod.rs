@@ -1,6 +1,7 @@
 //! Control as a whole, over its real sockets. What stands beyond its borders (the supervisor of the VMs, the agents in
 //! them) is played by [`world`], which speaks their protocols: machines need KVM, and the end-to-end tests have it.
 
+mod certificates;
 mod copies;
 mod crash;
 mod domains;

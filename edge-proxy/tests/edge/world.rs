@@ -3,6 +3,7 @@
 use edge_proxy::listeners::{self, Listeners};
 use edge_proxy::metrics::{Count, Metrics};
 use edge_proxy::settings::Settings;
+use feed::blobs::Blobs;
 use feed::publish::Publisher;
 use feed::subscribe::Feed;
 use feed::wire::{Wire, WireListener};
@@ -68,6 +69,7 @@ pub struct World {
 struct Authority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pem: String,
+    blobs: Blobs,
 }
 
 impl World {
@@ -99,7 +101,8 @@ impl World {
         std::fs::create_dir_all(&places.run).expect("run folder");
         let ports = Arc::default();
         tokio::spawn(answer_dials(places.vpc_socket(), Arc::clone(&ports)));
-        let authority = Authority::new();
+        let blobs = Blobs::make(places.certificates(), None).expect("blobs");
+        let authority = Authority::new(blobs);
         std::fs::write(folder.path().join("ca.pem"), &authority.pem).expect("ca");
         let certificates = vec![authority.certify(&["*.style.dev"]), authority.certify(&["www.example.org"])];
         let view = EdgeView {
@@ -296,14 +299,14 @@ pub struct Curled {
 }
 
 impl Authority {
-    fn new() -> Self {
+    fn new(blobs: Blobs) -> Self {
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, "The test's authority");
         params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
         let key = rcgen::KeyPair::generate().expect("key");
         let pem = params.self_signed(&key).expect("ca").pem();
-        Self { issuer: rcgen::Issuer::new(params, key), pem }
+        Self { issuer: rcgen::Issuer::new(params, key), pem, blobs }
     }
 
     fn certify(&self, names: &[&str]) -> CertificateEntry {
@@ -311,7 +314,8 @@ impl Authority {
         let key = rcgen::KeyPair::generate().expect("key");
         let params = rcgen::CertificateParams::new(names.clone()).expect("names");
         let leaf = params.signed_by(&key, &self.issuer).expect("leaf");
-        CertificateEntry { names, chain_pem: leaf.pem(), key_pem: key.serialize_pem() }
+        let file = key.serialize_pem() + &leaf.pem();
+        CertificateEntry { names, file: self.blobs.put(file.as_bytes(), None).expect("put") }
     }
 }
 

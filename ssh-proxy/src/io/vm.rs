@@ -25,7 +25,7 @@ use vpc::client::{Refusal, VpcError};
 
 /// Longest that a login waits for a stopped VM to start: a boot of a large image, and its sshd's.
 const START_WAIT: Duration = Duration::from_secs(180);
-/// Longest that it waits for sshd to listen, where the VM is up: less than a login would take patience.
+/// Longest that it waits for sshd to listen, where the VM was up: less than a login would take patience.
 const LISTEN_WAIT: Duration = Duration::from_secs(60);
 /// Between tries to reach an sshd that does not listen yet: the guest tells of no event.
 const DIAL_AGAIN: Duration = Duration::from_millis(200);
@@ -152,8 +152,11 @@ impl client::Handler for Guest {
 /// # Errors
 /// See [`VmError`].
 pub async fn reach(front: Arc<Front>, login: Login, session: SshSessionId) -> Result<VmLeg, VmError> {
-    let login = started(&front, login).await?;
-    let leg = dial(&front, &login).await?;
+    let begun = Instant::now();
+    let (login, boots) = started(&front, login, begun + START_WAIT).await?;
+    // Up is not booted: a VM that starts for this login has all of the time that a start has.
+    let until = if boots { begun + START_WAIT } else { Instant::now() + LISTEN_WAIT };
+    let leg = dial(&front, &login, until).await?;
     let guard = Cut(Some(leg.clone()));
     let keys = host_keys(&front, login.vm()).await?;
     let until = Instant::now() + HANDSHAKE_WAIT;
@@ -180,14 +183,14 @@ impl Drop for Cut {
     }
 }
 
-async fn started(front: &Front, login: Login) -> Result<Login, VmError> {
-    let until = Instant::now() + START_WAIT;
+/// The login as it is once the VM is up, and whether that was waited for.
+async fn started(front: &Front, login: Login, until: Instant) -> Result<(Login, bool), VmError> {
     let mut changes = front.changes();
     let mut wish = None;
     loop {
         let now = changes.borrow_and_update().table.again(&login)?;
         if now.state() != SshVmState::Down {
-            return Ok(now);
+            return Ok((now, wish.is_some()));
         }
         wish.get_or_insert_with(|| front.sessions.wish(now.vm()));
         if timeout_at(until, changes.changed()).await.is_err() {
@@ -196,8 +199,7 @@ async fn started(front: &Front, login: Login) -> Result<Login, VmError> {
     }
 }
 
-async fn dial(front: &Front, login: &Login) -> Result<Leg, VmError> {
-    let until = Instant::now() + LISTEN_WAIT;
+async fn dial(front: &Front, login: &Login, until: Instant) -> Result<Leg, VmError> {
     loop {
         match front.vpc.dial(login.permit()).await {
             Ok(stream) => return Ok(Leg::new(stream)),

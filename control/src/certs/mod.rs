@@ -1,21 +1,30 @@
-//! The certificates that edge-proxy serves: pairs `<name>.chain.pem` and `<name>.key.pem` in one folder, read again
-//! when the folder changes.
+//! The certificates that edge-proxy serves. The house's own and those that the operator supplies are pairs
+//! `<name>.chain.pem` and `<name>.key.pem` in one folder, read again when the folder changes; those of the authority are
+//! in the store. All are published as files of their own, which a view names.
+
+pub mod issued;
+mod published;
+
+pub use published::Published;
 
 use crate::pure::certificate::Supplied;
-use crate::store::now_ms;
 use feed::sys::register;
-use model::view::CertificateEntry;
+use model::digest::Digest;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
+use zeroize::Zeroizing;
 
 /// Largest file: a chain of a few certificates.
 const MAX_PEM_BYTES: u64 = 256 << 10;
@@ -79,40 +88,89 @@ impl Watch {
     }
 }
 
-/// All certificates in the order in which a later one wins: the house's own and those that are over, then the
-/// authority's, then those that the operator put into the folder.
-#[must_use]
-pub fn all(folder: &Path, issued: Vec<CertificateEntry>) -> Vec<CertificateEntry> {
-    let now = now_ms();
-    let (good, poor): (Vec<_>, Vec<_>) =
-        load(folder).into_iter().partition(|pair| pair.stem != OWN_STEM && pair.not_after_ms > now);
-    let entries = |pairs: Vec<Pair>| pairs.into_iter().map(|pair| pair.entry);
-    entries(poor).chain(issued).chain(entries(good)).collect()
-}
-
-/// What the operator put into the folder. Blocks on the disk.
-#[must_use]
-pub fn supplied(folder: &Path) -> Vec<Supplied> {
-    let pairs = load(folder).into_iter().filter(|pair| pair.stem != OWN_STEM);
-    pairs.map(|pair| Supplied { names: pair.entry.names, not_after_ms: pair.not_after_ms }).collect()
-}
-
-/// The names in all certificates of the folder, also the house's own. Blocks on the disk.
-#[must_use]
-pub fn names(folder: &Path) -> Vec<String> {
-    load(folder).into_iter().flat_map(|pair| pair.entry.names).collect()
-}
-
 /// A pair of the folder.
 #[derive(Debug)]
-struct Pair {
+pub struct Pair {
+    /// What its files are called.
     stem: String,
-    entry: CertificateEntry,
+    /// The names in it, lower case.
+    pub names: Vec<String>,
+    /// When it ends, since the Unix epoch.
     not_after_ms: i64,
+    /// What edge-proxy is given.
+    pub file: Zeroizing<Vec<u8>>,
+    /// Names that.
+    pub digest: Digest,
 }
 
-/// Reads all pairs of the folder, sorted by name. A bad one is logged and left out; the others serve.
-fn load(folder: &Path) -> Vec<Pair> {
+impl Pair {
+    /// Whether it goes before what the authority gave: the operator wants it, and it is not over.
+    #[must_use]
+    pub fn is_preferred(&self, now_ms: i64) -> bool {
+        self.stem != OWN_STEM && self.not_after_ms > now_ms
+    }
+}
+
+/// The folder. What was read of it is kept while its files stay the same. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: Arc<Path>,
+    known: Arc<Mutex<BTreeMap<String, Known>>>,
+}
+
+/// What is known of a pair: none of a bad one, which was told of.
+type Known = (Stamps, Option<Arc<Pair>>);
+/// Of both files: inode, size, and the times of the last changes of content and of all else.
+type Stamps = [(u64, u64, i64, i64, i64, i64); 2];
+
+impl Folder {
+    /// Nothing is read yet.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.into(), known: Arc::default() }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All pairs, sorted by name. A bad one is logged and left out; the others serve. Blocks on the disk.
+    #[must_use]
+    pub fn pairs(&self) -> Vec<Arc<Pair>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut before = std::mem::take(&mut *known);
+        for stem in stems(&self.path) {
+            let Some(stamps) = stamps(&self.path, &stem) else { continue };
+            let kept = before.remove(&stem).filter(|(kept, _)| *kept == stamps);
+            let found = kept.unwrap_or_else(|| (stamps, one(&self.path, &stem).map(Arc::new)));
+            known.insert(stem, found);
+        }
+        known.values().filter_map(|(_, pair)| pair.clone()).collect()
+    }
+
+    /// What the operator put there. Blocks on the disk.
+    #[must_use]
+    pub fn supplied(&self) -> Vec<Supplied> {
+        let pairs = self.pairs().into_iter().filter(|pair| pair.stem != OWN_STEM);
+        pairs.map(|pair| Supplied { names: pair.names.clone(), not_after_ms: pair.not_after_ms }).collect()
+    }
+}
+
+/// What edge-proxy is given of a certificate, see [`model::view::CertificateEntry`].
+#[must_use]
+pub fn file(key_pem: &[u8], chain_pem: &str) -> Zeroizing<Vec<u8>> {
+    let mut file = Zeroizing::new(Vec::with_capacity(key_pem.len() + chain_pem.len() + 1));
+    file.extend_from_slice(key_pem);
+    if !key_pem.ends_with(b"\n") {
+        file.push(b'\n');
+    }
+    file.extend_from_slice(chain_pem.as_bytes());
+    file
+}
+
+fn stems(folder: &Path) -> Vec<String> {
     let listing = match fs::read_dir(folder) {
         Ok(listing) => listing,
         Err(error) => {
@@ -128,7 +186,16 @@ fn load(folder: &Path) -> Vec<Pair> {
         warn!(pairs = stems.len(), kept = MAX_PAIRS, "too many certificates; the last ones are left out");
         stems.truncate(MAX_PAIRS);
     }
-    stems.iter().filter_map(|stem| one(folder, stem)).collect()
+    stems
+}
+
+/// None while one of the files is not there: a pair comes file by file.
+fn stamps(folder: &Path, stem: &str) -> Option<Stamps> {
+    let stamp = |suffix| {
+        let file = fs::metadata(folder.join(format!("{stem}{suffix}"))).ok()?;
+        Some((file.ino(), file.size(), file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()))
+    };
+    Some([stamp(CHAIN_SUFFIX)?, stamp(KEY_SUFFIX)?])
 }
 
 fn one(folder: &Path, stem: &str) -> Option<Pair> {
@@ -143,10 +210,11 @@ fn one(folder: &Path, stem: &str) -> Option<Pair> {
 
 fn pair(folder: &Path, stem: &str) -> Result<Pair, CertError> {
     let chain_pem = text(&folder.join(format!("{stem}{CHAIN_SUFFIX}")))?;
-    let key_pem = text(&folder.join(format!("{stem}{KEY_SUFFIX}")))?;
+    let key_pem = Zeroizing::new(text(&folder.join(format!("{stem}{KEY_SUFFIX}")))?);
     let (names, not_after_ms) = leaf(&chain_pem)?;
-    let entry = CertificateEntry { names, chain_pem, key_pem };
-    Ok(Pair { stem: stem.to_owned(), entry, not_after_ms })
+    let file = file(key_pem.as_bytes(), &chain_pem);
+    let digest = Digest::of(&file);
+    Ok(Pair { stem: stem.to_owned(), names, not_after_ms, file, digest })
 }
 
 fn text(path: &Path) -> Result<String, CertError> {
@@ -179,6 +247,7 @@ fn leaf(chain_pem: &str) -> Result<(Vec<String>, i64), CertError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::now_ms;
     use std::process::Command;
 
     fn make(folder: &Path, stem: &str, names: &str) {
@@ -202,21 +271,22 @@ mod tests {
         fs::write(folder.path().join("noise.key.pem"), "noise").expect("write");
         fs::write(folder.path().join("keyless.chain.pem"), "noise").expect("write");
         make(folder.path(), "nameless", "IP:10.0.0.1");
-        let found = load(folder.path());
+        let pairs = Folder::new(folder.path());
+        let found = pairs.pairs();
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].entry.names, ["*.style.dev", "style.dev"]);
-        assert!(found[0].entry.key_pem.contains("PRIVATE KEY"));
-        assert!(load(&folder.path().join("missing")).is_empty());
-        assert_eq!(supplied(folder.path())[0].names, ["*.style.dev", "style.dev"]);
+        assert_eq!(found[0].names, ["*.style.dev", "style.dev"]);
+        assert!(found[0].file.starts_with(b"-----BEGIN PRIVATE KEY-----"));
+        assert_eq!(found[0].digest, Digest::of(&found[0].file));
+        assert!(found[0].is_preferred(now_ms()) && !found[0].is_preferred(i64::MAX));
+        assert!(Folder::new(&folder.path().join("missing")).pairs().is_empty());
+        assert_eq!(pairs.supplied()[0].names, ["*.style.dev", "style.dev"]);
+        assert!(Arc::ptr_eq(&found[0], &pairs.pairs()[0]), "nothing is read twice");
+        make(folder.path(), "good", "DNS:new.dev");
+        assert_eq!(pairs.pairs()[0].names, ["new.dev"], "but what changed");
         make(folder.path(), OWN_STEM, "DNS:own.dev");
-        assert_eq!(supplied(folder.path()).len(), 1, "the house's own is nobody's wish");
-        let name = |name: &str| CertificateEntry {
-            names: vec![name.to_owned()],
-            chain_pem: String::new(),
-            key_pem: String::new(),
-        };
-        let order = all(folder.path(), vec![name("issued.dev")]);
-        let order: Vec<_> = order.iter().map(|entry| entry.names[0].as_str()).collect();
-        assert_eq!(order, ["own.dev", "issued.dev", "*.style.dev"], "a later one wins");
+        assert_eq!(pairs.supplied().len(), 1, "the house's own is nobody's wish");
+        assert!(!pairs.pairs()[1].is_preferred(now_ms()), "nor does it go before the authority's");
+        fs::remove_file(folder.path().join("good.key.pem")).expect("removed");
+        assert_eq!(pairs.pairs().len(), 1, "without its key it serves no more");
     }
 }
