@@ -59,6 +59,7 @@ async fn main() -> Result<()> {
         dns_host: None,
         guard: EdgeGuard::default(),
         proxy_protocol_from: Vec::new(),
+        access_log_mib: 32,
     };
     let file = arguments.folder.join("edge.toml");
     std::fs::write(&file, toml::to_string(&config)?)?;

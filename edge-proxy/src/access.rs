@@ -1,15 +1,22 @@
-//! The access log: one line per request, of bounded length, without query strings, which may hold secrets.
+//! The access log: one line per request, of bounded length, without query strings, which may hold secrets. Who serves
+//! requests never waits for the disk.
 
 use crate::dial::Destination;
 use crate::guard::RequestTicket;
+use crate::metrics::{Count, Metrics};
+use crate::pure::trace::{Told, TraceNumber};
+use crate::times::Protocol;
+use feed::lines::Writer;
+use http::HeaderMap;
 use model::host::HostName;
 use model::id::{TraceId, VmId};
+use serde::Serialize;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
-use tracing::info;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The log's target: `RUST_LOG=info,access=off` turns it off.
-pub const TARGET: &str = "access";
+/// What its files are called.
+pub const NAME: &str = "access";
 /// Longest path that is logged.
 const MAX_PATH_CHARS: usize = 256;
 /// Longest method that is logged.
@@ -32,7 +39,8 @@ pub struct Record {
     pub problem: Option<&'static str>,
     /// Its place among its client's and its host's, held while it lasts.
     pub ticket: Option<RequestTicket>,
-    trace: Option<TraceId>,
+    answer_id: Option<TraceId>,
+    trace: Option<Told>,
 }
 
 /// What is known at the end.
@@ -40,8 +48,8 @@ pub struct Record {
 pub struct Outcome<'a> {
     /// The client's address.
     pub client: IpAddr,
-    /// `h1`, `h2` or `ws`.
-    pub protocol: &'static str,
+    /// How it came.
+    pub protocol: Protocol,
     /// As the client wrote it.
     pub method: &'a str,
     /// The target, query and all; it is cut here.
@@ -52,6 +60,44 @@ pub struct Outcome<'a> {
     pub received: u64,
     /// Bytes of the answer's body.
     pub sent: u64,
+}
+
+/// Takes what is known of requests that are over. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// None: nothing is logged, but all is counted.
+    pub lines: Option<Writer>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    /// When the request was over, in milliseconds since 1970 UTC.
+    at_ms: u64,
+    client: IpAddr,
+    protocol: &'static str,
+    method: &'a str,
+    host: &'a str,
+    path: &'a str,
+    status: u16,
+    received: u64,
+    sent: u64,
+    micros: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer_micros: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vm: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<&'static str>,
+    /// The id of the answer, as the page shows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer_id: Option<&'a str>,
+    /// The trace that the VM was told of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<String>,
 }
 
 impl Record {
@@ -66,35 +112,55 @@ impl Record {
             destination: None,
             problem: None,
             ticket: None,
+            answer_id: None,
             trace: None,
         }
     }
 
-    /// The request's trace id, made when it is first asked for.
-    pub fn trace(&mut self) -> &TraceId {
-        self.trace.get_or_insert_with(|| TraceId::from_random(rand::random()))
+    /// The id of an answer of the gateway's own, made when it is first asked for.
+    pub fn answer_id(&mut self) -> &TraceId {
+        self.answer_id.get_or_insert_with(|| TraceId::from_random(rand::random()))
     }
 
-    /// Writes the line.
-    pub fn write(&self, outcome: &Outcome<'_>) {
-        let finished = self.finished.unwrap_or_else(Instant::now);
+    /// The trace that the request belongs to, as its fields say it: found, or begun, when it is first asked for, so that
+    /// a second try tells of the same one.
+    pub fn trace(&mut self, headers: &HeaderMap) -> &Told {
+        self.trace.get_or_insert_with(|| Told::of(headers, rand::random()))
+    }
+}
+
+impl Log {
+    /// Counts a request that is over, and writes its line.
+    pub fn note(&self, record: &Record, outcome: &Outcome<'_>) {
+        let finished = record.finished.unwrap_or_else(Instant::now);
+        let whole = finished.duration_since(record.started);
+        let first = record.answered.map(|at| at.duration_since(record.started));
+        self.metrics.times.note(outcome.protocol, outcome.status, whole, first);
+        let Some(lines) = &self.lines else { return };
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let destination = record.destination.as_ref();
         let path = outcome.target.split(['?', '#']).next().unwrap_or_default();
-        info!(
-            target: TARGET,
-            client = %outcome.client,
-            protocol = outcome.protocol,
-            method = cut(outcome.method, MAX_METHOD_CHARS),
-            host = self.host.as_ref().map_or("-", HostName::as_str),
-            path = cut(path, MAX_PATH_CHARS),
-            status = outcome.status,
-            received = outcome.received,
-            sent = outcome.sent,
-            micros = micros(finished.duration_since(self.started)),
-            answer_micros = self.answered.map(|at| micros(at.duration_since(self.started))),
-            vm = self.destination.as_ref().and_then(Destination::vm).map(VmId::as_str),
-            problem = self.problem,
-            trace = self.trace.as_ref().map(TraceId::as_str),
-        );
+        let line = Line {
+            at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            client: outcome.client,
+            protocol: outcome.protocol.as_str(),
+            method: cut(outcome.method, MAX_METHOD_CHARS),
+            host: record.host.as_ref().map_or("-", HostName::as_str),
+            path: cut(path, MAX_PATH_CHARS),
+            status: outcome.status,
+            received: outcome.received,
+            sent: outcome.sent,
+            micros: micros(whole),
+            answer_micros: first.map(micros),
+            vm: destination.and_then(Destination::vm).map(VmId::as_str),
+            port: destination.map(Destination::port).filter(|port| *port != 0),
+            problem: record.problem,
+            answer_id: record.answer_id.as_ref().map(TraceId::as_str),
+            trace: record.trace.as_ref().map(Told::number).as_ref().map(TraceNumber::to_string),
+        };
+        if !lines.write(&line) {
+            self.metrics.count(Count::LinesLost);
+        }
     }
 }
 
@@ -114,5 +180,41 @@ mod tests {
     fn long_texts_are_cut_between_characters() {
         assert_eq!(cut("äöü", 2), "äö");
         assert_eq!(cut("abc", 5), "abc");
+    }
+
+    #[tokio::test]
+    async fn a_line_has_no_query_and_what_finds_no_room_is_counted() {
+        let place = tempfile::tempdir().expect("folder");
+        let (writer, writing) = feed::lines::new(place.path().to_owned(), NAME, 1 << 20);
+        let log = Log { lines: Some(writer), metrics: Arc::default() };
+        let mut record = Record::begin();
+        record.host = Some("a.style.dev".parse().expect("name"));
+        let trace = record.trace(&HeaderMap::new()).number().to_string();
+        let outcome = Outcome {
+            client: IpAddr::from([192, 0, 2, 1]),
+            protocol: Protocol::Http2,
+            method: "GET",
+            target: "/path?token=secret#part",
+            status: 200,
+            received: 1,
+            sent: 2,
+        };
+        log.note(&record, &outcome);
+        // Nobody writes yet: the queue fills up.
+        let mut lost = 0;
+        while lost == 0 {
+            log.note(&record, &outcome);
+            lost = log.metrics.get(Count::LinesLost);
+        }
+        drop(log);
+        writing.run().await;
+        let text = std::fs::read_to_string(place.path().join("access.jsonl")).expect("lines");
+        let line: serde_json::Value = serde_json::from_str(text.lines().next().expect("one")).expect("json");
+        assert_eq!(line["path"], "/path");
+        assert_eq!(
+            (line["trace"].as_str(), line["host"].as_str()),
+            (Some(trace.as_str()), Some("a.style.dev"))
+        );
+        assert!(!text.contains("secret"));
     }
 }

@@ -17,6 +17,7 @@ use crate::pure::head::{self, Head, HeadFault};
 use crate::pure::page::Problem;
 use crate::raw;
 use crate::stream::{Client, ClientStream};
+use crate::times::Protocol;
 use crate::tls::Tls;
 use crate::tunnel;
 use bytes::BytesMut;
@@ -197,14 +198,15 @@ async fn refuse(door: &Door, mut stream: Box<ClientStream>, fault: HeadFault) {
     }
     door.edge.metrics.count(Count::Requests);
     record.finished = Some(std::time::Instant::now());
-    record.write(&Outcome {
+    let outcome = Outcome {
         client: stream.client().address.ip(),
-        protocol: "h1",
+        protocol: Protocol::Http1,
         method: "-",
         target: "-",
         status: page.status,
         received: 0,
         sent: page.body.len() as u64,
-    });
+    };
+    door.edge.log.note(&record, &outcome);
     stream.close().await;
 }

@@ -25,13 +25,16 @@ pub mod plain;
 pub mod proxy;
 pub mod pure;
 pub mod raw;
+pub mod scrape;
 pub mod settings;
 pub mod socket;
 pub mod stream;
 pub mod table;
+pub mod times;
 pub mod tls;
 pub mod tunnel;
 
+use crate::access::Log;
 use crate::connection::Door;
 use crate::dial::Dialer;
 use crate::dns::Names;
@@ -40,10 +43,12 @@ use crate::listeners::Listeners;
 use crate::metrics::{Count, Metrics};
 use crate::plain::Plain;
 use crate::proxy::Edge;
+use crate::scrape::Figures;
 use crate::settings::Settings;
 use crate::table::Tables;
 use crate::tls::{Tls, TlsError};
 use feed::blobs::Blobs;
+use feed::lines;
 use feed::subscribe::Feed;
 use model::config::Places;
 use model::view::EdgeView;
@@ -53,7 +58,7 @@ use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -100,7 +105,9 @@ pub async fn run(
     let tls = Tls::new(tables.clone(), Arc::clone(&metrics))?;
     let settings = Arc::new(settings);
     let guard = Guard::new(&settings.guard);
-    let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, guard, metrics };
+    let (lines, writing) = log_lines(&settings, places).unzip();
+    let log = Log { lines, metrics: Arc::clone(&metrics) };
+    let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, guard, metrics, log };
     let engine = engine(&edge);
     let door = Door { edge: edge.clone(), engine: Arc::clone(&engine), tls, stop: stopped, cut: to_be_cut };
     let open = Arc::new(Semaphore::new(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)));
@@ -110,6 +117,8 @@ pub async fn run(
         tables.take_over(&view, &edge.metrics);
         feed.in_force(view.generation);
     }
+    // It outlives the requests: their lines are written to the last.
+    let written = writing.map(|writing| tokio::spawn(writing.run()));
     let mut tasks = JoinSet::new();
     tasks.spawn(feed.clone().follow(places.feed_socket()));
     tasks.spawn(tables.follow(feed, dialer, Arc::clone(&edge.metrics)));
@@ -124,7 +133,19 @@ pub async fn run(
     engine.cleanup().await;
     drain(&open, &edge, &cut).await;
     info!(counters = ?edge.metrics, "stopped");
+    drop((edge, engine));
+    if let Some(written) = written
+        && timeout(LAST_WORDS, written).await.is_err()
+    {
+        warn!("the last lines of the access log are lost");
+    }
     Ok(())
+}
+
+/// The access log's two halves, unless there is to be none.
+fn log_lines(settings: &Settings, places: &Places) -> Option<(lines::Writer, lines::Writing)> {
+    (settings.access_log_bytes > 0)
+        .then(|| lines::new(places.access_log(), access::NAME, settings.access_log_bytes))
 }
 
 fn engine(edge: &Edge) -> Arc<HttpProxy<Edge>> {
@@ -193,6 +214,16 @@ fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, op
         ));
     }
     let names = Names::new(plain.tables, plain.metrics, plain.settings.dns_host.as_ref());
+    for listener in listeners.metrics {
+        let figures = Figures {
+            metrics: Arc::clone(&door.edge.metrics),
+            tables: door.edge.tables.clone(),
+            open: Arc::clone(open),
+            most_open: door.edge.settings.max_connections.min(Semaphore::MAX_PERMITS),
+            started: SystemTime::now(),
+        };
+        tasks.spawn(scrape::serve(figures, listener));
+    }
     for socket in listeners.dns {
         tasks.spawn(dns::datagrams(names.clone(), socket));
     }

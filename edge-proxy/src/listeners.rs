@@ -29,8 +29,8 @@ pub enum ListenError {
         /// As announced.
         names: String,
     },
-    /// A name that is none of `https`, `http` and `dns`.
-    #[error("a listener is called {0:?}; it must be 'https', 'http' or 'dns'")]
+    /// A name that is none of `https`, `http`, `dns` and `metrics`.
+    #[error("a listener is called {0:?}; it must be 'https', 'http', 'dns' or 'metrics'")]
     UnknownName(String),
     /// No listener is called `https`.
     #[error("none of the listeners is called 'https'")]
@@ -72,7 +72,9 @@ impl Announced {
         if count.parse() != Ok(list.len()) || list.len() > MAX_DESCRIPTORS {
             return Err(ListenError::Names { count: count.clone(), names: names.clone() });
         }
-        if let Some(other) = list.iter().find(|name| !matches!(name.as_str(), "https" | "http" | "dns")) {
+        if let Some(other) =
+            list.iter().find(|name| !matches!(name.as_str(), "https" | "http" | "dns" | "metrics"))
+        {
             return Err(ListenError::UnknownName(other.clone()));
         }
         if !list.iter().any(|name| name == "https") {
@@ -93,6 +95,8 @@ pub struct Listeners {
     pub dns: Vec<UdpSocket>,
     /// The same, where an answer did not fit a datagram, or the asker wants to see that it is not forged.
     pub dns_tcp: Vec<TcpListener>,
+    /// Questions of Prometheus servers.
+    pub metrics: Vec<TcpListener>,
 }
 
 /// Takes the announced descriptors over. Must be called inside a tokio runtime, once.
@@ -117,6 +121,7 @@ pub fn adopt(names: &[String], descriptors: Vec<OwnedFd>) -> Result<Listeners, L
         match name.as_str() {
             "https" => listeners.https.push(listener),
             "http" => listeners.http.push(listener),
+            "metrics" => listeners.metrics.push(listener),
             _ => listeners.dns_tcp.push(listener),
         }
     }

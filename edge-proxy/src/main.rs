@@ -53,13 +53,15 @@ async fn serve(config: EdgeConfig, names: &[String], descriptors: Vec<OwnedFd>) 
     let mut settings = Settings::new(config.public_https_port, config.max_connections);
     settings.dns_host.clone_from(&config.dns_host);
     settings.guard = config.guard;
+    settings.access_log_bytes = u64::from(config.access_log_mib) << 20;
     settings.proxy_protocol_from = config.proxy_protocol_from;
     let own_user = rustix::process::geteuid().as_raw();
     let feed = Feed::open(&config.places.feed(), &[own_user]);
     let metrics = Arc::new(Metrics::default());
     let terminated = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let interrupted = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    info!(https = listeners.https.len(), http = listeners.http.len(), "listening");
+    let metrics_at = listeners.metrics.len();
+    info!(https = listeners.https.len(), http = listeners.http.len(), metrics = metrics_at, "listening");
     let stop = first_of(terminated, interrupted);
     edge_proxy::run(settings, &config.places, listeners, feed, metrics, stop).await?;
     Ok(())

@@ -2,6 +2,7 @@
 
 use crate::pure::limit::Limit;
 use crate::pure::page::Problem;
+use crate::times::Times;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -105,6 +106,8 @@ counters! {
     FloodUnknown = "cut_http2_unknown_frames",
     /// HTTP/2: requests that were malformed, too large, or given up before they were looked at.
     Untaken = "http2_requests_untaken",
+    /// Lines of the access log for which there was no room.
+    LinesLost = "access_lines_lost",
 }
 
 /// Reasons of [`Problem`], each with its counter, in the order of [`problem_index`].
@@ -114,12 +117,15 @@ const PROBLEMS: usize = 22;
 pub struct Metrics {
     counts: [AtomicU64; Count::ALL.len()],
     problems: [AtomicU64; PROBLEMS],
+    /// Requests by status and time.
+    pub times: Times,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         let zero = || AtomicU64::new(0);
-        Self { counts: std::array::from_fn(|_| zero()), problems: std::array::from_fn(|_| zero()) }
+        let problems = std::array::from_fn(|_| zero());
+        Self { counts: std::array::from_fn(|_| zero()), problems, times: Times::default() }
     }
 }
 
@@ -145,13 +151,17 @@ impl Metrics {
         self.counts[what as usize].load(Ordering::Relaxed)
     }
 
+    /// All counters, by name.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = Count::ALL.iter().map(|(count, name)| (*name, self.get(*count)));
+        let problems = problem_names().into_iter().zip(&self.problems);
+        counts.chain(problems.map(|(name, value)| (name, value.load(Ordering::Relaxed))))
+    }
+
     /// All counters that are not zero, by name.
     #[must_use]
     pub fn snapshot(&self) -> BTreeMap<&'static str, u64> {
-        let counts = Count::ALL.iter().map(|(count, name)| (*name, self.get(*count)));
-        let problems = problem_names().into_iter().zip(&self.problems);
-        let problems = problems.map(|(name, value)| (name, value.load(Ordering::Relaxed)));
-        counts.chain(problems).filter(|(_, value)| *value > 0).collect()
+        self.all().filter(|(_, value)| *value > 0).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Every request is looked up by itself, so a change of routes is seen by the next request of a connection that stays
 //! open. WebSockets do not come here: see [`crate::tunnel`].
 
-use crate::access::{Outcome, Record};
+use crate::access::{Log, Outcome, Record};
 use crate::dial::{self, Destination, DialError, Dialer};
 use crate::guard::Guard;
 use crate::metrics::{Count, Metrics};
@@ -11,10 +11,12 @@ use crate::pure::chunks::ChunkFault;
 use crate::pure::head::{HeadFault, MAX_FIELDS};
 use crate::pure::pace::Pace;
 use crate::pure::page::{self, About, Page, Problem};
+use crate::pure::trace::Told;
 use crate::pure::{authority, forwarded};
 use crate::settings::Settings;
 use crate::stream::Client;
 use crate::table::Tables;
+use crate::times::Protocol;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, Method, header};
@@ -53,6 +55,8 @@ pub struct Edge {
     pub guard: Guard,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Who is told of requests that are over.
+    pub log: Log,
 }
 
 /// What one request carries through the phases.
@@ -126,8 +130,7 @@ impl Edge {
     pub(crate) fn page(&self, problem: Problem, record: &mut Record, accept: &[u8]) -> Page {
         self.metrics.problem(problem);
         record.problem = Some(problem.code());
-        record.trace();
-        let trace = record.trace().clone();
+        let trace = record.answer_id().clone();
         let about = About {
             host: record.host.as_ref().map_or("this site", |host| host.as_str()),
             port: record.destination.as_ref().map_or(0, Destination::port),
@@ -258,9 +261,10 @@ impl ProxyHttp for Edge {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        _ctx: &mut Context,
+        ctx: &mut Context,
     ) -> Result<()> {
         let client = client_of(session)?;
+        tell_trace(&mut ctx.record, request)?;
         let asked = session.req_header();
         let host = match asked.headers.get(header::HOST) {
             Some(host) => host.to_str().unwrap_or_default(),
@@ -338,13 +342,13 @@ impl ProxyHttp for Edge {
 
     async fn logging(&self, session: &mut Session, _error: Option<&Error>, ctx: &mut Context) {
         self.metrics.count(Count::Requests);
-        let protocol = if session.is_http2() { "h2" } else { "h1" };
+        let protocol = if session.is_http2() { Protocol::Http2 } else { Protocol::Http1 };
         if session.is_http2() {
             self.metrics.count(Count::Http2);
         }
         let Ok(client) = client_of(session) else { return };
         let request = session.req_header();
-        ctx.record.write(&Outcome {
+        let outcome = Outcome {
             client: client.address.ip(),
             protocol,
             method: request.method.as_str(),
@@ -352,7 +356,8 @@ impl ProxyHttp for Edge {
             status: session.response_written().map_or(0, |answer| answer.status.as_u16()),
             received: session.body_bytes_read() as u64,
             sent: session.body_bytes_sent() as u64,
-        });
+        };
+        self.log.note(&ctx.record, &outcome);
     }
 }
 
@@ -377,6 +382,16 @@ fn check_http2(session: &Session) -> Result<(), Problem> {
     }
     if request.headers.keys().any(|name| name.as_str().contains('_')) {
         return Err(Problem::Head(HeadFault::Underscore));
+    }
+    Ok(())
+}
+
+/// Tells the VM of the trace that the request belongs to.
+pub(crate) fn tell_trace(record: &mut Record, request: &mut RequestHeader) -> Result<()> {
+    let replacement = record.trace(&request.headers).replacement();
+    if let Some((name, value)) = replacement {
+        request.remove_header(&Told::companion());
+        request.insert_header(name, value)?;
     }
     Ok(())
 }

@@ -45,6 +45,8 @@ pub struct Settings {
     pub proxy_header_wait: Duration,
     /// From the request to stop until what is still open is cut.
     pub drain: Duration,
+    /// Largest file of the access log, in bytes. Zero: nothing is logged.
+    pub access_log_bytes: u64,
     /// Between two reports of the counters.
     pub report_every: Duration,
 }
@@ -71,6 +73,7 @@ impl Settings {
             proxy_protocol_from: Vec::new(),
             proxy_header_wait: Duration::from_secs(5),
             drain: Duration::from_secs(10),
+            access_log_bytes: 0,
             report_every: Duration::from_secs(60),
         }
     }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use feed::blobs::Blobs;
 use feed::subscribe::Feed;
 use model::host::HostName;
+use model::id::Generation;
 use model::route::{Route, RouteTable};
 use model::view::EdgeView;
 use std::sync::Arc;
@@ -21,9 +22,17 @@ pub struct Table {
     pub certificates: Certificates,
     /// What certificate authorities ask to see.
     pub challenges: Challenges,
+    /// Which decision it is.
+    pub generation: Generation,
 }
 
 impl Table {
+    /// How many names lead somewhere.
+    #[must_use]
+    pub fn routes(&self) -> usize {
+        self.routes.len()
+    }
+
     /// Where a name leads.
     #[must_use]
     pub fn route(&self, host: &HostName) -> Option<Route> {
@@ -60,9 +69,10 @@ impl Tables {
             metrics.count(Count::BadCertificates);
             warn!(%fault, "a certificate is left out");
         }
-        let table = Table { routes: RouteTable::of(view), certificates, challenges };
+        let generation = view.generation;
+        let table = Table { routes: RouteTable::of(view), certificates, challenges, generation };
         info!(
-            generation = view.generation.0,
+            generation = generation.0,
             routes = table.routes.len(),
             certificates = table.certificates.len(),
             "table in force"

@@ -6,12 +6,13 @@
 use crate::access::{Outcome, Record};
 use crate::dial::{Destination, Dialed};
 use crate::metrics::Count;
-use crate::proxy::Edge;
+use crate::proxy::{Edge, tell_trace};
 use crate::pure::frames::{FrameTracker, GOING_AWAY};
 use crate::pure::head::MAX_FIELDS;
 use crate::pure::page::Problem;
 use crate::raw;
 use crate::stream::{Client, ClientStream};
+use crate::times::Protocol;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
@@ -61,15 +62,16 @@ pub async fn serve(edge: &Edge, mut stream: Box<ClientStream>, head: &[u8], cut:
     }
     stream.close().await;
     let (method, target) = request_line(head);
-    record.write(&Outcome {
+    let outcome = Outcome {
         client: client.address.ip(),
-        protocol: "ws",
+        protocol: Protocol::Upgrade,
         method,
         target,
         status: done.status,
         received: done.received,
         sent: done.sent,
-    });
+    };
+    edge.log.note(&record, &outcome);
 }
 
 /// What passed.
@@ -92,6 +94,7 @@ async fn ask(
     let host =
         request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     edge.tell_client(client, &mut request, &host).map_err(|_| Problem::Internal)?;
+    tell_trace(record, &mut request).map_err(|_| Problem::Internal)?;
     let dialed = edge.dialer.dial(&destination).await.map_err(|error| {
         debug!(%error, "no connection for a tunnel");
         error.problem()

@@ -2,9 +2,10 @@
 
 use crate::settings::{SettingsError, value};
 use clap::Args;
-use model::config::EdgeGuard;
+use model::config::{EdgeGuard, access_log_mib};
 use model::range::IpRange;
 use serde::Deserialize;
+use std::net::SocketAddr;
 
 /// Most ranges of trusted load balancers: each connection is compared with all of them.
 const MAX_BALANCERS: usize = 64;
@@ -16,6 +17,12 @@ pub struct EdgeWishes {
     /// Load balancers in front, whose connections begin with a PROXY header (address or CIDR). May be repeated
     #[arg(id = "edge_proxy_protocol_from", long = "edge-proxy-protocol-from", value_name = "CIDR")]
     pub proxy_protocol_from: Vec<IpRange>,
+    /// Where Prometheus may ask for the HTTPS front's figures, `127.0.0.1:9464` for one; nowhere without it
+    #[arg(id = "edge_metrics_listen", long = "edge-metrics-listen", value_name = "ADDRESS")]
+    pub metrics_listen: Option<SocketAddr>,
+    /// Largest file of the access log in MiB, of which there are four; 0 for none [default: 32]
+    #[arg(id = "edge_access_log_mib", long = "edge-access-log-mib", value_name = "MIB")]
+    pub access_log_mib: Option<u32>,
     /// Bounds, in the file alone.
     #[arg(skip)]
     pub limits: Option<EdgeGuard>,
@@ -26,6 +33,10 @@ pub struct EdgeWishes {
 pub struct EdgeSettings {
     /// Load balancers in front.
     pub proxy_protocol_from: Vec<IpRange>,
+    /// Where Prometheus may ask.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Largest file of the access log, in MiB.
+    pub access_log_mib: u32,
     /// What one client, and one host, may take.
     pub limits: EdgeGuard,
 }
@@ -40,6 +51,8 @@ impl EdgeWishes {
             } else {
                 self.proxy_protocol_from
             },
+            metrics_listen: self.metrics_listen.or(below.metrics_listen),
+            access_log_mib: self.access_log_mib.or(below.access_log_mib),
             limits: self.limits.or(below.limits),
         }
     }
@@ -55,6 +68,8 @@ impl EdgeWishes {
         }
         Ok(EdgeSettings {
             proxy_protocol_from: self.proxy_protocol_from,
+            metrics_listen: self.metrics_listen,
+            access_log_mib: self.access_log_mib.unwrap_or_else(access_log_mib),
             limits: self.limits.unwrap_or_default(),
         })
     }

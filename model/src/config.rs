@@ -64,6 +64,11 @@ impl Places {
     pub fn ssh_log(&self) -> PathBuf {
         self.data.join("ssh")
     }
+    /// Where requests to the HTTPS front are logged.
+    #[must_use]
+    pub fn access_log(&self) -> PathBuf {
+        self.data.join("access")
+    }
     /// Where flows are logged.
     #[must_use]
     pub fn flow_log(&self) -> PathBuf {
@@ -126,6 +131,9 @@ pub struct EdgeConfig {
     /// Whose connections begin with a PROXY header, and nobody else's: load balancers in front.
     #[serde(default)]
     pub proxy_protocol_from: Vec<IpRange>,
+    /// Largest file of the access log, in MiB; there are four. Zero: nothing is logged.
+    #[serde(default = "access_log_mib")]
+    pub access_log_mib: u32,
 }
 
 /// What one client address (one /64 in IPv6), and one host, may take of edge-proxy. Zero is no bound. What is over one
@@ -427,6 +435,12 @@ fn ssh_listen() -> SocketAddr {
 pub const VPN_MTU: u16 = 1280;
 /// WireGuard's usual port.
 pub const VPN_PORT: u16 = 51820;
+
+/// Some hundred thousand requests in all four files.
+#[must_use]
+pub fn access_log_mib() -> u32 {
+    32
+}
 
 fn flow_log() -> bool {
     true

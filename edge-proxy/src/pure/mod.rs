@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod chunks;
+pub mod exposition;
 pub mod flood;
 pub mod forwarded;
 pub mod frames;
@@ -14,3 +15,4 @@ pub mod page;
 pub mod proxy_header;
 pub mod question;
 pub mod redirect;
+pub mod trace;

@@ -10,6 +10,7 @@ mod memory;
 mod process;
 mod raw_h2;
 mod recorder;
+mod seeing;
 mod sleep;
 mod smuggling;
 mod smuggling_h2;

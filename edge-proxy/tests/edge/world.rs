@@ -56,6 +56,8 @@ pub struct World {
     pub places: Places,
     pub https: SocketAddr,
     pub http: SocketAddr,
+    /// Where Prometheus asks an edge-proxy of [`World::with`].
+    pub figures: SocketAddr,
     pub metrics: Arc<Metrics>,
     pub feed: Feed<EdgeView>,
     publisher: Publisher,
@@ -86,9 +88,12 @@ impl World {
     }
 
     async fn without_edge(change: impl FnOnce(&mut Settings)) -> (Self, (Settings, Listeners)) {
-        let (world, [https, http]) = Self::prepare();
-        let names = ["https".to_owned(), "http".to_owned()];
-        let listeners = listeners::adopt(&names, vec![https.into(), http.into()]).expect("adopt");
+        let (mut world, [https, http]) = Self::prepare();
+        let (figures, figures_at) = listener();
+        world.figures = figures_at;
+        let names = ["https", "http", "metrics"].map(str::to_owned);
+        let listeners =
+            listeners::adopt(&names, vec![https.into(), http.into(), figures.into()]).expect("adopt");
         let mut settings = Settings::new(world.https.port(), 1000);
         change(&mut settings);
         (world, (settings, listeners))
@@ -127,6 +132,7 @@ impl World {
             places,
             https: https_at,
             http: http_at,
+            figures: http_at,
             metrics: Arc::new(Metrics::default()),
             publisher,
             ports,
@@ -262,6 +268,24 @@ impl World {
             out: String::from_utf8_lossy(&done.stdout).into_owned(),
             err: String::from_utf8_lossy(&done.stderr).into_owned(),
         }
+    }
+
+    /// How many certificates the newest view has.
+    pub fn certificates(&self) -> usize {
+        self.view.lock().expect("lock").certificates.iter().count()
+    }
+
+    /// Waits until there is something.
+    pub async fn until_some<T>(&self, look: impl AsyncFn() -> Option<T>) -> T {
+        let waiting = async {
+            loop {
+                if let Some(found) = look().await {
+                    return found;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("it comes to be there")
     }
 
     /// Waits until something is so.

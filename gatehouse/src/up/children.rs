@@ -100,6 +100,8 @@ pub struct Listeners {
     pub ssh: TcpListener,
     /// Of the name server for certificate authorities, when there is one.
     pub dns: Option<(UdpSocket, TcpListener)>,
+    /// For Prometheus servers, when they may ask.
+    pub metrics: Option<TcpListener>,
 }
 
 /// Where the processes meet.
@@ -140,6 +142,9 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
             let mut sockets = vec![("https", listeners.https.as_fd()), ("http", listeners.http.as_fd())];
             if let Some((datagrams, streams)) = &listeners.dns {
                 sockets.extend([("dns", datagrams.as_fd()), ("dns", streams.as_fd())]);
+            }
+            if let Some(metrics) = &listeners.metrics {
+                sockets.push(("metrics", metrics.as_fd()));
             }
             hand_over(&mut command, &sockets)?;
         }
@@ -232,6 +237,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 dns_host: settings.acme.dns_host.clone(),
                 guard: settings.edge.limits,
                 proxy_protocol_from: settings.edge.proxy_protocol_from.clone(),
+                access_log_mib: settings.edge.access_log_mib,
             },
         ),
     }?;

@@ -101,11 +101,17 @@ pub fn occupy(settings: &Settings) -> Result<Lock, HouseError> {
         (&places.vpn_run(), 0o755),
         (&places.ssh_run(), 0o755),
         (&places.ssh_log(), 0o750),
+        (&places.access_log(), 0o750),
     ] {
         make_folder(path, mode).map_err(|source| HouseError::Folder { path: path.clone(), source })?;
     }
     // Those who are not root make their sockets and logs there.
-    for (path, id) in [(places.vpn_run(), VPN_ID), (places.ssh_run(), SSH_ID), (places.ssh_log(), SSH_ID)] {
+    for (path, id) in [
+        (places.vpn_run(), VPN_ID),
+        (places.ssh_run(), SSH_ID),
+        (places.ssh_log(), SSH_ID),
+        (places.access_log(), EDGE_ID),
+    ] {
         std::os::unix::fs::chown(&path, Some(id), Some(id))
             .map_err(|source| HouseError::Folder { path, source })?;
     }
@@ -157,6 +163,11 @@ pub fn listen(settings: &Settings) -> Result<Listeners, HouseError> {
         vpn: bind_udp(settings.vpn.listen, "WireGuard", "--vpn-listen")?,
         ssh: bind(settings.ssh.listen, "SSH", "--ssh-listen")?,
         dns: settings.acme.dns_listen.map(bind_dns).transpose()?,
+        metrics: settings
+            .edge
+            .metrics_listen
+            .map(|address| bind(address, "metrics", "--edge-metrics-listen"))
+            .transpose()?,
     })
 }
 

@@ -19,7 +19,11 @@ const HOPS: u32 = 255;
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Sends one unsolicited neighbour advertisement. The NIC must be up, and the address its own.
+/// When it is said again (RFC 4861 section 7.2.6 allows three times in all): a NIC that was brought up just now drops
+/// what is sent without a word, until the kernel has put its queue in place.
+const AGAIN: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
+/// Sends an unsolicited neighbour advertisement, and some more in a while. The NIC must be up, and the address its own.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -31,13 +35,26 @@ pub fn announce(nic: u32, mac: MacAddress, address: Ipv6Addr) -> Result<(), Errn
     let message = advertisement(mac, address);
     // The kernel puts in the checksum (RFC 3542 section 3.1).
     let all = SocketAddrV6::new(ALL_NODES, 0, 0, nic);
+    let send = move || sendto(&socket, &message, SendFlags::DONTWAIT, &all).map(drop);
+    let mut sent = send();
     for _ in 1..TRIES {
-        match sendto(&socket, &message, SendFlags::DONTWAIT, &all) {
-            Err(Errno::NETUNREACH) => thread::sleep(PAUSE),
-            sent => return sent.map(drop),
+        if sent != Err(Errno::NETUNREACH) {
+            break;
         }
+        thread::sleep(PAUSE);
+        sent = send();
     }
-    sendto(&socket, &message, SendFlags::DONTWAIT, &all).map(drop)
+    sent?;
+    let again = move || {
+        for pause in AGAIN {
+            thread::sleep(pause);
+            // It was said once. The address may have been taken away meanwhile, and then it must not be said.
+            if send().is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("announce".to_owned()).spawn(again).map_err(|_| Errno::AGAIN).map(drop)
 }
 
 /// The message, with the Ethernet address as its only option (RFC 4861 sections 4.4 and 4.6.1).

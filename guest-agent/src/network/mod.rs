@@ -218,7 +218,7 @@ mod tests {
             socket_with(AddressFamily::INET6, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMPV6));
         let socket = socket.expect("a raw socket");
         bind(&socket, &SocketAddrV6::new(announce::ALL_NODES, 0, 0, nic)).expect("bound");
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(5)))
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(60)))
             .expect("set");
         socket
     }
