@@ -31,6 +31,7 @@ pub mod stream;
 pub mod table;
 pub mod tls;
 pub mod tunnel;
+pub mod waking;
 
 use crate::connection::Door;
 use crate::dial::Dialer;

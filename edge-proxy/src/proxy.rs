@@ -11,7 +11,7 @@ use crate::pure::chunks::ChunkFault;
 use crate::pure::head::{HeadFault, MAX_FIELDS};
 use crate::pure::pace::Pace;
 use crate::pure::page::{self, About, Page, Problem};
-use crate::pure::{authority, forwarded};
+use crate::pure::{authority, browser, forwarded};
 use crate::settings::Settings;
 use crate::stream::Client;
 use crate::table::Tables;
@@ -169,6 +169,9 @@ impl Edge {
         session.write_response_header(Box::new(answer), headless).await?;
         if !headless {
             session.write_response_body(Some(page.body), true).await?;
+        } else if let ServerSession::H2(h2) = session.as_downstream_mut() {
+            // Else the client takes the answer for one that was broken off.
+            h2.finish()?;
         }
         record.finished = Some(Instant::now());
         Ok(())
@@ -225,7 +228,7 @@ impl ProxyHttp for Edge {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         let destination = ctx.record.destination.as_ref().ok_or_else(|| {
             Error::explain(ErrorType::InternalError, "a request without a destination was let through")
         })?;
@@ -234,7 +237,10 @@ impl ProxyHttp for Edge {
         if again {
             self.metrics.count(Count::Retries);
         }
-        let mut peer = self.dialer.peer(destination, again).await.map_err(dial::refused)?;
+        let request = session.req_header();
+        let patience = browser::looks_at_a_page(&request.method, &request.headers);
+        let patience = patience.then_some(self.settings.page_after);
+        let mut peer = self.dialer.peer(destination, again, patience).await.map_err(dial::refused)?;
         self.tune(&mut peer, ctx.kind, destination);
         Ok(peer)
     }

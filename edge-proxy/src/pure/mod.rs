@@ -2,6 +2,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod authority;
+pub mod browser;
 pub mod chunks;
 pub mod flood;
 pub mod forwarded;
