@@ -7,6 +7,7 @@ use crate::access::{Outcome, Record};
 use crate::dial::{self, Destination, DialError, Dialer};
 use crate::guard::Guard;
 use crate::metrics::{Count, Metrics};
+use crate::pure::again::{Attempt, Break, may_go_again};
 use crate::pure::chunks::ChunkFault;
 use crate::pure::head::{HeadFault, MAX_FIELDS};
 use crate::pure::pace::Pace;
@@ -24,7 +25,7 @@ use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -300,6 +301,24 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
+    /// Replaces the engine's rule, which also repeats requests that have effects or bodies.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        _ctx: &mut Context,
+        pooled: bool,
+    ) -> Box<Error> {
+        let bodiless = session.as_mut().is_body_empty();
+        let request = session.req_header();
+        let answered = answer_begun(session);
+        let attempt = Attempt { method: &request.method, headers: &request.headers, pooled, answered };
+        let again = bodiless && may_go_again(&attempt, break_of(&error));
+        error.set_retry(again);
+        error
+    }
+
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
         debug!(%error, "a request failed");
         let problem = problem_of(error);
@@ -309,7 +328,7 @@ impl ProxyHttp for Edge {
         let mut status = 0;
         match problem {
             None => self.metrics.count(Count::ClientGone),
-            Some(problem) if session.response_written().is_some() => {
+            Some(problem) if answer_begun(session) => {
                 // The answer has begun: all that is left is to break it off, so that nobody takes it for whole.
                 self.metrics.problem(problem);
                 ctx.record.problem = Some(problem.code());
@@ -411,6 +430,22 @@ fn kind_of(headers: &HeaderMap) -> Kind {
         Kind::Events
     } else {
         Kind::Plain
+    }
+}
+
+/// Whether the client has the head of an answer, hints besides.
+fn answer_begun(session: &Session) -> bool {
+    session.response_written().is_some_and(|answer| !answer.status.is_informational())
+}
+
+/// How an exchange broke, by the mark that the engine has put on its error.
+fn break_of(error: &Error) -> Break {
+    let write = *error.etype() == ErrorType::WriteError && *error.esource() == ErrorSource::Upstream;
+    match error.retry {
+        RetryType::ReusedOnly => Break::Closed,
+        RetryType::Decided(true) => Break::Unprocessed,
+        RetryType::Decided(false) if write => Break::Closed,
+        RetryType::Decided(false) => Break::Other,
     }
 }
 
