@@ -417,16 +417,15 @@ fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
 }
 
 fn kind_of(headers: &HeaderMap) -> Kind {
-    let starts = |name, start: &[u8]| {
-        headers.get(name).is_some_and(|value| {
-            value.as_bytes().get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start))
-        })
+    // `application/grpc`, or with `+` and how its messages are written; gRPC-Web is not of its kind, and passes as HTTP/1.
+    let after = |name, start: &[u8]| {
+        let value = headers.get(name)?.as_bytes();
+        let (head, rest) = value.split_at_checked(start.len())?;
+        head.eq_ignore_ascii_case(start).then(|| rest.first().copied())
     };
-    if starts(header::CONTENT_TYPE, b"application/grpc")
-        && !starts(header::CONTENT_TYPE, b"application/grpc-web")
-    {
+    if matches!(after(header::CONTENT_TYPE, b"application/grpc"), Some(None | Some(b'+' | b';' | b' '))) {
         Kind::Grpc
-    } else if starts(header::ACCEPT, b"text/event-stream") {
+    } else if after(header::ACCEPT, b"text/event-stream").is_some() {
         Kind::Events
     } else {
         Kind::Plain

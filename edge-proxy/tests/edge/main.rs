@@ -5,6 +5,7 @@ mod again;
 mod basics;
 mod bodies;
 mod floods;
+mod grpc;
 mod hostile;
 mod limits;
 mod memory;
