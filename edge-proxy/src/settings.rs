@@ -48,6 +48,9 @@ pub struct Settings {
     pub proxy_header_wait: Duration,
     /// From the request to stop until what is still open is cut.
     pub drain: Duration,
+    /// After another process has taken over: for long downloads and WebSockets to end. A further handover, or a stop,
+    /// does not wait for it.
+    pub handover_drain: Duration,
     /// Between two reports of the counters.
     pub report_every: Duration,
 }
@@ -75,6 +78,7 @@ impl Settings {
             proxy_protocol_from: Vec::new(),
             proxy_header_wait: Duration::from_secs(5),
             drain: Duration::from_secs(10),
+            handover_drain: Duration::from_secs(600),
             report_every: Duration::from_secs(60),
         }
     }

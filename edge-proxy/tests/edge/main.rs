@@ -6,6 +6,7 @@ mod basics;
 mod bodies;
 mod floods;
 mod grpc;
+mod handover;
 mod hostile;
 mod limits;
 mod memory;

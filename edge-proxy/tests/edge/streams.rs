@@ -1,6 +1,7 @@
 //! What lasts: WebSockets, events, gRPC, large bodies, and the end of all of them.
 
 use crate::world::{Behind, PATIENCE, World, text};
+use edge_proxy::Order;
 use edge_proxy::metrics::Count;
 use futures_util::{SinkExt, StreamExt};
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 /// Says back what it hears.
-async fn echo() -> SocketAddr {
+pub async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     tokio::spawn(async move {
@@ -261,7 +262,7 @@ async fn a_stop_lets_requests_end_and_says_goodbye_to_websockets() {
     let idle = world.tls("a.style.dev", &["http/1.1"]).await.expect("tls");
     let (asked, ()) = tokio::join!(world.curl("https://b.style.dev/", &[]), async {
         beginning.recv().await.expect("begun");
-        world.stop();
+        world.order(Order::Stop);
     });
     assert_eq!((asked.code, asked.out.as_str()), (0, "whole"));
     let Some(Ok(Message::Close(Some(frame)))) = timeout(PATIENCE, socket.next()).await.expect("in time")
