@@ -41,8 +41,10 @@ pub struct Door {
     pub engine: Arc<HttpProxy<Edge>>,
     /// Handshakes.
     pub tls: Tls,
-    /// Turns true when the process is asked to stop: nothing new is begun.
+    /// Turns true when the process is asked to stop: no connection is kept after its next answer.
     pub stop: watch::Receiver<bool>,
+    /// Turns true when connections without a request are closed.
+    pub close_idle: watch::Receiver<bool>,
     /// Turns true when the time to stop is over: tunnels are cut.
     pub cut: watch::Receiver<bool>,
 }
@@ -146,7 +148,7 @@ enum More {
 }
 
 async fn more(door: &Door, stream: &mut ClientStream, until: Instant, idle: bool) -> More {
-    let mut stop = door.stop.clone();
+    let mut stop = door.close_idle.clone();
     let stopped = async {
         // An error means that nobody is left to ask for a stop.
         if stop.wait_for(|stop| *stop).await.is_err() {

@@ -7,6 +7,7 @@
 
 use crate::metrics::{Count, Metrics};
 use crate::pure::page::Problem;
+use crate::waking::Waking;
 use async_trait::async_trait;
 use model::id::VmId;
 use model::route::Permit;
@@ -20,8 +21,10 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinError;
 use vpc::client::{Refusal, VpcClient, VpcError};
 
 /// Where a request goes.
@@ -62,6 +65,15 @@ pub enum DialError {
     /// The API's socket takes no connection.
     #[error("cannot connect to the API: {0}")]
     Api(#[source] std::io::Error),
+    /// Not yet: the caller's patience is over, and the dial goes on without it.
+    #[error("the VM does not accept the connection yet")]
+    Waking,
+    /// A dial to the same port that an earlier request began has failed.
+    #[error(transparent)]
+    Earlier(Arc<DialError>),
+    /// The dial's task ended without an outcome.
+    #[error("the dial did not end well: {0}")]
+    Ended(#[source] JoinError),
 }
 
 impl DialError {
@@ -70,6 +82,9 @@ impl DialError {
     pub fn problem(&self) -> Problem {
         match self {
             Self::Api(_) => Problem::ApiAway,
+            Self::Waking => Problem::Waking,
+            Self::Earlier(error) => error.problem(),
+            Self::Ended(_) => Problem::Internal,
             Self::Vpc(VpcError::Refused { reason, .. }) => match reason {
                 Refusal::ConnectionRefused => Problem::NothingListens,
                 Refusal::UnknownVm | Refusal::PortNotDialable => Problem::VmGone,
@@ -110,6 +125,7 @@ struct Shared {
     vpc: VpcClient,
     api: PathBuf,
     known: Mutex<Known>,
+    waking: Waking,
     metrics: Arc<Metrics>,
 }
 
@@ -131,7 +147,15 @@ impl Dialer {
     /// Dials VMs through `vpc`, the API at its socket.
     #[must_use]
     pub fn new(vpc: VpcClient, api: PathBuf, metrics: Arc<Metrics>) -> Self {
-        Self { shared: Arc::new(Shared { vpc, api, known: Mutex::default(), metrics }) }
+        Self {
+            shared: Arc::new(Shared {
+                vpc,
+                api,
+                known: Mutex::default(),
+                waking: Waking::default(),
+                metrics,
+            }),
+        }
     }
 
     /// A new connection. Nothing here or in the engine ends the wait before vpc does: a VM that sleeps is woken by the
@@ -149,17 +173,34 @@ impl Dialer {
         }
     }
 
+    /// The same; a VM that does not accept it within `patience`, if there is any, is [`DialError::Waking`]. The dial goes
+    /// on then, for the next request.
+    async fn dial_within(&self, to: &Destination, patience: Option<Duration>) -> Result<Dialed, DialError> {
+        match (to, patience) {
+            (Destination::Vm(permit), Some(patience)) => {
+                let (dialer, at, to) = (self.clone(), (permit.vm().clone(), permit.port()), to.clone());
+                self.shared.waking.dial(at, patience, async move { dialer.dial(&to).await }).await
+            }
+            (Destination::Vm(_), None) | (Destination::Api, _) => self.dial(to).await,
+        }
+    }
+
     /// What the engine must know to take a pooled connection to a destination, or to have a new one made. With `fresh`
-    /// it gets one that nobody has used.
+    /// it gets one that nobody has used. `patience` is for each connection that is made; without it vpc's bound holds.
     ///
     /// # Errors
     /// When the destination was never reached, or none of its connections is wanted, and it cannot be reached now.
-    pub async fn peer(&self, to: &Destination, fresh: bool) -> Result<Box<HttpPeer>, DialError> {
+    pub async fn peer(
+        &self,
+        to: &Destination,
+        fresh: bool,
+        patience: Option<Duration>,
+    ) -> Result<Box<HttpPeer>, DialError> {
         let known = if fresh { None } else { self.shared.known(to) };
         let (place, ready) = match known {
             Some(place) => (place, None),
             None => {
-                let ready = self.dial(to).await?;
+                let ready = self.dial_within(to, patience).await?;
                 let address = ready.address();
                 // In a group of its own there is nothing in the pool.
                 let place = if fresh { self.shared.alone(address) } else { self.shared.learn(to, address) };
@@ -175,7 +216,7 @@ impl Dialer {
             group_key: place.group,
             options: pingora::upstreams::peer::PeerOptions::new(),
         };
-        let connect = Connect { dialer: self.clone(), to: to.clone(), ready: Mutex::new(ready) };
+        let connect = Connect { dialer: self.clone(), to: to.clone(), patience, ready: Mutex::new(ready) };
         peer.options.custom_l4 = Some(Arc::new(connect));
         Ok(Box::new(peer))
     }
@@ -243,6 +284,7 @@ impl Dialed {
 struct Connect {
     dialer: Dialer,
     to: Destination,
+    patience: Option<Duration>,
     ready: Mutex<Option<Dialed>>,
 }
 
@@ -253,7 +295,7 @@ impl L4Connect for Connect {
         let dialed = match ready {
             Some(ready) => ready,
             None => {
-                let dialed = self.dialer.dial(&self.to).await.map_err(refused)?;
+                let dialed = self.dialer.dial_within(&self.to, self.patience).await.map_err(refused)?;
                 self.dialer.shared.learn(&self.to, dialed.address());
                 dialed
             }

@@ -33,6 +33,7 @@ pub mod table;
 pub mod times;
 pub mod tls;
 pub mod tunnel;
+pub mod waking;
 
 use crate::access::Log;
 use crate::connection::Door;
@@ -60,7 +61,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -85,7 +86,21 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// For tunnels to say goodbye when they are cut.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Serves until `asked_to_stop` resolves, then lets what is under way end, for [`Settings::drain`] at most.
+/// What a running edge-proxy is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Another process serves the same listeners. Accept no more; what is under way has [`Settings::handover_drain`] to
+    /// end. A client that waits with an open connection is answered once more, and told that it was the last time.
+    HandOver,
+    /// End: connections without a request close now, what is under way has [`Settings::drain`].
+    Stop,
+}
+
+/// Orders that wait. Who sends more is impatient, and heard all the same: [`Order::Stop`] stands already.
+pub const ORDERS: usize = 4;
+
+/// Serves until the first order, then lets what is under way end. `serving` is called as soon as connections are
+/// accepted.
 ///
 /// # Errors
 /// When TLS cannot be set up; nothing has been accepted then.
@@ -95,12 +110,14 @@ pub async fn run(
     listeners: Listeners,
     feed: Feed<EdgeView>,
     metrics: Arc<Metrics>,
-    asked_to_stop: impl Future<Output = ()>,
+    serving: impl FnOnce(),
+    mut orders: mpsc::Receiver<Order>,
 ) -> Result<(), TlsError> {
     let tables = Tables::new(Blobs::at(places.certificates()));
     let vpc = VpcClient::new(places.vpc_socket());
     let dialer = Dialer::new(vpc, places.api_socket(), Arc::clone(&metrics));
     let (stop, stopped) = watch::channel(false);
+    let (close_idle, idle_to_close) = watch::channel(false);
     let (cut, to_be_cut) = watch::channel(false);
     let tls = Tls::new(tables.clone(), Arc::clone(&metrics))?;
     let settings = Arc::new(settings);
@@ -109,7 +126,14 @@ pub async fn run(
     let log = Log { lines, metrics: Arc::clone(&metrics) };
     let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, guard, metrics, log };
     let engine = engine(&edge);
-    let door = Door { edge: edge.clone(), engine: Arc::clone(&engine), tls, stop: stopped, cut: to_be_cut };
+    let door = Door {
+        edge: edge.clone(),
+        engine: Arc::clone(&engine),
+        tls,
+        stop: stopped,
+        close_idle: idle_to_close,
+        cut: to_be_cut,
+    };
     let open = Arc::new(Semaphore::new(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)));
 
     // A restart must not meet its first clients without a table.
@@ -119,17 +143,27 @@ pub async fn run(
     }
     // It outlives the requests: their lines are written to the last.
     let written = writing.map(|writing| tokio::spawn(writing.run()));
-    let mut tasks = JoinSet::new();
-    tasks.spawn(feed.clone().follow(places.feed_socket()));
-    tasks.spawn(tables.follow(feed, dialer, Arc::clone(&edge.metrics)));
-    tasks.spawn(report(Arc::clone(&edge.metrics), edge.settings.report_every));
-    accept_all(&mut tasks, listeners, Arc::new(door), &open);
+    let mut following = JoinSet::new();
+    following.spawn(feed.clone().follow(places.feed_socket()));
+    following.spawn(tables.follow(feed, dialer, Arc::clone(&edge.metrics)));
+    following.spawn(report(Arc::clone(&edge.metrics), edge.settings.report_every));
+    let mut accepting = JoinSet::new();
+    accept_all(&mut accepting, listeners, Arc::new(door), &open);
+    serving();
 
-    asked_to_stop.await;
-    info!("stopping");
+    // Nobody is left to give an order: as good as one to stop.
+    let order = orders.recv().await.unwrap_or(Order::Stop);
+    info!(?order, "stopping");
     stop.send_replace(true);
-    // The listeners close with their tasks.
-    tasks.shutdown().await;
+    // The listeners close with their tasks, and stay open where they came from.
+    accepting.shutdown().await;
+    match order {
+        // The table goes on to be followed: an old one may send a last request to the wrong VM.
+        Order::HandOver => handed_over(&open, &edge, &mut orders).await,
+        Order::Stop => {}
+    }
+    close_idle.send_replace(true);
+    following.shutdown().await;
     engine.cleanup().await;
     drain(&open, &edge, &cut).await;
     info!(counters = ?edge.metrics, "stopped");
@@ -264,14 +298,31 @@ async fn accept(
     }
 }
 
+/// Waits until no connection is left, for so long at most, or until an order comes to stop.
+async fn handed_over(open: &Semaphore, edge: &Edge, orders: &mut mpsc::Receiver<Order>) {
+    let stopped = async { while orders.recv().await.is_some_and(|order| order != Order::Stop) {} };
+    tokio::select! {
+        ended = timeout(edge.settings.handover_drain, open.acquire_many(all(edge))) => {
+            if ended.is_err() {
+                warn!("connections are left that did not end after the handover");
+            }
+        }
+        () = stopped => {}
+    }
+}
+
+/// All connections that may be open.
+fn all(edge: &Edge) -> u32 {
+    u32::try_from(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX)
+}
+
 /// Waits until no connection is left, for so long at most; then tunnels are cut, and what is left goes with the process.
 async fn drain(open: &Semaphore, edge: &Edge, cut: &watch::Sender<bool>) {
-    let all = u32::try_from(edge.settings.max_connections.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
-    if timeout(edge.settings.drain, open.acquire_many(all)).await.is_ok() {
+    if timeout(edge.settings.drain, open.acquire_many(all(edge))).await.is_ok() {
         return;
     }
     cut.send_replace(true);
-    if timeout(LAST_WORDS, open.acquire_many(all)).await.is_err() {
+    if timeout(LAST_WORDS, open.acquire_many(all(edge))).await.is_err() {
         warn!("connections are cut that did not end in time");
     }
 }

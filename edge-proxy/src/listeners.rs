@@ -29,6 +29,14 @@ pub enum ListenError {
         /// As announced.
         names: String,
     },
+    /// `READY_FD` is not the descriptor behind the listeners.
+    #[error("READY_FD={got} must be the descriptor behind the listeners, {wanted}")]
+    Waiter {
+        /// As announced.
+        got: String,
+        /// As it must be.
+        wanted: usize,
+    },
     /// A name that is none of `https`, `http`, `dns` and `metrics`.
     #[error("a listener is called {0:?}; it must be 'https', 'http', 'dns' or 'metrics'")]
     UnknownName(String),
@@ -132,6 +140,22 @@ fn is_datagram(descriptor: &OwnedFd) -> io::Result<bool> {
     Ok(rustix::net::sockopt::socket_type(descriptor)? == rustix::net::SocketType::DGRAM)
 }
 
+/// The first descriptor that is handed over (sd_listen_fds(3)).
+const FIRST_DESCRIPTOR: usize = 3;
+
+/// Whether somebody waits on a descriptor to hear that this process serves; it is the one behind the `listeners`.
+///
+/// # Errors
+/// When another one is named.
+pub fn waiter(named: Option<&str>, listeners: usize) -> Result<bool, ListenError> {
+    let wanted = FIRST_DESCRIPTOR + listeners;
+    match named {
+        None => Ok(false),
+        Some(named) if named.parse() == Ok(wanted) => Ok(true),
+        Some(named) => Err(ListenError::Waiter { got: named.to_owned(), wanted }),
+    }
+}
+
 /// The inherited descriptors of this process, before anything else is opened.
 #[must_use]
 pub fn inherited(count: usize) -> Vec<OwnedFd> {
@@ -172,6 +196,14 @@ mod tests {
         assert!(matches!(announced(None, "2", "https").names(7), Err(ListenError::Names { .. })));
         assert!(matches!(announced(None, "1", "ssh").names(7), Err(ListenError::UnknownName(_))));
         assert!(matches!(announced(None, "1", "http").names(7), Err(ListenError::NoHttps)));
+    }
+
+    #[test]
+    fn who_waits_stands_behind_the_listeners() {
+        assert_eq!((waiter(None, 2).ok(), waiter(Some("5"), 2).ok()), (Some(false), Some(true)));
+        for wrong in ["4", "6", "", "x"] {
+            assert!(matches!(waiter(Some(wrong), 2), Err(ListenError::Waiter { wanted: 5, .. })), "{wrong}");
+        }
     }
 
     #[tokio::test]

@@ -111,7 +111,7 @@ counters! {
 }
 
 /// Reasons of [`Problem`], each with its counter, in the order of [`problem_index`].
-const PROBLEMS: usize = 22;
+const PROBLEMS: usize = 23;
 
 /// All counters of a process.
 pub struct Metrics {
@@ -196,6 +196,7 @@ fn problem_index(problem: Problem) -> (usize, &'static str) {
         Problem::Limited(Limit::HostAtOnce) => (19, "answered_429_at_once_per_host"),
         Problem::Limited(Limit::Keys) => (20, "answered_429_table_full"),
         Problem::VmDeleted => (21, "answered_404_vm_deleted"),
+        Problem::Waking => (22, "answered_503_waking"),
     }
 }
 
@@ -226,6 +227,7 @@ fn problem_names() -> [&'static str; PROBLEMS] {
         Problem::Limited(Limit::HostAtOnce),
         Problem::Limited(Limit::Keys),
         Problem::VmDeleted,
+        Problem::Waking,
     ];
     for problem in one_of_each {
         let (index, name) = problem_index(problem);

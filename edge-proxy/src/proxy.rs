@@ -7,12 +7,13 @@ use crate::access::{Log, Outcome, Record};
 use crate::dial::{self, Destination, DialError, Dialer};
 use crate::guard::Guard;
 use crate::metrics::{Count, Metrics};
+use crate::pure::again::{Attempt, Break, may_go_again};
 use crate::pure::chunks::ChunkFault;
 use crate::pure::head::{HeadFault, MAX_FIELDS};
 use crate::pure::pace::Pace;
 use crate::pure::page::{self, About, Page, Problem};
 use crate::pure::trace::Told;
-use crate::pure::{authority, forwarded};
+use crate::pure::{authority, browser, forwarded};
 use crate::settings::Settings;
 use crate::stream::Client;
 use crate::table::Tables;
@@ -26,7 +27,7 @@ use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -172,6 +173,9 @@ impl Edge {
         session.write_response_header(Box::new(answer), headless).await?;
         if !headless {
             session.write_response_body(Some(page.body), true).await?;
+        } else if let ServerSession::H2(h2) = session.as_downstream_mut() {
+            // Else the client takes the answer for one that was broken off.
+            h2.finish()?;
         }
         record.finished = Some(Instant::now());
         Ok(())
@@ -228,7 +232,7 @@ impl ProxyHttp for Edge {
         Ok(false)
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         let destination = ctx.record.destination.as_ref().ok_or_else(|| {
             Error::explain(ErrorType::InternalError, "a request without a destination was let through")
         })?;
@@ -237,7 +241,10 @@ impl ProxyHttp for Edge {
         if again {
             self.metrics.count(Count::Retries);
         }
-        let mut peer = self.dialer.peer(destination, again).await.map_err(dial::refused)?;
+        let request = session.req_header();
+        let patience = browser::looks_at_a_page(&request.method, &request.headers);
+        let patience = patience.then_some(self.settings.page_after);
+        let mut peer = self.dialer.peer(destination, again, patience).await.map_err(dial::refused)?;
         self.tune(&mut peer, ctx.kind, destination);
         Ok(peer)
     }
@@ -298,6 +305,24 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
+    /// Replaces the engine's rule, which also repeats requests that have effects or bodies.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        _ctx: &mut Context,
+        pooled: bool,
+    ) -> Box<Error> {
+        let bodiless = session.as_mut().is_body_empty();
+        let request = session.req_header();
+        let answered = answer_begun(session);
+        let attempt = Attempt { method: &request.method, headers: &request.headers, pooled, answered };
+        let again = bodiless && may_go_again(&attempt, break_of(&error));
+        error.set_retry(again);
+        error
+    }
+
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
         debug!(%error, "a request failed");
         let problem = problem_of(error);
@@ -307,7 +332,7 @@ impl ProxyHttp for Edge {
         let mut status = 0;
         match problem {
             None => self.metrics.count(Count::ClientGone),
-            Some(problem) if session.response_written().is_some() => {
+            Some(problem) if answer_begun(session) => {
                 // The answer has begun: all that is left is to break it off, so that nobody takes it for whole.
                 self.metrics.problem(problem);
                 ctx.record.problem = Some(problem.code());
@@ -407,19 +432,34 @@ fn to_origin_form(request: &mut RequestHeader) -> Result<()> {
 }
 
 fn kind_of(headers: &HeaderMap) -> Kind {
-    let starts = |name, start: &[u8]| {
-        headers.get(name).is_some_and(|value| {
-            value.as_bytes().get(..start.len()).is_some_and(|head| head.eq_ignore_ascii_case(start))
-        })
+    // `application/grpc`, or with `+` and how its messages are written; gRPC-Web is not of its kind, and passes as HTTP/1.
+    let after = |name, start: &[u8]| {
+        let value = headers.get(name)?.as_bytes();
+        let (head, rest) = value.split_at_checked(start.len())?;
+        head.eq_ignore_ascii_case(start).then(|| rest.first().copied())
     };
-    if starts(header::CONTENT_TYPE, b"application/grpc")
-        && !starts(header::CONTENT_TYPE, b"application/grpc-web")
-    {
+    if matches!(after(header::CONTENT_TYPE, b"application/grpc"), Some(None | Some(b'+' | b';' | b' '))) {
         Kind::Grpc
-    } else if starts(header::ACCEPT, b"text/event-stream") {
+    } else if after(header::ACCEPT, b"text/event-stream").is_some() {
         Kind::Events
     } else {
         Kind::Plain
+    }
+}
+
+/// Whether the client has the head of an answer, hints besides.
+fn answer_begun(session: &Session) -> bool {
+    session.response_written().is_some_and(|answer| !answer.status.is_informational())
+}
+
+/// How an exchange broke, by the mark that the engine has put on its error.
+fn break_of(error: &Error) -> Break {
+    let write = *error.etype() == ErrorType::WriteError && *error.esource() == ErrorSource::Upstream;
+    match error.retry {
+        RetryType::ReusedOnly => Break::Closed,
+        RetryType::Decided(true) => Break::Unprocessed,
+        RetryType::Decided(false) if write => Break::Closed,
+        RetryType::Decided(false) => Break::Other,
     }
 }
 

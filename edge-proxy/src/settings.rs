@@ -30,6 +30,9 @@ pub struct Settings {
     pub answer_wait: Duration,
     /// The same for server-sent events and gRPC, whose pauses are their nature.
     pub stream_wait: Duration,
+    /// For a VM that is waking to accept a connection, before a person who looks at a page is shown another one that
+    /// looks again. Everybody else is held as long as vpc waits.
+    pub page_after: Duration,
     /// A pooled connection to a VM. Under the 5 s after which Node and uvicorn close theirs, so that a request seldom
     /// meets a closing one.
     pub upstream_idle: Duration,
@@ -47,6 +50,9 @@ pub struct Settings {
     pub drain: Duration,
     /// Largest file of the access log, in bytes. Zero: nothing is logged.
     pub access_log_bytes: u64,
+    /// After another process has taken over: for long downloads and WebSockets to end. A further handover, or a stop,
+    /// does not wait for it.
+    pub handover_drain: Duration,
     /// Between two reports of the counters.
     pub report_every: Duration,
 }
@@ -66,6 +72,7 @@ impl Settings {
             write_stall: Duration::from_secs(60),
             answer_wait: Duration::from_secs(300),
             stream_wait: Duration::from_secs(3600),
+            page_after: Duration::from_secs(2),
             upstream_idle: Duration::from_secs(4),
             upstream_pool: 8192,
             guard: EdgeGuard::default(),
@@ -74,6 +81,7 @@ impl Settings {
             proxy_header_wait: Duration::from_secs(5),
             drain: Duration::from_secs(10),
             access_log_bytes: 0,
+            handover_drain: Duration::from_secs(600),
             report_every: Duration::from_secs(60),
         }
     }

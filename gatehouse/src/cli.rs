@@ -14,6 +14,7 @@ use crate::doctor::{self, kvm};
 use crate::settings::{self, Host, Settings, Wishes};
 use crate::up::announce::Waiters;
 use crate::up::launch::Launch;
+use crate::up::reload::Source;
 use crate::up::{self, Manner};
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -80,6 +81,13 @@ enum Command {
         #[command(flatten)]
         settings: SettingsArgs,
     },
+    /// Read the settings again and replace edge-proxy by a new process, without closing a connection
+    #[command(
+        after_help = "Asks the `up` that keeps the house, with its own flags and file. Listeners stay open: the new \
+        edge-proxy, from the\nprogram that is on the disk now, takes connections before the old one stops to, and the old one \
+        ends what it has in\nhand. What cannot change while the house is open is named.\n\nExample:\n  gatehouse reload"
+    )]
+    Reload,
     /// Make folders, certificates and the settings of each process, for service units that start them one by one
     #[command(after_help = "See deploy/README.md. `gatehouse up` does this by itself.")]
     Prepare {
@@ -196,16 +204,24 @@ impl Cli {
                 Ok(0)
             }
             Command::Up { settings, keep_vms, force, ready_fd, notify_socket } => {
+                let (again, run_dir) = (settings.clone(), self.connection.run_dir.clone());
+                let source = Source::new(move || again.clone().settle_in(run_dir.clone()));
                 let settings = settings.settle_in(self.connection.run_dir)?;
                 let waiters = Waiters { manager: notify_socket, descriptor: ready_fd };
                 block_on(async {
-                    up::run(settings, Manner { keep_vms, force, close: false, waiters }).await?;
+                    let source = Some(source);
+                    up::run(settings, Manner { keep_vms, force, close: false, waiters, source }).await?;
                     Ok(0)
                 })
             }
             Command::Down { settings } => {
                 let settings = settings.settle_in(self.connection.run_dir)?;
                 block_on(async { Ok(up::down::down(settings).await.map(|()| 0)?) })
+            }
+            Command::Reload => {
+                let outcome = up::reload::ask(self.connection.run_folder())?;
+                client::print_line(&up::reload::told(&outcome))?;
+                Ok(u8::from(outcome.failed.is_some()))
             }
             Command::Vm(command) => {
                 let api = self.connection.api()?;

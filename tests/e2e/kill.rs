@@ -1,9 +1,11 @@
-//! Each daemon is killed in turn under a running load: only the requests in its hands fail, and it comes back. And
+//! edge-proxy is handed over three times under a running load, and no request fails. Then each daemon is killed in turn
+//! under it: only the requests in its hands fail, and it comes back. And
 //! when all of them end at once with their keeper, `gatehouse down` clears away what is left.
 
 use anyhow::{Context, Result};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use tests::house::{DAEMONS, House};
 use tests::load::Load;
@@ -13,6 +15,8 @@ use tests::traces::machine_processes;
 const THREADS: usize = 4;
 /// Good answers wanted after each kill before the next.
 const GOOD_AFTER: u64 = 40;
+/// Of edge-proxy, before it is killed.
+const HANDOVERS: usize = 3;
 /// Between looks for a new process.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest until those are there.
@@ -24,6 +28,16 @@ fn a_killed_daemon_loses_only_what_it_held() -> Result<()> {
     let vm = serve(&house, "something.style.dev", "steady")?;
     let load = Load::start(THREADS, "https://something.style.dev/", &house.ca(), house.https(), "steady")?;
     load.await_good(GOOD_AFTER, RECOVERY)?;
+    for number in 1..=HANDOVERS {
+        let before = load.tally();
+        let old = pidfd_open(process(house.daemon("edge-proxy")?)?, PidfdFlags::empty())?;
+        let told = house.gatehouse(&["reload"])?;
+        load.await_good(GOOD_AFTER, RECOVERY).with_context(|| format!("after handover {number}"))?;
+        await_end(&old)?;
+        let lost = load.tally().failed() - before.failed();
+        println!("handover {number}: {lost} requests lost; {}", String::from_utf8_lossy(&told.stdout).trim());
+        assert_eq!(lost, 0, "{:?}", load.tally().bad);
+    }
     for name in DAEMONS {
         let before = load.tally();
         let old = house.daemon(name)?;
@@ -75,10 +89,18 @@ fn serve(house: &House, host: &str, page: &str) -> Result<String> {
 }
 
 fn kill(pid: i32) -> Result<()> {
-    let pid = Pid::from_raw(pid).context("no such process id")?;
+    let pid = process(pid)?;
     let watch = pidfd_open(pid, PidfdFlags::empty())?;
     kill_process(pid, Signal::KILL)?;
-    let mut events = [rustix::event::PollFd::new(&watch, rustix::event::PollFlags::IN)];
+    await_end(&watch)
+}
+
+fn process(pid: i32) -> Result<Pid> {
+    Pid::from_raw(pid).context("no such process id")
+}
+
+fn await_end(process: &OwnedFd) -> Result<()> {
+    let mut events = [rustix::event::PollFd::new(process, rustix::event::PollFlags::IN)];
     rustix::event::poll(&mut events, None)?;
     Ok(())
 }

@@ -257,8 +257,9 @@ async fn serve(places: Places, doors: Doors) {
     let mut settings = Settings::new(doors.https.port(), 1000);
     settings.dns_host = Some("dns.style.dev".parse().expect("name"));
     let feed = Feed::open(&places.feed(), &[getuid().as_raw()]);
-    let forever = std::future::pending();
-    edge_proxy::run(settings, &places, doors.listeners, feed, Arc::new(Metrics::default()), forever)
+    // Nobody gives an order as long as this lives.
+    let (_orders, none) = tokio::sync::mpsc::channel(edge_proxy::ORDERS);
+    edge_proxy::run(settings, &places, doors.listeners, feed, Arc::new(Metrics::default()), || {}, none)
         .await
         .expect("edge-proxy runs");
 }

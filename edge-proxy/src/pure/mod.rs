@@ -1,7 +1,9 @@
 //! What is decided about bytes alone: no clock, file, socket or task.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod again;
 pub mod authority;
+pub mod browser;
 pub mod chunks;
 pub mod exposition;
 pub mod flood;

@@ -26,6 +26,8 @@ pub enum Problem {
     NothingListens,
     /// The VM is not there, or the port may not be reached.
     VmGone,
+    /// The VM has not accepted a connection yet, and a person waits for it.
+    Waking,
     /// The VM accepts no connection in time.
     VmSilent,
     /// The VM took the request and did not answer in time.
@@ -57,7 +59,7 @@ impl Problem {
             Self::UnknownHost | Self::VmDeleted => 404,
             Self::NothingListens | Self::VmGone | Self::AnswerBroken => 502,
             Self::VmSilent | Self::AnswerLate => 504,
-            Self::NetworkAway | Self::ApiAway => 503,
+            Self::Waking | Self::NetworkAway | Self::ApiAway => 503,
             Self::BodyLate => 408,
             Self::Internal => 500,
             Self::Limited(_) => 429,
@@ -77,6 +79,7 @@ impl Problem {
             Self::VmDeleted => "VM_DELETED",
             Self::NothingListens => "VM_NOT_LISTENING",
             Self::VmGone => "VM_NOT_RUNNING",
+            Self::Waking => "VM_WAKING",
             Self::VmSilent => "VM_NOT_REACHABLE",
             Self::AnswerLate => "VM_DID_NOT_ANSWER",
             Self::AnswerBroken => "VM_ANSWER_BROKEN",
@@ -116,6 +119,9 @@ impl Problem {
                 format!("The VM behind {host} runs, but nothing in it listens on port {port}.")
             }
             Self::VmGone => format!("The VM behind {host} is stopped, or port {port} may not be reached."),
+            Self::Waking => {
+                format!("The VM behind {host} does not answer yet: it may be waking or starting.")
+            }
             Self::VmSilent => {
                 format!("The VM behind {host} did not accept a connection on port {port} in time.")
             }
@@ -156,6 +162,7 @@ impl Problem {
                  mapping names its port.",
             ),
             Self::VmGone => ("The VM is not running", "Start the VM, or map the name to another one."),
+            Self::Waking => ("Just a moment", "This page looks again by itself."),
             Self::VmSilent => (
                 "The VM does not answer",
                 "It may still be starting or waking: try again in a moment. If this stays, look at the VM's firewall and console.",
@@ -208,6 +215,12 @@ pub struct Page {
     pub body: Bytes,
 }
 
+/// Before a client, or the waiting page by itself, looks again. Each look waits by itself, so more haste gains nothing.
+const LOOK_AGAIN_SECONDS: u8 = 2;
+/// What a page may do (Content Security Policy, level 3): have its own style, which bears the trace id, random and used
+/// once. No script, no picture, no other server.
+const CSP: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'nonce-";
+
 struct Texts {
     title: &'static str,
     what: String,
@@ -221,7 +234,7 @@ pub fn render(problem: Problem, about: &About<'_>) -> Page {
     let texts = problem.texts(about);
     let wants_html = !about.api && contains(about.accept, b"text/html");
     let (kind, body) = if wants_html {
-        ("text/html; charset=utf-8", html(status, &texts, about.trace))
+        ("text/html; charset=utf-8", html(problem, &texts, about.trace))
     } else {
         ("application/json", json(problem, &texts, about))
     };
@@ -232,10 +245,10 @@ pub fn render(problem: Problem, about: &About<'_>) -> Page {
         ("x-freestyle-trace-id", about.trace.to_string()),
     ];
     if wants_html {
-        fields.push(("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'".to_owned()));
+        fields.push(("content-security-policy", format!("{CSP}{}'", about.trace)));
     }
     match status {
-        503 => fields.push(("retry-after", "2".to_owned())),
+        503 => fields.push(("retry-after", LOOK_AGAIN_SECONDS.to_string())),
         429 => fields.push(("retry-after", "1".to_owned())),
         405 => fields.push(("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS".to_owned())),
         _ => {}
@@ -250,12 +263,18 @@ fn json(problem: Problem, texts: &Texts, about: &About<'_>) -> String {
         .to_string()
 }
 
-fn html(status: u16, texts: &Texts, trace: &TraceId) -> String {
+fn html(problem: Problem, texts: &Texts, trace: &TraceId) -> String {
+    let status = problem.status();
     let Texts { title, what, advice } = texts;
     let (what, advice) = (escape(what), escape(advice));
+    let again = if problem == Problem::Waking {
+        format!("<meta http-equiv=\"refresh\" content=\"{LOOK_AGAIN_SECONDS}\">")
+    } else {
+        String::new()
+    };
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{title}</title><style>\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">{again}<title>{title}</title><style nonce=\"{trace}\">\
          body{{font:16px/1.5 system-ui,sans-serif;max-width:34rem;margin:16vh auto 0;padding:0 1rem;color:#222;\
          background:#fff}}h1{{font-size:1.5rem}}small{{color:#777}}\
          @media(prefers-color-scheme:dark){{body{{color:#ddd;background:#161616}}}}</style></head>\n\
@@ -319,6 +338,30 @@ mod tests {
             let text = String::from_utf8(page.body.to_vec()).expect("text");
             assert!(text.contains("It may have taken effect") && !text.contains("VM"), "{text}");
         }
+    }
+
+    #[test]
+    fn the_waiting_page_looks_again_and_has_nothing_from_elsewhere() {
+        let trace = TraceId::from_random([9; 20]);
+        let page = render(Problem::Waking, &about("text/html", false, &trace));
+        let text = String::from_utf8(page.body.to_vec()).expect("text");
+        let field =
+            |name| page.fields.iter().find(|(field, _)| *field == name).map(|(_, value)| value.as_str());
+        assert_eq!(
+            (page.status, field("retry-after"), field("cache-control")),
+            (503, Some("2"), Some("no-store"))
+        );
+        assert!(text.contains("<meta http-equiv=\"refresh\" content=\"2\">"), "{text}");
+        for outside in ["//", "src", "href", "url(", "@import", "<script", "<link"] {
+            assert!(!text.contains(outside), "{outside}: {text}");
+        }
+        let policy = field("content-security-policy").expect("a policy");
+        assert!(policy.starts_with("default-src 'none';") && !policy.contains("unsafe"), "{policy}");
+        assert!(
+            policy.ends_with(&format!("'nonce-{trace}'")) && text.contains(&format!("nonce=\"{trace}\""))
+        );
+        let other = render(Problem::VmSilent, &about("text/html", false, &trace));
+        assert!(!String::from_utf8_lossy(&other.body).contains("refresh"));
     }
 
     #[test]

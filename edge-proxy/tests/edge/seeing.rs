@@ -2,6 +2,7 @@
 
 use crate::world::{PATIENCE, World};
 use bytes::Bytes;
+use edge_proxy::Order;
 use http_body_util::Full;
 use hyper::Response;
 use serde_json::Value;
@@ -82,7 +83,7 @@ async fn the_last_lines_are_written_before_the_process_ends_and_none_when_nobody
     for world in [&logs, &silent] {
         echo(world, "a.style.dev").await;
         assert_eq!(world.curl("https://a.style.dev/last", &[]).await.code, 0);
-        world.stop();
+        world.order(Order::Stop);
         let running = world.running.lock().expect("lock").take().expect("it runs");
         timeout(PATIENCE, running).await.expect("in time").expect("no panic");
     }

@@ -7,6 +7,7 @@ use edge_proxy::metrics::Count;
 use http::StatusCode;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Barrier, Semaphore};
 use tokio::time::timeout;
@@ -52,6 +53,73 @@ async fn requests_for_a_sleeping_vm_are_held_until_it_wakes() {
     assert_eq!(ask(&mut sender, "a.style.dev").await, (StatusCode::OK, "awake".to_owned()));
     let expected = (u64::from(REQUESTS) + 1, saved);
     assert_eq!((world.count(Count::Dials), world.count(Count::DialsSaved)), expected);
+}
+
+/// As a browser asks for a page.
+const LOOK: [&str; 4] = ["-H", "Accept: text/html,*/*;q=0.8", "-H", "Sec-Fetch-Mode: navigate"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_gets_a_page_that_looks_again_while_the_vm_wakes_and_all_else_is_held() {
+    let world = Arc::new(World::with(|settings| settings.page_after = Duration::from_millis(200)).await);
+    let server = http_server(|_| async { text("awake") }).await;
+    let (dialled, woken) = (semaphore(), semaphore());
+    world.behind(3000, Behind::Sleeps { dialled, woken, server });
+    world.map("a.style.dev", 3000).await;
+    // Whoever is no browser, or no page of one, is held.
+    let held: Vec<_> = [
+        vec!["-H", "Accept: text/html", "-d", "12345"],
+        vec!["-H", "Accept: text/html", "-H", "Sec-Fetch-Mode: cors"],
+        vec!["-H", "Accept: application/json"],
+    ]
+    .into_iter()
+    .map(|more| {
+        let world = Arc::clone(&world);
+        tokio::spawn(async move { world.curl("https://a.style.dev/", &more).await })
+    })
+    .collect();
+    timeout(PATIENCE, dialled.acquire_many(3)).await.expect("dialled").expect("open").forget();
+    for version in ["--http1.1", "--http2"] {
+        let look = world.curl("https://a.style.dev/x?y", &[&LOOK[..], &["-i", version]].concat()).await;
+        assert!(look.code == 0 && look.out.contains(" 503"), "{look:?}");
+        assert!(
+            look.out.contains("retry-after: 2") && look.out.contains("http-equiv=\"refresh\""),
+            "{look:?}"
+        );
+        let head = world.curl("https://a.style.dev/", &[&LOOK[..], &["-I", version]].concat()).await;
+        assert!(head.code == 0 && head.out.contains(" 503") && !head.out.contains("<h1>"), "{head:?}");
+    }
+    // Four looks, one dial, and the VM goes on waking.
+    assert_eq!((world.count(Count::Dials), held.iter().any(|one| one.is_finished())), (4, false));
+    woken.add_permits(4);
+    for one in held {
+        let one = one.await.expect("no panic");
+        assert_eq!((one.code, one.out.as_str()), (0, "awake"), "{one:?}");
+    }
+    woken.add_permits(8);
+    let again = world.curl("https://a.style.dev/", &LOOK).await;
+    assert_eq!((again.code, again.out.as_str()), (0, "awake"), "{again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_is_told_in_the_end_when_the_vm_does_not_wake() {
+    let world = World::with(|settings| settings.page_after = Duration::from_millis(50)).await;
+    let (dialled, woken) = (semaphore(), semaphore());
+    // Nobody listens there any more, so the dial fails as soon as it is let through.
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("address");
+    world.behind(3000, Behind::Sleeps { dialled, woken, server: nowhere });
+    world.map("a.style.dev", 3000).await;
+    let look = world.curl("https://a.style.dev/", &[&LOOK[..], &["-i"]].concat()).await;
+    assert!(look.out.contains(" 503") && look.out.contains("refresh"), "{look:?}");
+    woken.add_permits(64);
+    // How soon the dial has failed is the scheduler's affair.
+    world
+        .until(|| async {
+            let look = world.curl("https://a.style.dev/", &[&LOOK[..], &["-i"]].concat()).await;
+            look.out.contains(" 502")
+                && look.out.contains("nothing in it listens")
+                && !look.out.contains("refresh")
+        })
+        .await;
 }
 
 /// Answers the first request of each connection when `together` of them are there, and closes over the second.

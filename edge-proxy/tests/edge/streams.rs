@@ -1,6 +1,7 @@
 //! What lasts: WebSockets, events, gRPC, large bodies, and the end of all of them.
 
 use crate::world::{Behind, PATIENCE, World, text};
+use edge_proxy::Order;
 use edge_proxy::metrics::Count;
 use futures_util::{SinkExt, StreamExt};
 use std::net::SocketAddr;
@@ -15,7 +16,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 /// Says back what it hears.
-async fn echo() -> SocketAddr {
+pub async fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     tokio::spawn(async move {
@@ -141,72 +142,6 @@ async fn events_arrive_when_they_are_sent() {
     }
 }
 
-/// gRPC is HTTP/2 with trailers, by prior knowledge at the VM.
-#[tokio::test(flavor = "multi_thread")]
-async fn grpc_passes_with_its_trailers_in_both_directions_at_once() {
-    let world = World::new().await;
-    world.behind(3000, Behind::Server(grpc_echo().await));
-    world.map("a.style.dev", 3000).await;
-    let tls = world.tls("a.style.dev", &["h2"]).await.expect("tls");
-    let (mut sender, connection) = h2::client::handshake(tls).await.expect("handshake");
-    let driving = tokio::spawn(connection);
-    for _ in 0..3 {
-        sender = sender.ready().await.expect("ready");
-        let request = http::Request::post("https://a.style.dev/echo.Echo/Stream")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())
-            .expect("request");
-        let (answer, mut say) = sender.send_request(request, false).expect("send");
-        say.send_data("first".into(), false).expect("data");
-        let answer = timeout(PATIENCE, answer).await.expect("in time").expect("answer");
-        assert_eq!(answer.headers()["content-type"], "application/grpc");
-        let mut hear = answer.into_body();
-        assert_eq!(
-            timeout(PATIENCE, hear.data()).await.expect("in time").expect("more").expect("data"),
-            "first"
-        );
-        say.send_data("second".into(), true).expect("data");
-        let mut rest = Vec::new();
-        while let Some(piece) = timeout(PATIENCE, hear.data()).await.expect("in time") {
-            rest.extend_from_slice(&piece.expect("data"));
-        }
-        assert_eq!(rest, b"second");
-        let trailers = hear.trailers().await.expect("trailers").expect("there are some");
-        assert_eq!(trailers["grpc-status"], "0");
-    }
-    driving.abort();
-}
-
-async fn grpc_echo() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
-    tokio::spawn(async move {
-        while let Ok((tcp, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut connection = h2::server::handshake(tcp).await.expect("prior knowledge");
-                while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    tokio::spawn(async move {
-                        assert_eq!(request.headers()["te"], "trailers");
-                        let head = http::Response::builder().header("content-type", "application/grpc");
-                        let mut say =
-                            respond.send_response(head.body(()).expect("head"), false).expect("head");
-                        let mut hear = request.into_body();
-                        while let Some(Ok(piece)) = hear.data().await {
-                            hear.flow_control().release_capacity(piece.len()).expect("capacity");
-                            say.send_data(piece, false).expect("data");
-                        }
-                        let mut trailers = http::HeaderMap::new();
-                        trailers.insert("grpc-status", "0".parse().expect("value"));
-                        say.send_trailers(trailers).expect("trailers");
-                    });
-                }
-            });
-        }
-    });
-    address
-}
-
 /// Most that may be on the way between a sender and one who takes nothing: socket buffers, and little of ours.
 const ON_THE_WAY: u64 = 24 << 20;
 
@@ -327,7 +262,7 @@ async fn a_stop_lets_requests_end_and_says_goodbye_to_websockets() {
     let idle = world.tls("a.style.dev", &["http/1.1"]).await.expect("tls");
     let (asked, ()) = tokio::join!(world.curl("https://b.style.dev/", &[]), async {
         beginning.recv().await.expect("begun");
-        world.stop();
+        world.order(Order::Stop);
     });
     assert_eq!((asked.code, asked.out.as_str()), (0, "whole"));
     let Some(Ok(Message::Close(Some(frame)))) = timeout(PATIENCE, socket.next()).await.expect("in time")

@@ -1,5 +1,6 @@
 //! What every test here needs: a running edge-proxy, a vpc at its border, servers behind, clients in front.
 
+use edge_proxy::Order;
 use edge_proxy::listeners::{self, Listeners};
 use edge_proxy::metrics::{Count, Metrics};
 use edge_proxy::settings::Settings;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -64,7 +65,7 @@ pub struct World {
     ports: Arc<Mutex<HashMap<u16, Behind>>>,
     authority: Authority,
     view: Mutex<EdgeView>,
-    stop: Mutex<Option<oneshot::Sender<()>>>,
+    orders: Mutex<Option<mpsc::Sender<Order>>>,
     pub running: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -138,30 +139,30 @@ impl World {
             ports,
             authority,
             view: Mutex::new(view),
-            stop: Mutex::new(None),
+            orders: Mutex::new(None),
             running: Mutex::new(None),
         };
         (world, [https, http])
     }
 
     async fn start(&self, (settings, listeners): (Settings, Listeners)) {
-        let (stop, stopped) = oneshot::channel();
+        let (orders, receiver) = mpsc::channel(edge_proxy::ORDERS);
         let (places, feed, metrics) = (self.places.clone(), self.feed.clone(), Arc::clone(&self.metrics));
         let running = tokio::spawn(async move {
-            let stopped = async move {
-                let _either_way = stopped.await;
-            };
-            edge_proxy::run(settings, &places, listeners, feed, metrics, stopped).await.expect("run");
+            let serving = || {};
+            edge_proxy::run(settings, &places, listeners, feed, metrics, serving, receiver)
+                .await
+                .expect("run");
         });
-        *self.stop.lock().expect("lock") = Some(stop);
+        *self.orders.lock().expect("lock") = Some(orders);
         *self.running.lock().expect("lock") = Some(running);
         self.until(|| async { self.tls("a.style.dev", &[]).await.is_ok() }).await;
     }
 
-    /// Asks edge-proxy to stop.
-    pub fn stop(&self) {
-        let stop = self.stop.lock().expect("lock").take().expect("stopped once");
-        stop.send(()).expect("it runs");
+    /// Asks edge-proxy to stop, or to leave its listeners to another one.
+    pub fn order(&self, order: Order) {
+        let orders = self.orders.lock().expect("lock");
+        orders.as_ref().expect("it was started").try_send(order).expect("it runs");
     }
 
     /// What happens when a VM's port is dialled.
@@ -180,6 +181,20 @@ impl World {
             view.routes = routes.into();
         })
         .await;
+    }
+
+    /// Maps hosts to ports of the test's VM in a view that the next edge-proxy starts with.
+    pub fn routes(&self, routes: &[(&str, u16)]) {
+        let mut view = self.view.lock().expect("lock");
+        let entry = |(host, port): &(&str, u16)| RouteEntry {
+            host: host.parse().expect("name"),
+            vm: vm(),
+            port: *port,
+            run: 1,
+        };
+        view.routes = routes.iter().map(entry).collect::<Vec<_>>().into();
+        view.generation.0 += 1;
+        self.publisher.publish(&*view, None).expect("publish");
     }
 
     /// Publishes a changed view and waits until its routes are in force.

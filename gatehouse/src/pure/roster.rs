@@ -169,6 +169,12 @@ impl Roster {
         waiting.chain(ending).min()
     }
 
+    /// Whether the house is open and this process answers.
+    #[must_use]
+    pub fn answers(&self, role: Role) -> bool {
+        self.phase == Phase::Serving && matches!(self.lives[&role], Life::Running { ready: true, .. })
+    }
+
     /// Takes an event in.
     #[must_use]
     pub fn handle(&mut self, event: &Event, now: Instant) -> Vec<Effect> {
@@ -361,10 +367,11 @@ mod tests {
     #[test]
     fn restarts_wait_longer_each_time_and_forget_after_a_good_life() {
         let (mut roster, mut now) = serving(false);
+        assert!(roster.answers(Role::Vmm));
         for wait in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
             let wait = Duration::from_millis(wait);
             assert_eq!(roster.handle(&Event::Died(Role::Vmm), now), [Effect::Waiting(Role::Vmm, wait)]);
-            assert_eq!(roster.deadline(), Some(now + wait));
+            assert_eq!((roster.deadline(), roster.answers(Role::Vmm)), (Some(now + wait), false));
             assert_eq!(roster.handle(&Event::Due, now + wait - Duration::from_millis(1)), []);
             now += wait;
             assert_eq!(roster.handle(&Event::Due, now), [Effect::Launch(Role::Vmm)]);

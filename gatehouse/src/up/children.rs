@@ -12,12 +12,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use thiserror::Error;
+use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
 /// The hidden subcommand that takes rights away and becomes the program.
 pub const LAUNCH_COMMAND: &str = "launch-child";
 /// The first descriptor that is handed over (`sd_listen_fds(3)`).
 const FIRST_DESCRIPTOR: i32 = 3;
+/// The process' own program, as the kernel knows it: also when the file was replaced by a newer one since.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+/// Names the descriptor on which edge-proxy says that it serves.
+const READY_FD: &str = "READY_FD";
 /// Where the programs find the system's own (nft, ip).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -124,9 +129,31 @@ pub fn missing_programs() -> Result<Vec<&'static str>, ChildError> {
 /// # Errors
 /// When it cannot be started.
 pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<Started, ChildError> {
+    spawn(role, settings, listeners, None)
+}
+
+/// Starts a second edge-proxy on the same listeners. What it writes is the line `READY=1` when it serves.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn start_successor(
+    settings: &Settings,
+    listeners: &Listeners,
+) -> Result<(Started, pipe::Receiver), ChildError> {
+    let (reader, writer) = io::pipe().map_err(ChildError::Listeners)?;
+    let reader = pipe::Receiver::from_owned_fd(reader.into()).map_err(ChildError::Listeners)?;
+    Ok((spawn(Role::Edge, settings, listeners, Some(writer.into()))?, reader))
+}
+
+fn spawn(
+    role: Role,
+    settings: &Settings,
+    listeners: &Listeners,
+    notice: Option<OwnedFd>,
+) -> Result<Started, ChildError> {
     let config = write_settings(role, settings)?;
-    let own = std::env::current_exe().map_err(ChildError::Own)?;
-    let mut command = Command::new(own);
+    let mut command = Command::new(OWN_PROGRAM);
+    command.arg0("gatehouse");
     command.arg(LAUNCH_COMMAND).args(["--role", role.program()]).arg("--program");
     command.arg(folder()?.join(role.program())).arg("--config").arg(config);
     command.env_clear().env("PATH", PATH).stdin(Stdio::null()).current_dir("/").kill_on_drop(true);
@@ -146,9 +173,9 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
             if let Some(metrics) = &listeners.metrics {
                 sockets.push(("metrics", metrics.as_fd()));
             }
-            hand_over(&mut command, &sockets)?;
+            hand_over(&mut command, &sockets, notice)?;
         }
-        Role::Ssh => hand_over(&mut command, &[("ssh", listeners.ssh.as_fd())])?,
+        Role::Ssh => hand_over(&mut command, &[("ssh", listeners.ssh.as_fd())], None)?,
         Role::Vpn => {
             let socket = listeners.vpn.try_clone().map_err(ChildError::Listeners)?;
             command.stdin(OwnedFd::from(socket));
@@ -165,11 +192,19 @@ pub fn start(role: Role, settings: &Settings, listeners: &Listeners) -> Result<S
     Ok(Started { child, handle: Handle(handle) })
 }
 
-fn hand_over(command: &mut Command, sockets: &[(&str, BorrowedFd<'_>)]) -> Result<(), ChildError> {
+fn hand_over(
+    command: &mut Command,
+    sockets: &[(&str, BorrowedFd<'_>)],
+    notice: Option<OwnedFd>,
+) -> Result<(), ChildError> {
     let mut mappings = Vec::new();
     for (number, (_, socket)) in (FIRST_DESCRIPTOR..).zip(sockets) {
         let parent_fd = socket.try_clone_to_owned().map_err(ChildError::Listeners)?;
         mappings.push(FdMapping { parent_fd, child_fd: number });
+    }
+    if let (Some(parent_fd), Some(child_fd)) = (notice, (FIRST_DESCRIPTOR..).nth(sockets.len())) {
+        command.env(READY_FD, child_fd.to_string());
+        mappings.push(FdMapping { parent_fd, child_fd });
     }
     let names: Vec<&str> = sockets.iter().map(|(name, _)| *name).collect();
     command.env("LISTEN_FDS", sockets.len().to_string());

@@ -7,6 +7,8 @@ pub mod down;
 pub mod house;
 pub mod launch;
 pub mod ready;
+pub mod reload;
+mod successor;
 
 use crate::client::{self, Api};
 use crate::doctor::{self, Verdict};
@@ -14,11 +16,12 @@ use crate::pure::roster::{Effect, Event, Role, Roster};
 use crate::settings::Settings;
 use crate::tls::{self, TlsError};
 use announce::Waiters;
-use children::{Handle, Listeners, places};
+use children::{Handle, Listeners, Started, places};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
+use successor::Handover;
 use thiserror::Error;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,6 +45,8 @@ pub struct Manner {
     pub close: bool,
     /// Who waits for it.
     pub waiters: Waiters,
+    /// Where its settings are read again, if they can be.
+    pub source: Option<reload::Source>,
 }
 
 /// Why the house did not open, or closed by itself.
@@ -77,11 +82,25 @@ pub enum UpError {
 enum Happening {
     Roster(Event),
     /// The process ended like this.
-    Ended(Role, String),
+    Ended(Role, Serial, String),
     /// The process does not answer.
     Stuck(Role, io::Error),
     /// All VMs were asked to shut down, with this outcome.
     MachinesAsked(Result<usize, String>),
+    /// Somebody wants settings and edge-proxy's program to be read again.
+    Reload(reload::Asker),
+    /// The new edge-proxy serves, or does not.
+    Successor(Serial, Result<(), String>),
+}
+
+/// Tells processes of one role apart; numbers of the kernel's are given anew.
+type Serial = u64;
+
+/// A process that runs.
+#[derive(Debug)]
+struct Running {
+    serial: Serial,
+    handle: Handle,
 }
 
 /// Opens the house and keeps it until it is told to close.
@@ -99,6 +118,7 @@ pub async fn run(settings: Settings, manner: Manner) -> Result<(), UpError> {
     let listeners = house::listen(&settings)?;
     let (sender, receiver) = mpsc::channel(EVENTS);
     listen_for_signals(sender.clone()).map_err(UpError::Signals)?;
+    report(reload::serve(&settings.run_dir, sender.clone()), "nobody can ask for a reload");
     let mut keeper = Keeper {
         roster: Roster::new(manner.keep_vms),
         settings,
@@ -106,6 +126,8 @@ pub async fn run(settings: Settings, manner: Manner) -> Result<(), UpError> {
         manner,
         sender,
         handles: BTreeMap::new(),
+        started: 0,
+        handover: Handover::default(),
         asking: BTreeMap::new(),
         begun,
         over: false,
@@ -187,7 +209,10 @@ struct Keeper {
     listeners: Listeners,
     manner: Manner,
     sender: mpsc::Sender<Happening>,
-    handles: BTreeMap<Role, Handle>,
+    handles: BTreeMap<Role, Running>,
+    /// Processes so far; the last one's serial.
+    started: Serial,
+    handover: Handover,
     asking: BTreeMap<Role, JoinHandle<()>>,
     begun: Instant,
     over: bool,
@@ -227,13 +252,17 @@ impl Keeper {
                         self.manner.waiters.closing(&self.settings),
                         "nobody could be told of the closing",
                     );
+                    self.end_side_processes();
                 }
                 if let Event::Ready(role) = event {
                     println!("  {role} answers");
                 }
                 self.tell(&event);
             }
-            Happening::Ended(role, how) => {
+            Happening::Ended(role, serial, how) => {
+                if self.handles.get(&role).is_none_or(|running| running.serial != serial) {
+                    return self.side_process_ended(serial, &how);
+                }
                 self.handles.remove(&role);
                 if let Some(asking) = self.asking.remove(&role) {
                     asking.abort();
@@ -254,6 +283,8 @@ impl Keeper {
                 }
                 self.tell(&Event::MachinesDown);
             }
+            Happening::Reload(asker) => self.reload(asker),
+            Happening::Successor(serial, outcome) => self.successor(serial, outcome),
         }
     }
 
@@ -293,20 +324,12 @@ impl Keeper {
         let started = match children::start(role, &self.settings, &self.listeners) {
             Ok(started) => started,
             Err(error) => {
-                self.post(Happening::Ended(role, format!("not started: {error}")));
-                return;
+                error!(program = %role, %error, "it cannot be started");
+                return self.post(Happening::Roster(Event::Died(role)));
             }
         };
-        self.handles.insert(role, started.handle);
-        let mut child = started.child;
-        let sender = self.sender.clone();
-        tokio::spawn(async move {
-            let how = match child.wait().await {
-                Ok(status) => status.to_string(),
-                Err(error) => format!("in a way that is not known: {error}"),
-            };
-            told(sender.send(Happening::Ended(role, how)).await);
-        });
+        let running = self.watch(role, started);
+        self.handles.insert(role, running);
         let (sender, settings) = (self.sender.clone(), self.settings.clone());
         let asking = tokio::spawn(async move {
             let happening = match ready::wait(role, &settings).await {
@@ -316,6 +339,20 @@ impl Keeper {
             told(sender.send(happening).await);
         });
         self.asking.insert(role, asking);
+    }
+
+    /// Hears of a process' end from now on.
+    fn watch(&mut self, role: Role, started: Started) -> Running {
+        self.started += 1;
+        let (serial, sender, mut child) = (self.started, self.sender.clone(), started.child);
+        tokio::spawn(async move {
+            let how = match child.wait().await {
+                Ok(status) => status.to_string(),
+                Err(error) => format!("in a way that is not known: {error}"),
+            };
+            told(sender.send(Happening::Ended(role, serial, how)).await);
+        });
+        Running { serial, handle: started.handle }
     }
 
     fn stop_machines(&self) {
@@ -338,8 +375,8 @@ impl Keeper {
     }
 
     fn send(&self, role: Role, signal: Signal) {
-        if let Some(handle) = self.handles.get(&role) {
-            report(handle.signal(signal), "a signal cannot be sent");
+        if let Some(running) = self.handles.get(&role) {
+            report(running.handle.signal(signal), "a signal cannot be sent");
         }
     }
 }
