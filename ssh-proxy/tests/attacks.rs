@@ -2,6 +2,7 @@
 
 mod support;
 
+use model::config::SshLimits;
 use russh::client::{self, AuthResult};
 use russh::keys::PublicKeyOrCertificate;
 use ssh_proxy::io::login::line;
@@ -11,7 +12,8 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use support::{PATIENCE, Said, World, token, vm};
+use support::{PATIENCE, Said, World, eventually, token, vm};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
@@ -206,6 +208,13 @@ const GUESSES: u32 = 300;
 /// Good logins whose time is taken before the guesses.
 const ALONE: usize = 10;
 
+/// A connection from an address of this host.
+async fn connect(front: SocketAddr, from: Ipv4Addr) -> std::io::Result<tokio::net::TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((from, 0).into())?;
+    socket.connect(front).await
+}
+
 /// Guessing, and somebody who knows.
 struct Guesses {
     front: SocketAddr,
@@ -222,9 +231,7 @@ impl Guesses {
 
     /// A login from an address of this host.
     async fn login(&self, from: Ipv4Addr, password: String) -> Result<AuthResult, russh::Error> {
-        let socket = TcpSocket::new_v4()?;
-        socket.bind((from, 0).into())?;
-        let stream = socket.connect(self.front).await?;
+        let stream = connect(self.front, from).await?;
         let handler = Knows(self.key.clone());
         let mut session = client::connect_stream(Arc::clone(&self.settings), stream, handler).await?;
         session.authenticate_password(vm(1).as_str(), password).await
@@ -299,4 +306,67 @@ async fn guesses_shut_nobody_out() {
         among.as_secs_f64() / alone.as_secs_f64(),
         world.memory("VmHWM")
     );
+}
+
+/// Silent connections of few addresses take all places of those without a login; others get in all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_silent_shuts_nobody_out() {
+    /// Addresses that come one after another, and as many at once.
+    const NEW: u8 = 20;
+    let world = World::new();
+    let limits = SshLimits::default();
+    let guesses = Arc::new(Guesses::new(&world));
+    let addresses = limits.unauthenticated / limits.unauthenticated_per_address;
+    let silent_at = |number: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(127, 2, 0, 1)) + number);
+    let mut silent = Vec::new();
+    for place in 0..limits.unauthenticated {
+        let mut stream = connect(world.front, silent_at(place % addresses)).await.expect("accepted");
+        // Its place is taken once it is spoken to.
+        stream.read_exact(&mut [0; 4]).await.expect("a banner");
+        silent.push(stream);
+    }
+    // One more of theirs is refused, and displaces nobody.
+    let mut more = connect(world.front, silent_at(0)).await.expect("accepted");
+    assert!(more.read_exact(&mut [0; 4]).await.is_err(), "no place");
+    let count = |reason: &str| world.log().matches(&format!("\"{reason}\"")).count();
+    eventually("it is logged", || count("address_full") == 1);
+    assert_eq!(count("displaced"), 0);
+    // Those who are new get in, one after another and at once.
+    let login = |from: Ipv4Addr| {
+        let guesses = Arc::clone(&guesses);
+        async move { guesses.login(from, token(1).expose().to_owned()).await }
+    };
+    let mut at_once = JoinSet::new();
+    for number in 1..=NEW {
+        let said = login(Ipv4Addr::new(127, 3, 0, number)).await;
+        assert!(said.as_ref().is_ok_and(AuthResult::success), "{number}: {said:?}");
+        at_once.spawn(login(Ipv4Addr::new(127, 4, 0, number)));
+    }
+    while let Some(said) = at_once.join_next().await {
+        let said = said.expect("no panic");
+        assert!(said.as_ref().is_ok_and(AuthResult::success), "{said:?}");
+    }
+    // Each took one place at most; those who lost theirs get nothing but the end after what was said before.
+    let is_cut = |stream: tokio::net::TcpStream| {
+        // It still never blocks.
+        let mut stream = stream.into_std().expect("a socket");
+        loop {
+            match stream.read(&mut [0; 64]) {
+                Ok(1..) => {}
+                Ok(0) => return true,
+                Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+            }
+        }
+    };
+    let cut = silent.into_iter().map(is_cut).filter(|cut| *cut).count();
+    assert!((1..=2 * usize::from(NEW)).contains(&cut), "{cut}");
+    eventually("it is logged", || count("displaced") == cut);
+    // The oldest was the first to go, and of those who were new none.
+    let displaced: Vec<_> =
+        world.log().lines().filter(|line| line.contains("displaced")).map(str::to_owned).collect();
+    assert!(
+        displaced[0].contains("\"127.2.0.1\"") && displaced.iter().all(|line| line.contains("\"127.2.")),
+        "{displaced:?}"
+    );
+    assert_eq!(count("full"), 0);
 }

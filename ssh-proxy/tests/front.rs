@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use support::echo::{service, talk};
-use support::{Said, World, account_with_key, eventually, free_port, make_key, sh, token, vm};
+use support::{Said, World, account_with_key, eventually, free_port, make_key, sh, token, vm, words};
 
 /// The longest that a withdrawn session may live.
 const WITHDRAWN: Duration = Duration::from_secs(1);
@@ -81,13 +81,6 @@ async fn commands_are_as_they_are_directly() {
         .arg(format!("{} -X 'echo still here'", words(&world.ssh())))
         .all();
     assert_eq!((code, out.as_str()), (Some(0), "still here\n"));
-}
-
-/// A command as words of a shell.
-fn words(command: &Command) -> String {
-    let mut all = vec![command.get_program().to_string_lossy().into_owned()];
-    all.extend(command.get_args().map(|word| format!("'{}'", word.to_string_lossy())));
-    all.join(" ")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 //! hold a token, and never what a command was.
 
 use crate::pure::bridge::channel::End;
+use crate::pure::visitors::NoPlace;
 use feed::lines::Writer;
 use model::id::{SshKeyId, SshSessionId, TokenId, VmId};
 use model::login::{Login, NoLogin, Proof};
@@ -35,6 +36,8 @@ pub enum Reason {
     Full,
     /// Too many connections of this address that have not logged in.
     AddressFull,
+    /// All places of connections without a login were taken, most by this address, and another address needed one.
+    Displaced,
 }
 
 impl From<NoLogin> for Reason {
@@ -44,6 +47,15 @@ impl From<NoLogin> for Reason {
             NoLogin::UnknownProof => Self::BadToken,
             NoLogin::NoGrant => Self::NoGrant,
             NoLogin::UserNotAllowed => Self::UserNotAllowed,
+        }
+    }
+}
+
+impl From<NoPlace> for Reason {
+    fn from(error: NoPlace) -> Self {
+        match error {
+            NoPlace::Full => Self::Full,
+            NoPlace::AddressFull => Self::AddressFull,
         }
     }
 }

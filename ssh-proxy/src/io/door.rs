@@ -9,12 +9,12 @@ use crate::io::sessions::Sessions;
 use crate::io::vm::{self, HostKeys, QUEUE};
 use crate::pure::bridge::channel::Budget;
 use crate::pure::throttle::{Source, Throttle};
+use crate::pure::visitors::{Places, Visitors};
 use model::config::SshConfig;
 use model::id::SshSessionId;
 use model::login::Login;
 use rand::RngCore;
 use russh::{client, server};
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,10 +49,9 @@ pub struct Front {
     pub budget: Arc<Budget>,
     known: watch::Receiver<Arc<Known>>,
     throttle: Mutex<Throttle>,
-    /// Connections of each address that have not logged in.
-    visitors: Mutex<HashMap<Source, u32>>,
+    /// Connections that have not logged in.
+    visitors: Mutex<Visitors<(Leg, IpAddr)>>,
     slots: Arc<Semaphore>,
-    unauthenticated: Arc<Semaphore>,
 }
 
 impl Front {
@@ -64,9 +63,9 @@ impl Front {
         known: watch::Receiver<Arc<Known>>,
         host_keys: Arc<dyn HostKeys>,
     ) -> Arc<Self> {
-        let slots = |count: u32| {
-            Arc::new(Semaphore::new(usize::try_from(count).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS)))
-        };
+        let limits = config.limits;
+        let slots = usize::try_from(limits.connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let places = Places { all: limits.unauthenticated, of_one: limits.unauthenticated_per_address };
         Arc::new(Self {
             vpc: VpcClient::new(config.places.vpc_socket()),
             audit,
@@ -76,9 +75,8 @@ impl Front {
             budget: Arc::new(Budget::new(WINDOW_BUDGET)),
             known,
             throttle: Mutex::default(),
-            visitors: Mutex::default(),
-            slots: slots(config.limits.connections),
-            unauthenticated: slots(config.limits.unauthenticated),
+            visitors: Mutex::new(Visitors::new(places)),
+            slots: Arc::new(Semaphore::new(slots)),
             config,
         })
     }
@@ -100,7 +98,7 @@ impl Front {
         self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn visitors(&self) -> MutexGuard<'_, HashMap<Source, u32>> {
+    fn visitors(&self) -> MutexGuard<'_, Visitors<(Leg, IpAddr)>> {
         self.visitors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -120,37 +118,35 @@ impl Front {
     /// Those who are not heard get nothing but the end of their connection: an answer would cost more than theirs.
     fn come_in(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) {
         let client = from.ip().to_canonical();
-        match self.admit(client) {
+        let leg = Leg::new(stream);
+        match self.admit(&leg, client) {
             Ok(admitted) => {
-                tokio::spawn(Arc::clone(self).connection(stream, client, admitted));
+                tokio::spawn(Arc::clone(self).connection(leg, client, admitted));
             }
             Err(reason) => self.audit.refused(client, reason, None),
         }
     }
 
-    fn admit(self: &Arc<Self>, client: IpAddr) -> Result<Admitted, Reason> {
+    fn admit(self: &Arc<Self>, leg: &Leg, client: IpAddr) -> Result<Admitted, Reason> {
         let source = Source::from(client);
         if !self.throttle().hears(source, Instant::now()) {
             return Err(Reason::Throttled);
         }
         let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Reason::Full)?;
-        let waiting = Arc::clone(&self.unauthenticated).try_acquire_owned().map_err(|_| Reason::Full)?;
-        let mut visitors = self.visitors();
-        let count = visitors.entry(source).or_default();
-        if *count >= self.config.limits.unauthenticated_per_address {
-            return Err(Reason::AddressFull);
+        let place = self.visitors().come(source, (leg.clone(), client))?;
+        if let Some((displaced, whose)) = place.displaced {
+            displaced.cut();
+            self.audit.refused(whose, Reason::Displaced, None);
         }
-        *count += 1;
-        Ok(Admitted { slot, visit: Visit { front: Arc::clone(self), source, _waiting: waiting } })
+        Ok(Admitted { slot, visit: Visit { front: Arc::clone(self), source, number: place.number } })
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, client: IpAddr, admitted: Admitted) {
+    async fn connection(self: Arc<Self>, leg: Leg, client: IpAddr, admitted: Admitted) {
         let Some(settings) = self.known().server.clone() else {
             debug!("there are no host keys yet");
             return;
         };
         let Admitted { slot: _slot, visit } = admitted;
-        let leg = Leg::new(stream);
         // However this ends, russh's task ends with the connection.
         let _cut = CutAtLast(leg.clone());
         let (relay, end) = russh::relay(QUEUE);
@@ -212,18 +208,12 @@ struct Admitted {
 struct Visit {
     front: Arc<Front>,
     source: Source,
-    _waiting: OwnedSemaphorePermit,
+    number: u64,
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        let mut visitors = self.front.visitors();
-        if let Some(count) = visitors.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                visitors.remove(&self.source);
-            }
-        }
+        self.front.visitors().leave(self.source, self.number);
     }
 }
 

@@ -5,3 +5,4 @@ pub mod bridge;
 pub mod name;
 pub mod packet;
 pub mod throttle;
+pub mod visitors;

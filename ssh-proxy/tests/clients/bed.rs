@@ -1,7 +1,7 @@
 //! What each cell of the table has: a world, a service to forward to, a file to copy, and the clients' packages.
 
 use crate::support::echo::{service, talk};
-use crate::support::{Said, World, eventually, free_port, sh, token, vm};
+use crate::support::{Said, World, eventually, free_port, sh, token, vm, words};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -104,13 +104,6 @@ impl Bed {
         client.kill().expect("own child");
         client.wait().expect("ended");
     }
-}
-
-/// A command as words of a shell.
-pub fn words(command: &Command) -> String {
-    let mut all = vec![command.get_program().to_string_lossy().into_owned()];
-    all.extend(command.get_args().map(|word| format!("'{}'", word.to_string_lossy())));
-    all.join(" ")
 }
 
 /// A file beside this one.

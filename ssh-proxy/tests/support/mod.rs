@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod echo;
+pub mod network;
 
 use feed::publish::Publisher;
 use feed::wire::{Wire, WireListener};
@@ -377,6 +378,13 @@ pub fn account_with_key(public: &Path) -> SshPrincipalEntry {
 
 pub fn make_key(path: &Path) {
     keygen(path, "ed25519");
+}
+
+/// A command as words of a shell.
+pub fn words(command: &Command) -> String {
+    let mut all = vec![command.get_program().to_string_lossy().into_owned()];
+    all.extend(command.get_args().map(|word| format!("'{}'", word.to_string_lossy())));
+    all.join(" ")
 }
 
 pub fn sh(text: &str) -> String {
