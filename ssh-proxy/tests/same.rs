@@ -14,8 +14,10 @@ use std::sync::Arc;
 use support::echo::{service, talk};
 use support::{Said, World, eventually, free_port, sh, token, vm, words};
 
+type Way = fn(&World) -> Command;
+
 /// The two ways to the same sshd, as root.
-const WAYS: [(&str, fn(&World) -> Command); 2] = [("directly", World::direct), ("by us", World::ssh)];
+const WAYS: [(&str, Way); 2] = [("directly", World::direct), ("by us", World::ssh)];
 
 /// Output that is longer is compared by a hash, so that a failure can be read.
 const SHOWN: usize = 2000;
@@ -148,7 +150,7 @@ async fn handles(world: &World) -> [Handle<Trusting>; 2] {
     let connect = |port: u16| client::connect(Arc::default(), ("127.0.0.1", port), Trusting);
     let mut direct = connect(world.sshd_port).await.expect("sshd");
     let mut ours = connect(world.front.port()).await.expect("the front");
-    let key = PrivateKey::read_openssh_file(&world.at("direct")).expect("a key");
+    let key = PrivateKey::read_openssh_file(world.at("direct")).expect("a key");
     let certificate = Certificate::read_file(&world.at("direct-cert.pub")).expect("a certificate");
     let answers = [
         direct.authenticate_openssh_cert("root", Arc::new(key), certificate).await.expect("answered"),
