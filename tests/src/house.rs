@@ -34,13 +34,15 @@ pub struct Wishes {
     pub disk_mib: u32,
     /// Where VPN clients reach it.
     pub vpn_host: Option<String>,
+    /// A file with more settings.
+    pub settings: Option<PathBuf>,
     /// Whether SSH is served where the public command line looks for it: at [`SSH_HOST`], port 22.
     pub ssh: bool,
 }
 
 impl Default for Wishes {
     fn default() -> Self {
-        Self { images: None, memory_mib: 512, disk_mib: 4096, vpn_host: None, ssh: false }
+        Self { images: None, memory_mib: 512, disk_mib: 4096, vpn_host: None, settings: None, ssh: false }
     }
 }
 
@@ -317,6 +319,7 @@ fn with_settings(word: &str, programs: &Path, folder: &Path, wishes: &Wishes) ->
         .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
         .args(["--default-vcpus", "1", "--default-memory-mib", &wishes.memory_mib.to_string()])
         .args(["--default-disk-mib", &wishes.disk_mib.to_string()])
+        .args(wishes.settings.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]))
         .args(wishes.vpn_host.iter().flat_map(|host| ["--vpn-host", host]))
         .args(
             wishes
