@@ -170,8 +170,9 @@ pub struct Channel {
     credit: u32,
     /// What the VM still takes.
     window: u32,
-    /// The VM's window at first, by which `extra` grows.
-    first_window: u32,
+    /// The most that the VM took at once, by which `extra` grows. OpenSSH's sshd confirms a session with a window of zero,
+    /// and opens it when it has started what was asked for.
+    most_window: u32,
     extra: u32,
     /// Bytes that passed since `extra` grew.
     passed: u64,
@@ -200,7 +201,7 @@ impl Channel {
             terminal: false,
             credit: 0,
             window: 0,
-            first_window: 0,
+            most_window: 0,
             extra: 0,
             passed: 0,
             vm_max: 0,
@@ -273,7 +274,7 @@ impl Channel {
 
     /// Lets the client send more at once, if it sends a lot and the VM takes all of it.
     pub(super) fn grow(&mut self, most: u32, budget: &Budget, acts: &mut VecDeque<Act>) {
-        let all = self.first_window.saturating_add(self.extra);
+        let all = self.most_window.saturating_add(self.extra);
         // After a close there is nobody to tell.
         let over = self.by_vm.close || self.by_client.close || self.by_client.eof;
         if over || !self.held.is_empty() || self.passed < u64::from(all) || all == 0 {
@@ -445,7 +446,7 @@ impl Channel {
     }
 
     fn vm_allows(&mut self, window: u32, max: u32) {
-        (self.window, self.first_window, self.credit, self.vm_max) = (window, window, window, max);
+        (self.window, self.most_window, self.credit, self.vm_max) = (window, window, window, max);
     }
 
     fn step(&self) -> Step {
@@ -549,6 +550,7 @@ impl Channel {
         let more = more.ok_or("a channel's message that is cut off")?;
         self.window = self.window.checked_add(more).ok_or("a window that is too large")?;
         self.credit = self.credit.checked_add(more).ok_or("a window that is too large")?;
+        self.most_window = self.most_window.max(self.window);
         // As the VM sent it: the recipient is the client's number.
         acts.push_back(Act::ToClient(packet));
         self.drain(acts);

@@ -391,8 +391,12 @@ impl Bridge {
         let before = channel.unconfirmed_bytes();
         let step = channel.vm_sent(packet, number, &mut self.acts)?;
         self.waiting_bytes = self.waiting_bytes + channel.unconfirmed_bytes() - before;
-        if let Step::Data(bytes) = step {
-            self.sent += u64::from(bytes);
+        match step {
+            Step::Data(bytes) => self.sent += u64::from(bytes),
+            // It may have taken the last of what waited. Where all that a client may send at once comes in one burst, that
+            // is the only time when nothing waits.
+            Step::On => channel.grow(self.bounds.channel_bytes, &self.budget, &mut self.acts),
+            Step::Over | Step::Refused => {}
         }
         self.settle(number, step);
         Ok(())
