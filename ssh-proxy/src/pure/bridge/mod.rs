@@ -416,3 +416,68 @@ impl Bridge {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the client is allowed by what the bridge does now, and bytes of data for the VM.
+    fn acts(bridge: &mut Bridge) -> (u32, u32) {
+        let (mut allowed, mut passed) = (0, 0);
+        while let Some(act) = bridge.next_act() {
+            match act {
+                Act::ToClient(packet) if packet.first() == Some(&packet::WINDOW_ADJUST) => {
+                    allowed += Fields(packet.get(5..).expect("whole")).number().expect("whole");
+                }
+                Act::ToVm(packet) => passed += packet::data_length(&packet).unwrap_or_default(),
+                Act::ToClient(_) | Act::Ended(_) => {}
+            }
+        }
+        (allowed, passed)
+    }
+
+    fn message(number: u8, fields: &[u32]) -> Vec<u8> {
+        let mut message = vec![number];
+        message.extend(fields.iter().flat_map(|field| field.to_be_bytes()));
+        message
+    }
+
+    /// As OpenSSH's sshd does it: the confirmation has no window, and the window comes once a command runs.
+    #[test]
+    fn the_window_grows_for_who_sends_a_lot_though_it_is_zero_at_first() {
+        const WINDOW: u32 = 1000;
+        let bounds = Bounds { channels: 8, channel_bytes: 16 * WINDOW };
+        let mut bridge = Bridge::new(bounds, Arc::new(Budget::new(1 << 20)));
+        bridge.vm_ready();
+        let mut opening = vec![packet::OPEN, 0, 0, 0, 7];
+        opening.extend(b"session");
+        opening.extend([3, 1 << 20, 1 << 15].iter().flat_map(|field: &u32| field.to_be_bytes()));
+        bridge.client_sent(opening).expect("an opening");
+        bridge.vm_sent(message(packet::CONFIRMATION, &[3, 5, 0, 1 << 15])).expect("a confirmation");
+        acts(&mut bridge);
+        let mut credit = 0;
+        let mut largest = 0;
+        for _ in 0..40 {
+            // All that the client may send comes at once; the VM takes it a window at a time.
+            let mut taken = WINDOW;
+            while taken > 0 {
+                bridge.vm_sent(message(packet::WINDOW_ADJUST, &[3, taken])).expect("an adjustment");
+                let (allowed, passed) = acts(&mut bridge);
+                (credit, taken) = (credit + allowed, passed);
+            }
+            largest = largest.max(credit);
+            let mut first = WINDOW;
+            while credit > 0 {
+                let length = credit.min(250);
+                let mut data = message(packet::DATA, &[0, length]);
+                data.resize(data.len() + length as usize, 0);
+                bridge.client_sent(data).expect("data within the window");
+                let (allowed, passed) = acts(&mut bridge);
+                credit = credit - length + allowed;
+                first -= passed;
+            }
+            assert_eq!(first, 0, "the VM's window is used up");
+        }
+        assert_eq!(largest, 16 * WINDOW);
+    }
+}
