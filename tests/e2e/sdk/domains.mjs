@@ -54,7 +54,7 @@ assert.ok(verificationId && record.value && instructions.length > 0);
 const pending = await freestyle.domains.verifications.list();
 assert.ok(pending.some(({ domain, verificationCode }) => domain === "example.com" && verificationCode === record.value));
 await publish(...addresses);
-await assert.rejects(freestyle.domains.verifications.complete({ domain: "example.com" }), fails("FAILED_TO_VERIFY_DOMAIN|DOMAIN_OWNERSHIP_VERIFICATION_FAILED"));
+await assert.rejects(freestyle.domains.verifications.complete({ domain: "example.com" }), fails("VERIFICATION_FAILED"));
 say("no proof without the record");
 const proof = `_freestyle_custom_hostname.example.com. 1 IN TXT "${record.value}"`;
 await publish(...addresses, `_freestyle_custom_hostname.example.com. 1 IN TXT "something else"`, proof);
