@@ -216,10 +216,10 @@ async fn settle(machines: &Machines, vm: &VmId) -> Result<(), OpError> {
     let mut drive = machines.0.drive(record, &mut turn, DEFAULT_READY_WAIT, &notes);
     let there = drive.run(event).await?;
     let now = drive.record;
-    drop(turn);
     if there {
         machines.restart_if_crashed(&before, &now);
     }
+    drop(turn);
     Ok(())
 }
 

@@ -26,21 +26,33 @@ struct Crashes {
     due: bool,
 }
 
+impl Crashes {
+    fn again(&mut self) -> Option<Duration> {
+        let (restarts, wait) = retry::restart(self.restarts, self.begun.map(|begun| begun.elapsed()))?;
+        (self.restarts, self.due) = (restarts, true);
+        Some(wait)
+    }
+}
+
 impl Restarts {
     /// A VM crashed. The wait before it is started again, if it is.
     fn crashed(&self, vm: &VmId) -> Option<Duration> {
         let mut vms = self.lock();
-        let crashes = vms.entry(vm.clone()).or_insert(Crashes { restarts: 0, begun: None, due: false });
-        let (restarts, wait) = retry::restart(crashes.restarts, crashes.begun.map(|begun| begun.elapsed()))?;
-        (crashes.restarts, crashes.due) = (restarts, true);
-        Some(wait)
+        vms.entry(vm.clone()).or_insert(Crashes { restarts: 0, begun: None, due: false }).again()
+    }
+
+    /// A restart failed. The wait before the next one, if there is one; none at all when it is not wanted any more.
+    fn failed(&self, vm: &VmId) -> Option<Option<Duration>> {
+        let mut vms = self.lock();
+        let crashes = vms.get_mut(vm)?;
+        Some(crashes.again())
     }
 
     fn waits(&self, vm: &VmId) -> bool {
         self.lock().get(vm).is_some_and(|crashes| crashes.due)
     }
 
-    /// The wait is over. False: it is not wanted any more.
+    /// The wait is over, and the VM's turn is had: who had it before may have cancelled. False: it is not wanted any more.
     fn begin(&self, vm: &VmId) -> bool {
         let mut vms = self.lock();
         let Some(crashes) = vms.get_mut(vm).filter(|crashes| crashes.due) else { return false };
@@ -59,7 +71,8 @@ impl Restarts {
 }
 
 impl Machines {
-    /// A VM that was meant to run is down: starts it again after a while if it crashed.
+    /// A VM that was meant to run is down: starts it again after a while if it crashed. To be called in the VM's turn, so
+    /// that whoever has the next one can cancel it.
     pub(super) fn restart_if_crashed(&self, before: &VmRecord, now: &VmRecord) {
         let machine = self.0.observed.get(&now.id).filter(|machine| machine.instance == before.instance);
         // One that waits for its restart already has its task.
@@ -71,21 +84,23 @@ impl Machines {
             && !waits
             && crashed(machine)
         {
-            tokio::spawn(self.clone().restart(now.id.clone()));
+            let wait = self.0.restarts.crashed(&now.id);
+            tokio::spawn(self.clone().restart(now.id.clone(), wait));
         }
     }
 
-    async fn restart(self, vm: VmId) {
-        while let Some(wait) = self.0.restarts.crashed(&vm) {
+    async fn restart(self, vm: VmId, mut next: Option<Duration>) {
+        let restarts = &self.0.restarts;
+        while let Some(wait) = next {
             info!(%vm, ?wait, "it crashed, and is started again");
             tokio::time::sleep(wait).await;
-            if !self.0.restarts.begin(&vm) {
-                return;
-            }
-            match self.nudge(&vm, Ask::Start, |record| record.phase == Phase::Stopped).await {
+            let fits = |record: &VmRecord| record.phase == Phase::Stopped && restarts.begin(&vm);
+            match self.nudge(&vm, Ask::Start, fits).await {
                 Ok(_) => return,
                 Err(error) => warn!(%vm, %error, "it crashed, and cannot be started"),
             }
+            let Some(again) = restarts.failed(&vm) else { return };
+            next = again;
         }
         warn!(%vm, most = retry::MAX_RESTARTS, "it crashed too often, and is left alone");
     }
