@@ -1,6 +1,7 @@
 //! Our account at the authority: made once, kept sealed, made anew when the authority has lost it.
 
 use super::client::{Asker, ClientError};
+use super::nonce::with_nonce;
 use crate::seal::SealError;
 use crate::store::{Store, StoreError};
 use crate::wireguard::Keys;
@@ -135,10 +136,12 @@ impl Accounts {
         let wish =
             NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
         let asker = self.asker().await?;
-        let (account, credentials) = Account::builder_with_http(Box::new(asker))
-            .create(&wish, self.config.directory.clone(), external.as_ref())
-            .await
-            .map_err(|source| self.refused(source))?;
+        let created = with_nonce!(Account::builder_with_http(Box::new(asker.clone())).create(
+            &wish,
+            self.config.directory.clone(),
+            external.as_ref()
+        ));
+        let (account, credentials) = created.map_err(|source| self.refused(source))?;
         let name = self.name();
         let bytes = Zeroizing::new(serde_json::to_vec(&credentials)?);
         self.store.put_secret(&name, &self.keys.seal().close_bytes(&name, &bytes)).await?;

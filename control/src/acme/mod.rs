@@ -12,6 +12,7 @@
 mod account;
 mod challenges;
 mod client;
+mod nonce;
 mod order;
 mod proof;
 

@@ -9,6 +9,7 @@
 use super::ASK_EVERY;
 use super::account::{AccountError, Accounts};
 use super::challenges::{Challenges, Proof, ShowError, Shown};
+use super::nonce::with_nonce;
 use super::proof::{self, ProofError};
 use crate::certs;
 use crate::publish::{PlanError, Planner};
@@ -135,7 +136,7 @@ impl Office {
                     let proved = match self.prove(&mut order, kind).await {
                         Ok(showing) => {
                             shown = showing;
-                            order.poll_ready(&POLLS).await.map_err(OrderError::Asked)
+                            with_nonce!(order.poll_ready(&POLLS)).map_err(OrderError::Asked)
                         }
                         Err(error) => Err(error),
                     };
@@ -151,8 +152,13 @@ impl Office {
                         return Err(self.invalid(name, &mut order, kind).await);
                     }
                 }
-                OrderStatus::Ready => order.finalize_csr(&request(name, &key_pem)?).await?,
-                OrderStatus::Processing | OrderStatus::Valid => break order.poll_certificate(&POLLS).await?,
+                OrderStatus::Ready => {
+                    let csr = request(name, &key_pem)?;
+                    with_nonce!(order.finalize_csr(&csr))?;
+                }
+                OrderStatus::Processing | OrderStatus::Valid => {
+                    break with_nonce!(order.poll_certificate(&POLLS))?;
+                }
                 OrderStatus::Invalid => {
                     let kinds = certificate::kinds(name, &self.config);
                     let kind = certificate::kind(&kinds, record.failures).unwrap_or(ChallengeKind::TlsAlpn);
@@ -193,7 +199,7 @@ impl Office {
             return Ok(None);
         };
         let key = Zeroizing::new(String::from_utf8_lossy(&key).into_owned());
-        match account.order(kept.url.clone()).await {
+        match with_nonce!(account.order(kept.url.clone())) {
             Ok(mut order) => Ok((order.state().status != OrderStatus::Invalid).then_some((order, key))),
             Err(instant_acme::Error::Api(problem)) if problem.status == Some(404) => {
                 debug!(name = %record.name, %problem, "the order under way is gone");
@@ -215,18 +221,20 @@ impl Office {
         let identifiers = [Identifier::Dns(name.to_string())];
         let replaced = record.issued.as_ref().and_then(|issued| proof::leaf(&issued.chain_pem));
         let replaced = replaced.as_ref().and_then(|leaf| CertificateIdentifier::try_from(leaf).ok());
+        let plain = NewOrder::new(&identifiers);
         let order = match replaced {
             Some(replaced) => {
-                match account.new_order(&NewOrder::new(&identifiers).replaces(replaced)).await {
+                let renewal = NewOrder::new(&identifiers).replaces(replaced);
+                match with_nonce!(account.new_order(&renewal)) {
                     // An authority that does not know renewals by name, or has no such certificate, gets a plain order.
                     Err(error @ (instant_acme::Error::Unsupported(_) | instant_acme::Error::Other(_))) => {
                         debug!(%name, %error, "the order does not say what it replaces");
-                        account.new_order(&NewOrder::new(&identifiers)).await?
+                        with_nonce!(account.new_order(&plain))?
                     }
                     other => other?,
                 }
             }
-            None => account.new_order(&NewOrder::new(&identifiers)).await?,
+            None => with_nonce!(account.new_order(&plain))?,
         };
         let sealed_key = self.sealed(name, &key);
         self.store.put_order(name, Some(&OrderRecord { url: order.url().to_owned(), sealed_key })).await?;
@@ -236,6 +244,7 @@ impl Office {
     /// Shows what the authority asks for, waits until the doors do, and asks it to look.
     async fn prove(&self, order: &mut Order, kind: ChallengeKind) -> Result<Vec<Shown>, OrderError> {
         let mut shown = Vec::new();
+        with_nonce!(fetch(order))?;
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -271,7 +280,7 @@ impl Office {
             if authorization.status == AuthorizationStatus::Pending
                 && let Some(mut challenge) = authorization.challenge(spoken(kind))
             {
-                challenge.set_ready().await?;
+                with_nonce!(challenge.set_ready())?;
             }
         }
         Ok(shown)
@@ -291,12 +300,24 @@ impl Office {
     }
 }
 
+/// Has the library know the authorizations. Those that it knows are not asked for again.
+async fn fetch(order: &mut Order) -> Result<(), instant_acme::Error> {
+    let mut authorizations = order.authorizations();
+    while let Some(authorization) = authorizations.next().await {
+        authorization?;
+    }
+    Ok(())
+}
+
 /// The authority's own words about a proof that it did not accept.
 async fn unproved(order: &mut Order, kind: ChallengeKind) -> Option<OrderError> {
+    if let Err(error) = with_nonce!(fetch(order)) {
+        warn!(%error, "the authority does not say what it wanted");
+    }
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let Ok(mut authorization) = authorization else { continue };
-        if let Err(error) = authorization.refresh().await {
+        if let Err(error) = with_nonce!(authorization.refresh()) {
             warn!(%error, "the authority does not say why it refused");
             continue;
         }
