@@ -90,10 +90,13 @@ fn settings(
     }
 }
 
+/// The exchange over NIST's curve is for clients that know neither Curve25519 nor large groups, as JSch of 2016, which
+/// lives on in many programs.
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,
     kex::CURVE25519_PRE_RFC_8731,
+    kex::ECDH_SHA2_NISTP256,
     kex::DH_G16_SHA512,
     kex::DH_G18_SHA512,
     kex::EXTENSION_SUPPORT_AS_CLIENT,

@@ -51,7 +51,17 @@ impl Bed {
 
     /// Does what a script says of one feature.
     pub fn script(&self, interpreter: &Path, script: &str, feature: &str) {
-        let mut command = self.program(interpreter.to_str().expect("text"));
+        self.run(self.program(interpreter.to_str().expect("text")), script, feature);
+    }
+
+    /// The same of a program in Java, which is compiled as it is run, with JSch.
+    pub fn java(&self, script: &str, feature: &str) {
+        let mut java = self.program("java");
+        java.args(["-cp", "/usr/share/java/jsch.jar"]);
+        self.run(java, script, feature);
+    }
+
+    fn run(&self, mut command: Command, script: &str, feature: &str) {
         command.arg(here(script)).arg(feature).arg(self.port());
         command.args([vm(1).as_str(), token(1).expose()]).arg(self.world.at("known_hosts"));
         command.arg(self.world.folder.path()).arg(self.service.to_string());

@@ -22,3 +22,4 @@ library!(
     |bed, feature| bed.script(std::path::Path::new("node"), "by_ssh2.cjs", feature),
     command terminal files forward many
 );
+library!(jsch, |bed, feature| bed.java("ByJsch.java", feature), command terminal files forward many);

@@ -56,6 +56,7 @@ clients! {
     paramiko "paramiko"
     asyncssh "asyncssh"
     ssh2_of_npm "ssh2 (npm)"
+    jsch "JSch"
 }
 
 #[test]

@@ -137,11 +137,21 @@ pub const TABLE: &[Row] = &[
         ],
         note: "",
     },
+    Row {
+        client: "JSch",
+        cells: [
+            Works(libraries::jsch::command),
+            Works(libraries::jsch::terminal),
+            Works(libraries::jsch::files),
+            Works(libraries::jsch::forward),
+            Works(libraries::jsch::many),
+        ],
+        note: "",
+    },
 ];
 
 /// Clients that no test runs, and why.
 pub const NOT_RUN: &[(&str, &str)] = &[
-    ("JSch", "needs a Java runtime, which nothing else here does"),
     ("FileZilla, WinSCP", "have windows and no command line on Linux"),
     ("VS Code Remote", "its server is not free; `tests/e2e/ssh.rs` plays what it does"),
 ];
