@@ -6,15 +6,19 @@
 # All on 127.0.0.1, with aes128-gcm and curve25519 on each leg, in turns, medians. Prints ratios: figures of their own
 # say more of the machine. `far` is an upload over a way there and back of 40 ms, which a relay makes; `live` is the
 # slowest of a hundred echoes beside a stalled channel of the same connection, and with nobody beside it. Builds for
-# release first. As root.
+# release first; SSH_BIN takes the programs (ssh-proxy, examples/bench_ssh) of that folder and builds nothing. As root.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/../.."
 mebibytes=${1:-1024} rounds=${2:-5}
 # Enough that the window's growth is a small part of it.
 far_mebibytes=$((mebibytes / 2))
-patches/apply
-cargo build --quiet --release --locked -p ssh-proxy --features test-parts --bins --example bench_ssh
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
+if [[ -n ${SSH_BIN:-} ]]; then
+  target=$SSH_BIN
+else
+  patches/apply
+  cargo build --quiet --release --locked -p ssh-proxy --features test-parts --bins --example bench_ssh
+  target=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
+fi
 
 coproc WORLD { RUST_LOG=warn exec "$target/examples/bench_ssh"; }
 read -r line <&"${WORLD[0]}"
@@ -151,6 +155,18 @@ live() { # WAY
   rm -f "$control" "$work/unread"
 }
 
+# First, while what the process has taken for busy sessions before does not serve the idle ones; after one has made it take
+# what it takes once.
+rss() { awk '/^VmRSS/ { print $2 }' "/proc/$pid/status"; }
+to front true
+before=$(rss) sessions=()
+# Few at a time: an address may have sixteen that have not logged in.
+for _ in $(seq 50); do ssh -F "$work/config" -N front & sessions+=($!); sleep 0.3; done
+sleep 2
+echo "idle   KiB a session: $((($(rss) - before) / 50))"
+kill "${sessions[@]}"
+wait "${sessions[@]}" 2>/dev/null || true
+
 for round in $(seq "$rounds"); do
   for way in direct jump front; do
     for what in up down setup; do
@@ -187,12 +203,3 @@ for way in direct front; do
     printf "%-6s ms, p99, %s: alone %.3f, beside a stalled channel %.3f; %.2f times\n", "live", way, a / 1e6, b / 1e6, b / a
   }'
 done
-
-rss() { awk '/^VmRSS/ { print $2 }' "/proc/$pid/status"; }
-before=$(rss) sessions=()
-# Few at a time: an address may have sixteen that have not logged in.
-for _ in $(seq 50); do ssh -F "$work/config" -N front & sessions+=($!); sleep 0.3; done
-sleep 2
-echo "idle   KiB a session: $((($(rss) - before) / 50))"
-kill "${sessions[@]}"
-wait "${sessions[@]}" 2>/dev/null || true
