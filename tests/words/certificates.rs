@@ -26,6 +26,8 @@ use tokio::time::timeout;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Names that are certified when `NAMES` does not say how many.
 const FEW: usize = 12;
+/// Names that are certified one after another then.
+const ALONE: usize = 5;
 /// How often control dies in the test of that.
 const DEATHS: usize = 4;
 /// Longer than any test.
@@ -457,7 +459,7 @@ async fn control_may_die_while_names_are_certified() {
     town.served(&names[0], &town.pebble.root().await).await;
 }
 
-/// How long many names take, by a quick authority. `NAMES=1000 cargo test -p tests --test words many_names --
+/// How long many names take, and one alone, by a quick authority. `NAMES=1000 cargo test -p tests --test words many_names --
 /// --nocapture` prints it for a thousand.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_names_are_certified() {
@@ -488,5 +490,19 @@ async fn many_names_are_certified() {
         }
     };
     timeout(20 * PATIENCE, all).await.expect("all of them");
+    let mut each = Vec::new();
+    for number in names..names + ALONE {
+        let host: MappedName = format!("n{number}.example.com").parse().expect("host");
+        let new = NewMapping { host: host.clone(), port: 3000, right: Right::Proof };
+        patiently(async || store.put_mapping(&account, &vm, &new).await).await;
+        let begin = Instant::now();
+        town.tell().await;
+        let issued =
+            async || store.certificate(&host).await.is_ok_and(|it| it.is_some_and(|it| it.issued.is_some()));
+        patiently_until(issued).await;
+        each.push(begin.elapsed());
+    }
+    each.sort();
+    println!("one alone: {:.2} s in the middle of {ALONE}", each[ALONE / 2].as_secs_f64());
     town.served(&format!("n{}.example.com", names - 1), &town.pebble.root().await).await;
 }
