@@ -37,22 +37,26 @@ pub fn spoofed(headers: &HeaderMap) -> Vec<HeaderName> {
 
 /// What is put in instead.
 #[must_use]
-pub fn values(client: &Client<'_>) -> Vec<(&'static str, HeaderValue)> {
+pub fn values(client: &Client<'_>) -> Vec<(HeaderName, HeaderValue)> {
+    let name = HeaderName::from_static;
     let address = canonical(client.address);
-    let node = match address {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => format!("\"[{v6}]\""),
-    };
-    let texts = [
-        ("x-forwarded-for", address.to_string()),
-        ("x-real-ip", address.to_string()),
-        ("x-forwarded-host", client.host.to_owned()),
-        ("x-forwarded-port", client.port.to_string()),
-        ("forwarded", format!("for={node};host=\"{}\";proto=https", client.host)),
+    let plain = address.to_string();
+    let (open, close) = if address.is_ipv6() { ("\"[", "]\"") } else { ("", "") };
+    let forwarded = ["for=", open, &plain, close, ";host=\"", client.host, "\";proto=https"].concat();
+    let port = HeaderValue::from(client.port);
+    let mut made = vec![
+        (name("x-forwarded-proto"), HeaderValue::from_static("https")),
+        (name("x-forwarded-port"), port),
     ];
-    let proto = [("x-forwarded-proto", HeaderValue::from_static("https"))];
-    let made = texts.into_iter().filter_map(|(name, text)| Some((name, HeaderValue::try_from(text).ok()?)));
-    proto.into_iter().chain(made).collect()
+    let mut add = |names: &[&'static str], text: Result<HeaderValue, _>| {
+        if let Ok(value) = text {
+            made.extend(names.iter().map(|one| (name(one), value.clone())));
+        }
+    };
+    add(&["x-forwarded-for", "x-real-ip"], HeaderValue::try_from(plain));
+    add(&["x-forwarded-host"], HeaderValue::from_str(client.host));
+    add(&["forwarded"], HeaderValue::try_from(forwarded));
+    made
 }
 
 /// An IPv4 client of a dual-stack listener is an IPv4 client.

@@ -42,17 +42,21 @@ async fn websocket(
     upgraded.expect("upgrade").0
 }
 
+/// `UPGRADES` (500) are how many there are, `UPGRADES_AT_ONCE` (50) how many at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn five_hundred_quick_upgrades_fifty_at_once_and_none_is_cut() {
+async fn many_quick_upgrades_at_once_and_none_is_cut() {
+    let number_of =
+        |name: &str, usual| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
+    let (all, at_once) = (number_of("UPGRADES", 500), number_of("UPGRADES_AT_ONCE", 50));
     let world = Arc::new(World::new().await);
     world.behind(3000, Behind::Server(echo().await));
     world.map("a.style.dev", 3000).await;
-    let fifty = Arc::new(Semaphore::new(50));
+    let turns = Arc::new(Semaphore::new(at_once));
     let mut tasks = tokio::task::JoinSet::new();
-    for number in 0..500 {
-        let (world, fifty) = (Arc::clone(&world), Arc::clone(&fifty));
+    for number in 0..all {
+        let (world, turns) = (Arc::clone(&world), Arc::clone(&turns));
         tasks.spawn(async move {
-            let _turn = fifty.acquire().await.expect("open");
+            let _turn = turns.acquire().await.expect("open");
             let mut socket = websocket(&world).await;
             for round in 0..3 {
                 let said = Message::text(format!("{number}-{round}"));
@@ -67,7 +71,7 @@ async fn five_hundred_quick_upgrades_fifty_at_once_and_none_is_cut() {
     while let Some(done) = tasks.join_next().await {
         done.expect("none is cut");
     }
-    assert_eq!(world.count(Count::Tunnels), 500);
+    assert_eq!(world.count(Count::Tunnels), u64::try_from(all).expect("small"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
