@@ -9,3 +9,4 @@ pub mod owned;
 pub mod peer;
 pub mod small;
 pub mod traces;
+pub mod world;

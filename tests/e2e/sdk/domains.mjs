@@ -1,15 +1,14 @@
 // A customer's domain with the public SDK and command line, unchanged: proved, mapped, certified, served, moved, unmapped.
-// Settings besides those of the other programs: WORLD_ZONE, the name server's file, and WORLD_DNS_PID to tell it of changes;
-// WORLD_DNS, where it is; WORLD_ROOT, what the authority certifies by.
+// Settings besides those of the other programs: those of world.mjs; WORLD_ROOT, what the authority certifies by.
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { promises as dns } from "node:dns";
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { Errors, freestyle } from "freestyle";
+import { publish, until } from "./world.mjs";
 
 const run = promisify(execFile);
-const { GATEHOUSE_SERVER: server, WORLD_ZONE: zone, WORLD_ROOT: root } = process.env;
+const { GATEHOUSE_SERVER: server, WORLD_ROOT: root } = process.env;
 const started = Date.now();
 const say = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1)} s  ${what}`);
 const cli = async (...args) => (await run("node_modules/.bin/freestyle", args, { timeout: 120_000 })).stdout;
@@ -18,31 +17,6 @@ const curl = async (...args) =>
 const fails = (code) => (error) => {
   assert.match(`${error.message} ${error.stderr ?? ""}`, new RegExp(code));
   return true;
-};
-/// Looks again until it is so: neither a name server nor an authority tells.
-const until = async (what, look) => {
-  for (const end = Date.now() + 120_000; Date.now() < end; ) {
-    const found = await look();
-    if (found) return found;
-    await new Promise((resolve) => setTimeout(resolve, 200));
-  }
-  assert.fail(`never: ${what}`);
-};
-
-// The world's DNS: what stands in its one zone, besides what was there.
-const resolver = new dns.Resolver({ timeout: 2000, tries: 2 });
-resolver.setServers([process.env.WORLD_DNS]);
-const begin = await readFile(zone, "utf8");
-let serial = 1;
-const publish = async (...records) => {
-  serial += 1;
-  const mark = `mark.root. 1 IN TXT "${serial}"\n`;
-  await writeFile(zone, begin.replace(" 1 3600", ` ${serial} 3600`) + records.map((record) => `${record}\n`).join("") + mark);
-  process.kill(Number(process.env.WORLD_DNS_PID), "SIGHUP");
-  await until("the name server has it", async () => {
-    const told = await resolver.resolveTxt("mark.root").catch(() => []);
-    return told.flat().includes(String(serial));
-  });
 };
 const addresses = ["example.com. 1 IN A 127.0.0.1", "*.example.com. 1 IN A 127.0.0.1"];
 
