@@ -7,11 +7,11 @@ import { readFile, writeFile } from "node:fs/promises";
 const zone = process.env.WORLD_ZONE;
 
 /// Looks again until it is so: neither a name server nor an authority tells.
-export const until = async (what, look) => {
-  for (const end = Date.now() + 120_000; Date.now() < end; ) {
+export const until = async (what, look, { patience = 120_000, pause = 200 } = {}) => {
+  for (const end = Date.now() + patience; Date.now() < end; ) {
     const found = await look();
     if (found) return found;
-    await new Promise((resolve) => setTimeout(resolve, 200));
+    await new Promise((resolve) => setTimeout(resolve, pause));
   }
   assert.fail(`never: ${what}`);
 };
