@@ -1,5 +1,6 @@
 // Mixed load on a house for SOAK_SECONDS: VMs sleep and wake, names move, certificates are renewed; meanwhile its daemons are
-// killed by somebody else, from when the file `begun` in SOAK_FOLDER is there until the file `over` is; who then makes `spared`.
+// killed by somebody else, from when the file `begun` in SOAK_FOLDER is there until the file `over` is; who makes `round` when
+// each was killed once, and `spared` when none is any more.
 // What happened is in `journal` there. SOAK_SEED repeats the choices of each who acts here, though not their order.
 import assert from "node:assert/strict";
 import { access, readFile, writeFile } from "node:fs/promises";
@@ -20,7 +21,7 @@ const AGAIN_MS = 500;
 const BUSY = 3;
 const IDLE_SECONDS = 5;
 // For what may take long, without a load of questions.
-const SELDOM = { patience: 240_000, pause: 1000 };
+const SELDOM = { patience: 600_000, pause: 1000 };
 // How often a WebSocket is used before it is closed.
 const ECHOES = 12;
 
@@ -74,7 +75,7 @@ const lead = async (host, vmId) => {
       // The TLS alert: nobody's name has no certificate.
       return !vmId && /unrecognized.name/i.test(reason(error));
     }
-  });
+  }, SELDOM);
   note({ what: "mapping", host, vm: vmId, from, to: Date.now() });
   owner.set(host, vmId);
 };
@@ -252,17 +253,19 @@ const snapshot = async () => {
   say("a snapshot came to life");
 };
 
+const there = (name) => access(join(folder, name)).then(() => true, () => false);
 await writeFile(join(folder, "begun"), "");
 const all = [
   client("h1", who)(1), client("h2", whoByHttp2)(1), client("write", write)(1), client("long", download, 4000, 8000)(1),
   sockets(1), logins(), certificates(), mapper(), sleeper(), dozing(), snapshot(),
 ];
 await Promise.race([pause(seconds * 1000), Promise.all(all)]);
+await until("each daemon was killed once", () => there("round"), SELDOM);
 await until("all certificates were renewed", async () => [...shown.values()].every(({ size }) => size > 1), SELDOM);
 over = true;
 await Promise.all(all);
 await writeFile(join(folder, "over"), "");
-await until("nobody is killed any more", () => access(join(folder, "spared")).then(() => true, () => false));
+await until("nobody is killed any more", () => there("spared"));
 // The doors of those who were killed last answer, too.
 await until("the door answers", async () => !(await observe("h1", certified[0], () => who(certified[0]))).error, SELDOM);
 await until("SSH answers", async () => !(await login(firstId)).error, SELDOM);

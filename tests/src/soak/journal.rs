@@ -135,6 +135,64 @@ pub fn read(path: &Path) -> Result<Vec<Entry>> {
     lines.map(|line| entry(&line?)).collect()
 }
 
+/// Follows a journal while it is written.
+#[derive(Debug)]
+pub struct Follower {
+    file: BufReader<File>,
+    line: String,
+    answered: [u64; 2],
+}
+
+impl Follower {
+    /// From its beginning.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = BufReader::new(File::open(path).with_context(|| path.display().to_string())?);
+        Ok(Self { file, line: String::new(), answered: [0; 2] })
+    }
+
+    /// When the latest questions that were answered so far had been asked, by HTTP and by SSH.
+    ///
+    /// # Errors
+    /// When it cannot be read, or a line is not understood.
+    pub fn answered(&mut self) -> Result<[u64; 2]> {
+        while self.file.read_line(&mut self.line)? > 0 && self.line.ends_with('\n') {
+            let [http, ssh] = &mut self.answered;
+            match entry(&self.line)? {
+                Entry::Request(one) if one.error.is_none() && one.kind != "echo" => {
+                    *http = one.from.max(*http)
+                }
+                Entry::Ssh(one) if one.error.is_none() => *ssh = one.from.max(*ssh),
+                _ => {}
+            }
+            self.line.clear();
+        }
+        Ok(self.answered)
+    }
+}
+
 fn entry(line: &str) -> Result<Entry> {
     serde_json::from_str(line).with_context(|| format!("the journal says {line:.300}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn who_follows_a_journal_waits_for_whole_lines() -> Result<()> {
+        let (mut file, path) = tempfile::NamedTempFile::new()?.into_parts();
+        let mut follower = Follower::open(&path)?;
+        let ssh = r#"{"what":"ssh","vm":"one","from":7,"to":9,"said":"one"}"#;
+        write!(file, "{}", &ssh[..20])?;
+        assert_eq!(follower.answered()?, [0, 0]);
+        writeln!(file, "{}", &ssh[20..])?;
+        writeln!(file, r#"{{"what":"request","kind":"h1","host":"a","from":5,"to":6}}"#)?;
+        writeln!(file, r#"{{"what":"request","kind":"h1","host":"a","from":8,"to":9,"error":"no"}}"#)?;
+        assert_eq!(follower.answered()?, [5, 7]);
+        Ok(())
+    }
 }

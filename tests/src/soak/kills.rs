@@ -1,7 +1,8 @@
 //! One who kills the daemons of a house, each once a minute, one after the other.
 
-use super::journal::Kill;
+use super::journal::{Follower, Kill};
 use super::memory::Memory;
+use super::verdict::BACK_WAIT;
 use crate::chance::Chance;
 use crate::house::{DAEMONS, House};
 use anyhow::{Context, Result, ensure};
@@ -17,11 +18,12 @@ const MEMORY_EVERY: Duration = Duration::from_secs(2);
 /// Longest until a killed daemon has a successor.
 const SUCCESSOR_WAIT: Duration = Duration::from_secs(60);
 
-/// Kills, and looks at memory, from when the file `begun` in the folder is there until the file `over` is; then makes the
-/// file `spared`.
+/// Kills, and looks at memory, from when the file `begun` in the folder is there until the file `over` is. Makes the file
+/// `round` when each daemon was killed, and `spared` when none will be any more. After each death both doors must have
+/// answered before the next, or the time for it is over.
 ///
 /// # Errors
-/// When a daemon does not come back, or that file cannot be made.
+/// When a daemon does not come back, or a file cannot be made or read.
 pub fn kill_between(
     house: &House,
     chance: &mut Chance,
@@ -34,6 +36,7 @@ pub fn kill_between(
     while !begun.exists() && !given_up() {
         std::thread::sleep(LOOK_AGAIN);
     }
+    let mut journal = Follower::open(&folder.join("journal"))?;
     let mut waiting = Vec::new();
     let mut looked = Instant::now();
     let pace = ROUND / u32::try_from(DAEMONS.len())?;
@@ -44,7 +47,10 @@ pub fn kill_between(
             memory.look(house);
             looked = Instant::now();
         }
-        if kills && Instant::now() >= next {
+        if done.len() >= DAEMONS.len() || !kills {
+            std::fs::write(folder.join("round"), "")?;
+        }
+        if kills && Instant::now() >= next && recovered(done.last(), &mut journal)? {
             if waiting.is_empty() {
                 waiting = shuffled(chance);
             }
@@ -55,6 +61,12 @@ pub fn kill_between(
     }
     std::fs::write(folder.join("spared"), "")?;
     Ok((done, memory))
+}
+
+fn recovered(last: Option<&Kill>, journal: &mut Follower) -> Result<bool> {
+    let Some(kill) = last else { return Ok(true) };
+    let answered = journal.answered()?.into_iter().all(|asked| asked >= kill.back);
+    Ok(answered || now()? > kill.at + BACK_WAIT)
 }
 
 /// Milliseconds since 1970.

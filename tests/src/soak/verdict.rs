@@ -37,8 +37,8 @@ pub struct Verdict {
     pub faults: Vec<String>,
 }
 
-/// What the door says of a VM that takes no connection.
-const SILENT: &str = "VM_NOT_REACHABLE";
+/// What the doors say of a VM that does not answer in time.
+const SILENT: [&str; 2] = ["status 504", "did not answer within"];
 
 /// Judges a journal, given who was killed when.
 #[must_use]
@@ -127,7 +127,11 @@ impl Verdict {
             return;
         }
         let told = format!("{kind} to {whom} at {from} failed after {} ms: {error}", to.saturating_sub(from));
-        if error.contains(SILENT) { self.silent.push(told) } else { self.fault(told) }
+        if SILENT.iter().any(|silent| error.contains(silent)) {
+            self.silent.push(told)
+        } else {
+            self.fault(told)
+        }
     }
 
     /// Every acknowledged line is there once.
