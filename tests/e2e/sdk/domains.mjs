@@ -5,6 +5,7 @@ import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { Errors, freestyle } from "freestyle";
+import { PAGE, visit } from "./browser.mjs";
 import { publish, until } from "./world.mjs";
 
 const run = promisify(execFile);
@@ -45,7 +46,7 @@ await assert.rejects(freestyle.domains.verifications.complete({ domain: "other.o
 const domain = "app.example.com";
 const { vm, vmId } = await freestyle.vms.create();
 await vm.fs.writeTextFile("/root/server.py", await readFile(server, "utf8"));
-for (const [port, page] of [[3000, "the app"], [8453, "the terminal"]]) {
+for (const [port, page] of [[3000, "the app"], [8453, "the terminal"], [8080, PAGE]]) {
   const unit = await vm.exec(`systemd-run --unit=page${port} python3 /root/server.py ${port} '${page}'`);
   assert.equal(unit.statusCode, 0, unit.stderr);
   const listens = await vm.exec({
@@ -78,6 +79,11 @@ assert.ok((await freestyle.domains.list()).some((one) => one.domain === "example
 await freestyle.domains.mappings.create({ domain, vmId, vmPort: 8453 });
 await answers(domain, "the terminal");
 say("unmapped, and mapped again to another port without a new proof");
+
+// What a person sees
+await freestyle.domains.mappings.create({ domain: "page.example.com", vmId, vmPort: 8080 });
+await answers("page.example.com", PAGE);
+say(`Chromium shows a page with a WebSocket, by HTTP/2 and ${await visit("page.example.com", root)}`);
 
 // At the creation of a VM
 const second = await freestyle.vms.create({ domains: [{ domain: "second.example.com", vmPort: 3000 }] });
