@@ -1,7 +1,7 @@
 // Mixed load on a house for SOAK_SECONDS: VMs sleep and wake, names move, certificates are renewed; meanwhile its daemons are
 // killed by somebody else, from when the file `begun` in SOAK_FOLDER is there until the file `over` is; who makes `round` when
-// each was killed once, and `spared` when none is any more.
-// What happened is in `journal` there. SOAK_SEED repeats the choices of each who acts here, though not their order.
+// each was killed once, and `spared` when none is any more. What happened is in `journal` there. SOAK_SEED repeats the choices
+// of each who acts here, though not their order.
 import assert from "node:assert/strict";
 import { access, readFile, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";

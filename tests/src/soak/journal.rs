@@ -165,7 +165,13 @@ impl Follower {
                     *http = one.from.max(*http)
                 }
                 Entry::Ssh(one) if one.error.is_none() => *ssh = one.from.max(*ssh),
-                _ => {}
+                Entry::Request(_)
+                | Entry::Ssh(_)
+                | Entry::Mapping(_)
+                | Entry::Slept { .. }
+                | Entry::Disturbed => {}
+                Entry::Woken { .. } | Entry::Certificate { .. } | Entry::Again { .. } => {}
+                Entry::Ledger { .. } | Entry::Copy { .. } => {}
             }
             self.line.clear();
         }
