@@ -1,139 +1,17 @@
 //! A customer's domain, from nothing to HTTPS: with the public SDK and command line unchanged, a real name server as the
-//! world's DNS (nsd), and a real certificate authority (pebble, with its refused nonces and late looks).
+//! world's DNS, and a real certificate authority.
 
-use anyhow::{Context, Result, ensure};
-use std::fmt::Write as _;
-use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use anyhow::Result;
 use tests::house::{House, Wishes};
 use tests::traces::Traces;
-
-/// Longest until a program of others listens, under emulation, and between two looks whether it does: none tells.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// Where the name server, the authority and its management are. The house has the ports of HTTP and HTTPS.
-const DNS: u16 = 5353;
-const AUTHORITY: u16 = 14_000;
-const MANAGEMENT: u16 = 15_000;
+use tests::world::World;
 
 #[test]
 fn a_domain_is_proved_mapped_certified_and_served() -> Result<()> {
-    let world = World::start()?;
-    let house = House::start_with(Wishes { settings: Some(world.file("house.toml")), ..Wishes::default() })?;
+    let world = World::start(None)?;
+    let house = House::start_with(Wishes { settings: Some(world.settings()), ..Wishes::default() })?;
     let before = Traces::take(&house.data())?;
-    let (zone, root) = (world.file("world.zone"), world.file("root.pem"));
-    let text = |path: &PathBuf| path.to_str().map(str::to_owned).context("a path that is no text");
-    house.sdk(
-        "domains.mjs",
-        &[
-            ("WORLD_ZONE", &text(&zone)?),
-            ("WORLD_DNS", &format!("127.0.0.1:{DNS}")),
-            ("WORLD_DNS_PID", &world.dns.id().to_string()),
-            ("WORLD_ROOT", &text(&root)?),
-        ],
-    )?;
+    house.sdk("domains.mjs", &world.environment())?;
     Traces::await_none_beyond(&before, &house.data())?;
     house.stop()
-}
-
-/// What is beyond the house.
-struct World {
-    folder: tempfile::TempDir,
-    dns: Child,
-    authority: Child,
-}
-
-impl World {
-    fn start() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let at = |name: &str| folder.path().join(name);
-        std::fs::write(
-            at("world.zone"),
-            "$ORIGIN .\n. 1 IN SOA a.root. nobody.root. 1 3600 600 86400 1\n. 1 IN NS a.root.\na.root. 1 IN A 127.0.0.1\n",
-        )?;
-        std::fs::write(at("nsd.conf"), nsd_settings(&folder))?;
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-        std::fs::write(at("own.pem"), made.cert.pem())?;
-        std::fs::write(at("own.key.pem"), made.signing_key.serialize_pem())?;
-        let pebble = serde_json::json!({"pebble": {
-            "listenAddress": format!("127.0.0.1:{AUTHORITY}"),
-            "managementListenAddress": format!("127.0.0.1:{MANAGEMENT}"),
-            "certificate": at("own.pem"),
-            "privateKey": at("own.key.pem"),
-            "httpPort": 80,
-            "tlsPort": 443,
-            "ocspResponderURL": "",
-        }});
-        std::fs::write(at("pebble.json"), pebble.to_string())?;
-        std::fs::write(at("house.toml"), house_settings(&folder))?;
-        let dns = started(Command::new("nsd").args(["-d", "-c"]).arg(at("nsd.conf")), DNS)?;
-        let authority = started(
-            Command::new("pebble")
-                .arg("-config")
-                .arg(at("pebble.json"))
-                .args(["-dnsserver", &format!("127.0.0.1:{DNS}")])
-                .env("PEBBLE_WFE_NONCEREJECT", "15")
-                .env("PEBBLE_VA_SLEEPTIME", "1"),
-            AUTHORITY,
-        )?;
-        listens(MANAGEMENT)?;
-        let url = format!("https://localhost:{MANAGEMENT}/roots/0");
-        let root = Command::new("curl").args(["-sSf", "--cacert"]).arg(at("own.pem")).arg(url).output()?;
-        ensure!(root.status.success(), "the authority's root: {root:?}");
-        std::fs::write(at("root.pem"), root.stdout)?;
-        Ok(Self { folder, dns, authority })
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        for child in [&mut self.dns, &mut self.authority] {
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
-}
-
-fn started(command: &mut Command, port: u16) -> Result<Child> {
-    let child = command.stdin(Stdio::null()).spawn().with_context(|| format!("{command:?}"))?;
-    listens(port)?;
-    Ok(child)
-}
-
-fn listens(port: u16) -> Result<()> {
-    let begun = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        ensure!(begun.elapsed() < PATIENCE, "nothing listens at port {port}");
-        std::thread::sleep(LOOK_AGAIN);
-    }
-    Ok(())
-}
-
-/// One zone, the root, in which everything stands: a file that the test writes anew.
-fn nsd_settings(folder: &tempfile::TempDir) -> String {
-    let at = folder.path().display();
-    format!(
-        "server:\n ip-address: 127.0.0.1@{DNS}\n username: \"\"\n zonesdir: \"{at}\"\n pidfile: \"{at}/nsd.pid\"\n \
-         xfrdfile: \"{at}/xfrd.state\"\n zonelistfile: \"{at}/zone.list\"\n database: \"\"\n do-ip6: no\n \
-         server-count: 1\nremote-control:\n control-enable: no\nzone:\n name: \".\"\n zonefile: \"world.zone\"\n"
-    )
-}
-
-fn house_settings(folder: &tempfile::TempDir) -> String {
-    let mut text = String::new();
-    // Writing to a String does not fail.
-    write!(
-        text,
-        "[acme]\ndirectory = \"https://localhost:{AUTHORITY}/dir\"\nemail = [\"owner@example.com\"]\nagree-terms = true\n\
-         ca-file = \"{}\"\n[domains]\nroots = [\"127.0.0.1\"]\ndns-port = {DNS}\nany-address = true\n",
-        folder.path().join("own.pem").display()
-    )
-    .ok();
-    text
 }

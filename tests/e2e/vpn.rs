@@ -71,7 +71,7 @@ fn a_laptop_joins_with_the_file_of_the_sdk() -> Result<()> {
     let laptop = Computer::new("laptop", 2)?;
     let house = house()?;
     let before = Traces::take(&house.data())?;
-    house.sdk("vpn.mjs", &[("CLIENT", &laptop.0)])?;
+    house.sdk("vpn.mjs", &[("CLIENT", laptop.0.clone())])?;
     for vpc in house.json(&["vpc", "list"])?["vpcs"].as_array().context("a list")? {
         house.gatehouse(&["vpc", "delete", vpc["vpcId"].as_str().context("an id")?])?;
     }

@@ -153,7 +153,7 @@ impl House {
     ///
     /// # Errors
     /// When the program fails; its output went to this process' own.
-    pub fn sdk(&self, program: &str, extra: &[(&str, &str)]) -> Result<()> {
+    pub fn sdk(&self, program: &str, extra: &[(&str, String)]) -> Result<()> {
         let e2e = repository().join("tests/e2e");
         let hosts = self.folder.path().join("hosts");
         let names: Vec<String> = ["api", "something", "one", "two", "three", "four", "five", "six"]
@@ -173,7 +173,7 @@ impl House {
             .env("GATEHOUSE_CA", self.ca())
             .env("GATEHOUSE_CA_PEM", std::fs::read_to_string(self.ca())?)
             .env("GATEHOUSE_SERVER", e2e.join("guest/server.py"))
-            .envs(extra.iter().copied())
+            .envs(extra.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .status()?;
         anyhow::ensure!(status.success(), "{program}: {status}");
@@ -196,6 +196,12 @@ impl House {
         );
         std::fs::write(folder.join("house.conf"), config)?;
         Ok(folder)
+    }
+
+    /// The process id of `gatehouse up`.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.id().cast_signed()
     }
 
     /// The process id of one of the [`DAEMONS`], from the kernel's list of the house's children.

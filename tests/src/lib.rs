@@ -8,4 +8,6 @@ pub mod load;
 pub mod owned;
 pub mod peer;
 pub mod small;
+pub mod soak;
 pub mod traces;
+pub mod world;

@@ -5,7 +5,6 @@
 
 use crate::client::{Refusal, SERVER_WAIT, WAKE_WAIT};
 use crate::io::namespace::NamespaceError;
-use crate::pure::wanted::Port;
 use crate::switch::{LivePort, Switch};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
@@ -62,7 +61,7 @@ impl DialError {
 }
 
 /// Connects to a TCP port of a VM, from the gateway's address. Waits up to [`SERVER_WAIT`], or up to [`WAKE_WAIT`] when
-/// the VM sleeps or slept meanwhile.
+/// the VM sleeps or slept meanwhile; one that has just woken has the rest of that.
 ///
 /// # Errors
 /// See [`DialError`].
@@ -77,7 +76,7 @@ pub async fn dial(switch: &Switch, live: &LivePort, port: u16) -> Result<OwnedFd
     let connected = tokio::select! {
         biased;
         connected = pin!(connecting) => connected,
-        slept = patience(switch, to) => {
+        slept = patience(switch, live) => {
             return Err(if slept { DialError::NotWoken(port) } else { DialError::TimedOut(port) });
         }
     };
@@ -89,17 +88,18 @@ pub async fn dial(switch: &Switch, live: &LivePort, port: u16) -> Result<OwnedFd
     Ok(stream.into_std().map_err(DialError::Socket)?.into())
 }
 
-/// Resolves when the VM has had its time. True when it sleeps, or slept at any time since the call: it may fall asleep
-/// after the dial has begun, with the SYN in its queue.
-async fn patience(switch: &Switch, to: &Port) -> bool {
+/// Resolves when the VM has had its time. True when that was more than usual, because it sleeps, or slept at any time
+/// since the call or shortly before: it may fall asleep after the dial has begun, with the SYN in its queue.
+async fn patience(switch: &Switch, live: &LivePort) -> bool {
     let begun = Instant::now();
     let mut changes = switch.changes();
-    let mut slept = to.asleep;
+    let usual = begun + SERVER_WAIT;
+    let time = |live: &LivePort| live.wakes_until(begun.into_std()).map_or(usual, Instant::from_std);
+    let mut until = usual.max(time(live));
     loop {
-        slept |= switch.table().ports.get(&to.vm).is_some_and(|live| live.port.asleep);
-        let until = begun + if slept { WAKE_WAIT } else { SERVER_WAIT };
+        until = switch.table().ports.get(&live.port.vm).map_or(until, |now| until.max(time(now)));
         if Instant::now() >= until {
-            return slept;
+            return until > usual;
         }
         tokio::select! {
             // It fails only when the switch has ended; then nothing changes any more.

@@ -12,7 +12,7 @@ use crate::pure::rules::Logged;
 use crate::pure::schedule::AUDIT;
 use crate::pure::wanted::{LeftOut, Wanted};
 use crate::pure::ways::Peers;
-use crate::switch::{LiveNetwork, LivePort, Nudges, Progress, Switch, Table};
+use crate::switch::{LiveNetwork, LivePort, Nudges, Progress, Switch, Table, woke};
 use crate::wakes::Wakes;
 use arc_swap::ArcSwap;
 use feed::subscribe::Feed;
@@ -260,6 +260,7 @@ impl Keel {
     /// Swaps the table: the ports that a view wants, as far as they stand. `in_force` is the decision that is complete.
     fn publish(&self, view: Generation, in_force: Generation) {
         let mut table = Table { generation: in_force, ..Table::default() };
+        let (before, now) = (self.table.load(), Instant::now());
         for (id, line) in &self.lines {
             let complaints =
                 line.ports().filter_map(|port| Some((port.vm.clone(), line.complaint(port)?.to_owned())));
@@ -286,6 +287,7 @@ impl Keel {
                     network: id.clone(),
                     sockets: network.sockets.clone(),
                     queues: self.keeper.queues(&port.device).cloned(),
+                    woke: woke(before.ports.get(&port.vm).map(Arc::as_ref), port, now),
                 };
                 (port.vm.clone(), Arc::new(live))
             }));

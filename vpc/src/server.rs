@@ -13,7 +13,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 /// Connections at once. Each costs a task and two descriptors, and a dial may take [`SERVER_WAIT`], or as long as a VM
 /// takes to wake.
 const MAX_CONNECTIONS: usize = 4096;
-/// Dials at once to one VM that sleeps: the SYN of a further one might find its TAP full. It also keeps one VM that never
+/// Dials at once to one VM that sleeps or just woke: the SYN of a further one might find its TAP full. It also keeps one VM that never
 /// wakes from having all connections.
 const MAX_DIALS_TO_SLEEPER: u32 = WAITING_FRAMES;
 /// Longest that a service waits for its turn to join: hundreds of networks may be looked at before, at a start.
@@ -49,7 +49,7 @@ pub struct Server {
     slots: Arc<Semaphore>,
     turned_away: Arc<Semaphore>,
     refusals: Arc<Mutex<BTreeMap<Refusal, u64>>>,
-    /// Dials under way that found the VM asleep.
+    /// Dials under way that found the VM asleep, or just woken.
     waking: Arc<Mutex<HashMap<VmId, u32>>>,
 }
 
@@ -202,7 +202,9 @@ impl Server {
         }
         let table = self.switch.table();
         let live = table.ports.get(vm).ok_or_else(|| unknown(&table, vm))?;
-        let _waking = if live.port.asleep { Some(Waking::begin(&self.waking, vm)?) } else { None };
+        let now = Instant::now();
+        let wakes = live.wakes_until(now).is_some_and(|until| until > now);
+        let _waking = if wakes { Some(Waking::begin(&self.waking, vm)?) } else { None };
         let socket = dial(&self.switch, live, port)
             .await
             .map_err(|error| No { reason: error.refusal(), message: error.to_string() })?;

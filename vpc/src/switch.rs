@@ -1,6 +1,7 @@
 //! The switch, as requests see it: a table of what stands, swapped as a whole by the task that owns all changes (see
 //! [`crate::keel`]). A port leaves the table before it leaves the kernel, and enters it after.
 
+use crate::client::WAKE_WAIT;
 use crate::io::namespace::Inside;
 use crate::io::observe::Queues;
 use crate::pure::firewall::Firewall;
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::timeout;
 
@@ -30,6 +31,25 @@ pub struct LivePort {
     pub sockets: Inside,
     /// Its TAP's queues; none while only the VM's process has them.
     pub queues: Option<Queues>,
+    /// When it was first seen to sleep no longer, if it was seen to sleep.
+    pub woke: Option<Instant>,
+}
+
+impl LivePort {
+    /// Until when a VM that sleeps or has slept has time to answer who begins to dial it now: one that woke reads its
+    /// memory from a disk, and answers nobody until then. None for one that is not known to have slept.
+    #[must_use]
+    pub fn wakes_until(&self, now: Instant) -> Option<Instant> {
+        let since = if self.port.asleep { Some(now) } else { self.woke.map(|woke| woke.min(now)) };
+        since.map(|since| since + WAKE_WAIT)
+    }
+}
+
+/// When a port woke, that stands now as it is wanted, given what it was before.
+#[must_use]
+pub fn woke(before: Option<&LivePort>, port: &Port, now: Instant) -> Option<Instant> {
+    let before = before.filter(|_| !port.asleep)?;
+    if before.port.asleep { Some(now) } else { before.woke }
 }
 
 /// A network that is in service.

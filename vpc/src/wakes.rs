@@ -178,7 +178,7 @@ mod tests {
         let here = crate::sys::namespace::current().expect("a namespace");
         let sockets = Inside::start(here).expect("a thread");
         let (network, queues) = (NetworkId::Default, Some(Queues::clone(queues)));
-        (vm, Arc::new(LivePort { port, network, sockets, queues }))
+        (vm, Arc::new(LivePort { port, network, sockets, queues, woke: None }))
     }
 
     /// A pipe plays the TAP's queue.

@@ -16,7 +16,7 @@ use support::{PATIENCE, SERVER, World, permit, port, within};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use vpc::client::{Refusal, VpcError, WAKE_WAIT, Wakes};
+use vpc::client::{Refusal, SERVER_WAIT, VpcError, WAKE_WAIT, Wakes};
 use vpc::pure::names::DeviceName;
 use vpc::pure::plan::WAITING_FRAMES;
 
@@ -200,6 +200,24 @@ async fn a_vm_whose_own_process_had_the_last_queue_is_watched_when_it_is_gone() 
     let _listening = guest.run(|| TcpListener::bind("0.0.0.0:8000").expect("bound")).await;
     guest.wake(world.tap(5).await.expect("a TAP"));
     dialled.await.expect("no panic").expect("connected");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_dials_a_vm_that_wakes_slowly_waits_like_the_one_who_woke_it() {
+    let port = asleep(5, 1);
+    let mut world = World::with_ports(vec![port.clone()]).await;
+    let mut guest = Guest::asleep(&world, &port).await;
+    let _listening = guest.run(|| TcpListener::bind("0.0.0.0:8000").expect("bound")).await;
+    // It is being resumed, and reads nothing yet.
+    world.publish(vec![awake(&port)]);
+    world.settled().await;
+    let late = dial(&world, &port.vm);
+    // What a VM that did not sleep is given.
+    let mut told = wakes(&world).await;
+    nothing_within(SERVER_WAIT + Duration::from_secs(1), &mut told).await;
+    assert!(!late.is_finished(), "the dial was given up");
+    guest.wake(world.tap(5).await.expect("a TAP"));
+    late.await.expect("no panic").expect("connected");
 }
 
 #[tokio::test(flavor = "multi_thread")]

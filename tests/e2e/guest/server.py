@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PORT = int(sys.argv[1])
 PAGE = sys.argv[2].encode()
+KIND = "text/html" if PAGE.startswith(b"<") else "text/plain"
 count = 0
 
 
@@ -25,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
             count += 1
             self.answer(str(count).encode())
         else:
-            self.answer(PAGE)
+            self.answer(PAGE, KIND)
 
     def do_POST(self):
         size = int(self.headers.get("Content-Length", 0))
@@ -36,9 +37,9 @@ class Handler(BaseHTTPRequestHandler):
             size -= len(piece)
         self.answer(digest.hexdigest().encode())
 
-    def answer(self, body):
+    def answer(self, body, kind="text/plain"):
         self.send_response(200)
-        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -84,4 +85,5 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-Server(("0.0.0.0", PORT), Handler).serve_forever()
+if __name__ == "__main__":
+    Server(("0.0.0.0", PORT), Handler).serve_forever()

@@ -1,15 +1,15 @@
 // A customer's domain with the public SDK and command line, unchanged: proved, mapped, certified, served, moved, unmapped.
-// Settings besides those of the other programs: WORLD_ZONE, the name server's file, and WORLD_DNS_PID to tell it of changes;
-// WORLD_DNS, where it is; WORLD_ROOT, what the authority certifies by.
+// Settings besides those of the other programs: those of world.mjs; WORLD_ROOT, what the authority certifies by.
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
-import { promises as dns } from "node:dns";
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { Errors, freestyle } from "freestyle";
+import { PAGE, visit } from "./browser.mjs";
+import { publish, until } from "./world.mjs";
 
 const run = promisify(execFile);
-const { GATEHOUSE_SERVER: server, WORLD_ZONE: zone, WORLD_ROOT: root } = process.env;
+const { GATEHOUSE_SERVER: server, WORLD_ROOT: root } = process.env;
 const started = Date.now();
 const say = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1)} s  ${what}`);
 const cli = async (...args) => (await run("node_modules/.bin/freestyle", args, { timeout: 120_000 })).stdout;
@@ -18,31 +18,6 @@ const curl = async (...args) =>
 const fails = (code) => (error) => {
   assert.match(`${error.message} ${error.stderr ?? ""}`, new RegExp(code));
   return true;
-};
-/// Looks again until it is so: neither a name server nor an authority tells.
-const until = async (what, look) => {
-  for (const end = Date.now() + 120_000; Date.now() < end; ) {
-    const found = await look();
-    if (found) return found;
-    await new Promise((resolve) => setTimeout(resolve, 200));
-  }
-  assert.fail(`never: ${what}`);
-};
-
-// The world's DNS: what stands in its one zone, besides what was there.
-const resolver = new dns.Resolver({ timeout: 2000, tries: 2 });
-resolver.setServers([process.env.WORLD_DNS]);
-const begin = await readFile(zone, "utf8");
-let serial = 1;
-const publish = async (...records) => {
-  serial += 1;
-  const mark = `mark.root. 1 IN TXT "${serial}"\n`;
-  await writeFile(zone, begin.replace(" 1 3600", ` ${serial} 3600`) + records.map((record) => `${record}\n`).join("") + mark);
-  process.kill(Number(process.env.WORLD_DNS_PID), "SIGHUP");
-  await until("the name server has it", async () => {
-    const told = await resolver.resolveTxt("mark.root").catch(() => []);
-    return told.flat().includes(String(serial));
-  });
 };
 const addresses = ["example.com. 1 IN A 127.0.0.1", "*.example.com. 1 IN A 127.0.0.1"];
 
@@ -71,7 +46,7 @@ await assert.rejects(freestyle.domains.verifications.complete({ domain: "other.o
 const domain = "app.example.com";
 const { vm, vmId } = await freestyle.vms.create();
 await vm.fs.writeTextFile("/root/server.py", await readFile(server, "utf8"));
-for (const [port, page] of [[3000, "the app"], [8453, "the terminal"]]) {
+for (const [port, page] of [[3000, "the app"], [8453, "the terminal"], [8080, PAGE]]) {
   const unit = await vm.exec(`systemd-run --unit=page${port} python3 /root/server.py ${port} '${page}'`);
   assert.equal(unit.statusCode, 0, unit.stderr);
   const listens = await vm.exec({
@@ -104,6 +79,11 @@ assert.ok((await freestyle.domains.list()).some((one) => one.domain === "example
 await freestyle.domains.mappings.create({ domain, vmId, vmPort: 8453 });
 await answers(domain, "the terminal");
 say("unmapped, and mapped again to another port without a new proof");
+
+// What a person sees
+await freestyle.domains.mappings.create({ domain: "page.example.com", vmId, vmPort: 8080 });
+await answers("page.example.com", PAGE);
+say(`Chromium shows a page with a WebSocket, by HTTP/2 and ${await visit("page.example.com", root)}`);
 
 // At the creation of a VM
 const second = await freestyle.vms.create({ domains: [{ domain: "second.example.com", vmPort: 3000 }] });
