@@ -59,6 +59,26 @@ impl Places {
     pub fn ssh_run(&self) -> PathBuf {
         self.run.join("ssh")
     }
+    /// The folder of edge-proxy's socket, which is its own.
+    #[must_use]
+    pub fn edge_run(&self) -> PathBuf {
+        self.run.join("edge")
+    }
+    /// Figures of edge-proxy, for who gathers them.
+    #[must_use]
+    pub fn edge_figures(&self) -> PathBuf {
+        self.edge_run().join("figures.sock")
+    }
+    /// Figures of ssh-proxy.
+    #[must_use]
+    pub fn ssh_figures(&self) -> PathBuf {
+        self.ssh_run().join("figures.sock")
+    }
+    /// Figures of vpn.
+    #[must_use]
+    pub fn vpn_figures(&self) -> PathBuf {
+        self.vpn_run().join("figures.sock")
+    }
     /// Where SSH logins and channels are logged.
     #[must_use]
     pub fn ssh_log(&self) -> PathBuf {

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod api;
 pub mod config;
 pub mod digest;
+pub mod figures;
 pub mod firewall;
 pub mod host;
 pub mod id;

@@ -5,7 +5,6 @@ pub mod again;
 pub mod authority;
 pub mod browser;
 pub mod chunks;
-pub mod exposition;
 pub mod flood;
 pub mod forwarded;
 pub mod frames;
