@@ -60,6 +60,7 @@ async fn main() -> Result<()> {
         guard: EdgeGuard::default(),
         proxy_protocol_from: Vec::new(),
         access_log_mib: 32,
+        traces: None,
     };
     let file = arguments.folder.join("edge.toml");
     std::fs::write(&file, toml::to_string(&config)?)?;

@@ -11,12 +11,14 @@
 //! away. It has no privileges: its listeners are handed to it, and connections to VMs come from vpc, by permit.
 
 pub mod access;
+pub mod attempts;
 pub mod balancer;
 pub mod certificates;
 pub mod challenges;
 pub mod connection;
 pub mod dial;
 pub mod dns;
+pub mod export;
 pub mod guard;
 pub mod http2;
 pub mod listeners;
@@ -124,7 +126,9 @@ pub async fn run(
     let settings = Arc::new(settings);
     let guard = Guard::new(&settings.guard);
     let (lines, writing) = log_lines(&settings, places).unzip();
-    let log = Log { lines, metrics: Arc::clone(&metrics) };
+    let traces = settings.traces.map(|traces| export::new(traces.endpoint, Arc::clone(&metrics)));
+    let (spans, exporting) = traces.unzip();
+    let log = Log { lines, spans, metrics: Arc::clone(&metrics) };
     let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, guard, metrics, log };
     let engine = engine(&edge);
     let door = Door {
@@ -142,8 +146,14 @@ pub async fn run(
         tables.take_over(&view, &edge.metrics);
         feed.in_force(view.generation);
     }
-    // It outlives the requests: their lines are written to the last.
-    let written = writing.map(|writing| tokio::spawn(writing.run()));
+    // They outlive the requests, of which they tell to the last.
+    let mut telling = JoinSet::new();
+    if let Some(writing) = writing {
+        telling.spawn(writing.run());
+    }
+    if let Some(exporting) = exporting {
+        telling.spawn(exporting.run());
+    }
     let mut following = JoinSet::new();
     following.spawn(feed.clone().follow(places.feed_socket()));
     following.spawn(tables.follow(feed, dialer, Arc::clone(&edge.metrics)));
@@ -169,10 +179,8 @@ pub async fn run(
     drain(&open, &edge, &cut).await;
     info!(counters = ?edge.metrics, "stopped");
     drop((edge, engine));
-    if let Some(written) = written
-        && timeout(LAST_WORDS, written).await.is_err()
-    {
-        warn!("the last lines of the access log are lost");
+    if timeout(LAST_WORDS, async { while telling.join_next().await.is_some() {} }).await.is_err() {
+        warn!("the last lines of the access log, or the last traces, are lost");
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ pub mod key;
 pub mod login;
 pub mod net;
 pub mod range;
+pub mod ratio;
 pub mod route;
 pub mod ssh;
 pub mod token;

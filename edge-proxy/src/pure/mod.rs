@@ -16,4 +16,5 @@ pub mod page;
 pub mod proxy_header;
 pub mod question;
 pub mod redirect;
+pub mod spans;
 pub mod trace;
