@@ -89,6 +89,7 @@ fn start(arguments: &Arguments, places: Places) -> Result<Child> {
         guard: EdgeGuard::default(),
         proxy_protocol_from: Vec::new(),
         access_log_mib: 32,
+        traces: None,
     };
     let file = arguments.folder.join("edge.toml");
     std::fs::write(&file, toml::to_string(&config)?)?;

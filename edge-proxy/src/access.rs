@@ -1,15 +1,19 @@
 //! The access log: one line per request, of bounded length, without query strings, which may hold secrets. Who serves
 //! requests never waits for the disk.
 
+use crate::attempts::{Attempts, Clock};
 use crate::dial::Destination;
+use crate::export::Spans;
 use crate::guard::RequestTicket;
 use crate::metrics::{Count, Metrics};
-use crate::pure::trace::{Told, TraceNumber};
+use crate::pure::spans::Finished;
+use crate::pure::trace::{SpanNumber, Told, TraceNumber};
 use crate::times::Protocol;
 use feed::lines::Writer;
 use http::HeaderMap;
 use model::host::HostName;
 use model::id::{TraceId, VmId};
+use model::ratio::Ratio;
 use serde::Serialize;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,6 +45,8 @@ pub struct Record {
     pub ticket: Option<RequestTicket>,
     answer_id: Option<TraceId>,
     trace: Option<Told>,
+    /// Of a request whose spans are recorded.
+    attempts: Option<Attempts>,
 }
 
 /// What is known at the end.
@@ -50,6 +56,8 @@ pub struct Outcome<'a> {
     pub client: IpAddr,
     /// How it came.
     pub protocol: Protocol,
+    /// Of HTTP.
+    pub version: &'static str,
     /// As the client wrote it.
     pub method: &'a str,
     /// The target, query and all; it is cut here.
@@ -67,6 +75,8 @@ pub struct Outcome<'a> {
 pub struct Log {
     /// None: nothing is logged, but all is counted.
     pub lines: Option<Writer>,
+    /// None: no spans are recorded.
+    pub spans: Option<Spans>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -114,6 +124,7 @@ impl Record {
             ticket: None,
             answer_id: None,
             trace: None,
+            attempts: None,
         }
     }
 
@@ -123,9 +134,59 @@ impl Record {
     }
 
     /// The trace that the request belongs to, as its fields say it: found, or begun, when it is first asked for, so that
-    /// a second try tells of the same one.
-    pub fn trace(&mut self, headers: &HeaderMap) -> &Told {
-        self.trace.get_or_insert_with(|| Told::of(headers, rand::random()))
+    /// a second try tells of the same one. `roots` is the part of traces that is recorded of those that begin here; none:
+    /// no spans are.
+    pub fn trace(&mut self, headers: &HeaderMap, roots: Option<Ratio>) -> &Told {
+        let trace = self.trace.get_or_insert_with(|| {
+            let told = Told::of(headers, rand::random(), roots);
+            self.attempts = (roots.is_some() && told.sampled()).then(Attempts::default);
+            told
+        });
+        &*trace
+    }
+
+    /// The request is tried with its destination.
+    pub fn tried(&mut self) {
+        self.attempts.iter_mut().for_each(Attempts::begin);
+    }
+
+    /// It has a connection there.
+    pub fn connected(&mut self, reused: bool) {
+        self.attempts.iter_mut().for_each(|attempts| attempts.connected(reused));
+    }
+
+    /// The try has come to nothing.
+    pub fn try_failed(&mut self, why: &'static str) {
+        self.attempts.iter_mut().for_each(|attempts| attempts.failed(why));
+    }
+
+    /// The span of the try that is under way, when it is recorded.
+    #[must_use]
+    pub fn try_span(&self) -> Option<SpanNumber> {
+        self.attempts.as_ref()?.span()
+    }
+
+    /// What a collector is to be told; nothing when no spans are recorded.
+    fn spans(&self, outcome: &Outcome<'_>, finished: Instant) -> Option<Finished> {
+        let (trace, attempts) = (self.trace.as_ref()?, self.attempts.as_ref()?);
+        let clock = Clock::look();
+        let to = self.destination.as_ref();
+        Some(Finished {
+            trace: trace.number(),
+            span: trace.own(),
+            parent: trace.client(),
+            begun: clock.at(self.started),
+            ended: clock.at(finished),
+            method: cut(outcome.method, MAX_METHOD_CHARS).to_owned(),
+            host: self.host.as_ref().map(ToString::to_string),
+            path: path(outcome.target).to_owned(),
+            status: outcome.status,
+            version: outcome.version,
+            client: outcome.client,
+            problem: self.problem,
+            vm: to.and_then(|to| Some((to.vm()?.to_string(), to.port()))),
+            tries: attempts.tries(finished, clock),
+        })
     }
 }
 
@@ -136,17 +197,21 @@ impl Log {
         let whole = finished.duration_since(record.started);
         let first = record.answered.map(|at| at.duration_since(record.started));
         self.metrics.times.note(outcome.protocol, outcome.status, whole, first);
+        if let Some(spans) = &self.spans
+            && let Some(finished) = record.spans(outcome, finished)
+        {
+            spans.tell(finished);
+        }
         let Some(lines) = &self.lines else { return };
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let destination = record.destination.as_ref();
-        let path = outcome.target.split(['?', '#']).next().unwrap_or_default();
         let line = Line {
             at_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             client: outcome.client,
             protocol: outcome.protocol.as_str(),
             method: cut(outcome.method, MAX_METHOD_CHARS),
             host: record.host.as_ref().map_or("-", HostName::as_str),
-            path: cut(path, MAX_PATH_CHARS),
+            path: path(outcome.target),
             status: outcome.status,
             received: outcome.received,
             sent: outcome.sent,
@@ -168,6 +233,11 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Without the query, and of bounded length.
+fn path(target: &str) -> &str {
+    cut(target.split(['?', '#']).next().unwrap_or_default(), MAX_PATH_CHARS)
+}
+
 fn cut(text: &str, most: usize) -> &str {
     text.char_indices().nth(most).map_or(text, |(end, _)| &text[..end])
 }
@@ -186,13 +256,14 @@ mod tests {
     async fn a_line_has_no_query_and_what_finds_no_room_is_counted() {
         let place = tempfile::tempdir().expect("folder");
         let (writer, writing) = feed::lines::new(place.path().to_owned(), NAME, 1 << 20);
-        let log = Log { lines: Some(writer), metrics: Arc::default() };
+        let log = Log { lines: Some(writer), spans: None, metrics: Arc::default() };
         let mut record = Record::begin();
         record.host = Some("a.style.dev".parse().expect("name"));
-        let trace = record.trace(&HeaderMap::new()).number().to_string();
+        let trace = record.trace(&HeaderMap::new(), None).number().to_string();
         let outcome = Outcome {
             client: IpAddr::from([192, 0, 2, 1]),
             protocol: Protocol::Http2,
+            version: "2",
             method: "GET",
             target: "/path?token=secret#part",
             status: 200,

@@ -203,6 +203,7 @@ async fn refuse(door: &Door, mut stream: Box<ClientStream>, fault: HeadFault) {
     let outcome = Outcome {
         client: stream.client().address.ip(),
         protocol: Protocol::Http1,
+        version: "1.1",
         method: "-",
         target: "-",
         status: page.status,

@@ -11,12 +11,14 @@
 //! away. It has no privileges: its listeners are handed to it, and connections to VMs come from vpc, by permit.
 
 pub mod access;
+pub mod attempts;
 pub mod balancer;
 pub mod certificates;
 pub mod challenges;
 pub mod connection;
 pub mod dial;
 pub mod dns;
+pub mod export;
 pub mod guard;
 pub mod http2;
 pub mod listeners;
@@ -44,7 +46,7 @@ use crate::listeners::Listeners;
 use crate::metrics::{Count, Metrics};
 use crate::plain::Plain;
 use crate::proxy::Edge;
-use crate::scrape::Figures;
+use crate::scrape::Source;
 use crate::settings::Settings;
 use crate::table::Tables;
 use crate::tls::{Tls, TlsError};
@@ -58,6 +60,7 @@ use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::proxy::HttpProxy;
 use pingora::server::configuration::ServerConf;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
@@ -123,7 +126,9 @@ pub async fn run(
     let settings = Arc::new(settings);
     let guard = Guard::new(&settings.guard);
     let (lines, writing) = log_lines(&settings, places).unzip();
-    let log = Log { lines, metrics: Arc::clone(&metrics) };
+    let traces = settings.traces.map(|traces| export::new(traces.endpoint, Arc::clone(&metrics)));
+    let (spans, exporting) = traces.unzip();
+    let log = Log { lines, spans, metrics: Arc::clone(&metrics) };
     let edge = Edge { tables: tables.clone(), dialer: dialer.clone(), settings, guard, metrics, log };
     let engine = engine(&edge);
     let door = Door {
@@ -141,14 +146,20 @@ pub async fn run(
         tables.take_over(&view, &edge.metrics);
         feed.in_force(view.generation);
     }
-    // It outlives the requests: their lines are written to the last.
-    let written = writing.map(|writing| tokio::spawn(writing.run()));
+    // They outlive the requests, of which they tell to the last.
+    let mut telling = JoinSet::new();
+    if let Some(writing) = writing {
+        telling.spawn(writing.run());
+    }
+    if let Some(exporting) = exporting {
+        telling.spawn(exporting.run());
+    }
     let mut following = JoinSet::new();
     following.spawn(feed.clone().follow(places.feed_socket()));
     following.spawn(tables.follow(feed, dialer, Arc::clone(&edge.metrics)));
     following.spawn(report(Arc::clone(&edge.metrics), edge.settings.report_every));
     let mut accepting = JoinSet::new();
-    accept_all(&mut accepting, listeners, Arc::new(door), &open);
+    accept_all(&mut accepting, listeners, places.edge_figures(), Arc::new(door), &open);
     serving();
 
     // Nobody is left to give an order: as good as one to stop.
@@ -168,10 +179,8 @@ pub async fn run(
     drain(&open, &edge, &cut).await;
     info!(counters = ?edge.metrics, "stopped");
     drop((edge, engine));
-    if let Some(written) = written
-        && timeout(LAST_WORDS, written).await.is_err()
-    {
-        warn!("the last lines of the access log are lost");
+    if timeout(LAST_WORDS, async { while telling.join_next().await.is_some() {} }).await.is_err() {
+        warn!("the last lines of the access log, or the last traces, are lost");
     }
     Ok(())
 }
@@ -206,7 +215,13 @@ fn engine(edge: &Edge) -> Arc<HttpProxy<Edge>> {
     Arc::new(engine)
 }
 
-fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, open: &Arc<Semaphore>) {
+fn accept_all(
+    tasks: &mut JoinSet<()>,
+    listeners: Listeners,
+    figures: PathBuf,
+    door: Arc<Door>,
+    open: &Arc<Semaphore>,
+) {
     let plain = Plain {
         settings: Arc::clone(&door.edge.settings),
         metrics: Arc::clone(&door.edge.metrics),
@@ -248,22 +263,29 @@ fn accept_all(tasks: &mut JoinSet<()>, listeners: Listeners, door: Arc<Door>, op
         ));
     }
     let names = Names::new(plain.tables, plain.metrics, plain.settings.dns_host.as_ref());
+    let source = Source {
+        metrics,
+        tables: door.edge.tables.clone(),
+        open: Arc::clone(open),
+        most_open: door.edge.settings.max_connections.min(Semaphore::MAX_PERMITS),
+        started: SystemTime::now(),
+    };
     for listener in listeners.metrics {
-        let figures = Figures {
-            metrics: Arc::clone(&door.edge.metrics),
-            tables: door.edge.tables.clone(),
-            open: Arc::clone(open),
-            most_open: door.edge.settings.max_connections.min(Semaphore::MAX_PERMITS),
-            started: SystemTime::now(),
-        };
-        tasks.spawn(scrape::serve(figures, listener));
+        tasks.spawn(scrape::serve(source.clone(), listener));
     }
+    tasks.spawn(tell_figures(source, figures));
     for socket in listeners.dns {
         tasks.spawn(dns::datagrams(names.clone(), socket));
     }
     for listener in listeners.dns_tcp {
         tasks.spawn(dns::streams(names.clone(), listener));
     }
+}
+
+/// Tells control of the figures, for ever. After a handover the new process has the socket.
+async fn tell_figures(source: Source, at: PathBuf) {
+    let own_user = rustix::process::geteuid().as_raw();
+    feed::figures::serve(&at, own_user, || std::future::ready(source.figures())).await;
 }
 
 /// Whose connection it is, and the ticket that it holds while it lasts; nothing when it is refused, which is counted.

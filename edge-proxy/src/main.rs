@@ -71,6 +71,7 @@ async fn serve(
     settings.dns_host.clone_from(&config.dns_host);
     settings.guard = config.guard;
     settings.access_log_bytes = u64::from(config.access_log_mib) << 20;
+    settings.traces = config.traces;
     settings.proxy_protocol_from = config.proxy_protocol_from;
     let own_user = rustix::process::geteuid().as_raw();
     let feed = Feed::open(&config.places.feed(), &[own_user]);

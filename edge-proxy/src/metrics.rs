@@ -108,6 +108,14 @@ counters! {
     Untaken = "http2_requests_untaken",
     /// Lines of the access log for which there was no room.
     LinesLost = "access_lines_lost",
+    /// Requests whose spans a collector was told of.
+    TracesExported = "traces_exported",
+    /// Requests whose spans found no room on their way to it.
+    TracesNoRoom = "traces_lost_no_room",
+    /// Requests whose spans it did not take: it was away, too slow, or refused them.
+    TracesNotTaken = "traces_lost_not_taken",
+    /// Spans that it refused of those that it took.
+    SpansRefused = "spans_refused_by_collector",
 }
 
 /// Reasons of [`Problem`], each with its counter, in the order of [`problem_index`].

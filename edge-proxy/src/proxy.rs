@@ -12,7 +12,6 @@ use crate::pure::chunks::ChunkFault;
 use crate::pure::head::{HeadFault, MAX_FIELDS};
 use crate::pure::pace::Pace;
 use crate::pure::page::{self, About, Page, Problem};
-use crate::pure::trace::Told;
 use crate::pure::{authority, browser, forwarded};
 use crate::settings::Settings;
 use crate::stream::Client;
@@ -20,7 +19,7 @@ use crate::table::Tables;
 use crate::times::Protocol;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Version, header};
 use model::route::Route;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -95,6 +94,9 @@ impl Edge {
         request: &RequestHeader,
         record: &mut Record,
     ) -> Result<Destination, Problem> {
+        if let Some(traces) = &self.settings.traces {
+            record.trace(&request.headers, Some(traces.ratio));
+        }
         let ticket = self.guard.request(client.address.ip()).map_err(Problem::Limited)?;
         let ticket = record.ticket.insert(ticket);
         let host = authority::of_request(&request.uri, &request.headers).map_err(Problem::Authority)?;
@@ -122,6 +124,20 @@ impl Edge {
         let told =
             forwarded::Client { address: client.address.ip(), host, port: self.settings.public_https_port };
         for (name, value) in forwarded::values(&told) {
+            request.insert_header(name, value)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the VM of the trace that the request belongs to, and of the span there, if one is recorded.
+    pub(crate) fn tell_trace(&self, record: &mut Record, request: &mut RequestHeader) -> Result<()> {
+        let (roots, span) = (self.settings.traces.as_ref().map(|traces| traces.ratio), record.try_span());
+        let told = record.trace(&request.headers, roots);
+        let (orphan, replacement) = (told.orphan(), told.replacement(span));
+        if let Some(name) = orphan {
+            request.remove_header(&name);
+        }
+        if let Some((name, value)) = replacement {
             request.insert_header(name, value)?;
         }
         Ok(())
@@ -233,6 +249,7 @@ impl ProxyHttp for Edge {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+        ctx.record.tried();
         let destination = ctx.record.destination.as_ref().ok_or_else(|| {
             Error::explain(ErrorType::InternalError, "a request without a destination was let through")
         })?;
@@ -256,8 +273,9 @@ impl ProxyHttp for Edge {
         _peer: &HttpPeer,
         _fd: std::os::fd::RawFd,
         _digest: Option<&Digest>,
-        _ctx: &mut Context,
+        ctx: &mut Context,
     ) -> Result<()> {
+        ctx.record.connected(reused);
         if reused {
             self.metrics.count(Count::DialsSaved);
         }
@@ -271,7 +289,7 @@ impl ProxyHttp for Edge {
         ctx: &mut Context,
     ) -> Result<()> {
         let client = client_of(session)?;
-        tell_trace(&mut ctx.record, request)?;
+        self.tell_trace(&mut ctx.record, request)?;
         let asked = session.req_header();
         let host = match asked.headers.get(header::HOST) {
             Some(host) => host.to_str().unwrap_or_default(),
@@ -311,9 +329,10 @@ impl ProxyHttp for Edge {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        _ctx: &mut Context,
+        ctx: &mut Context,
         pooled: bool,
     ) -> Box<Error> {
+        ctx.record.try_failed(code_of(problem_of(&error)));
         let bodiless = session.as_mut().is_body_empty();
         let request = session.req_header();
         let answered = answer_begun(session);
@@ -326,6 +345,7 @@ impl ProxyHttp for Edge {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
         debug!(%error, "a request failed");
         let problem = problem_of(error);
+        ctx.record.try_failed(code_of(problem));
         if *error.esource() == ErrorSource::Downstream && *error.root_etype() == ErrorType::WriteTimedout {
             self.metrics.count(Count::WriteStalled);
         }
@@ -376,6 +396,11 @@ impl ProxyHttp for Edge {
         let outcome = Outcome {
             client: client.address.ip(),
             protocol,
+            version: match request.version {
+                Version::HTTP_2 => "2",
+                Version::HTTP_10 => "1.0",
+                _ => "1.1",
+            },
             method: request.method.as_str(),
             target: request.uri.path(),
             status: session.response_written().map_or(0, |answer| answer.status.as_u16()),
@@ -411,14 +436,9 @@ fn check_http2(session: &Session) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Tells the VM of the trace that the request belongs to.
-pub(crate) fn tell_trace(record: &mut Record, request: &mut RequestHeader) -> Result<()> {
-    let replacement = record.trace(&request.headers).replacement();
-    if let Some((name, value)) = replacement {
-        request.remove_header(&Told::companion());
-        request.insert_header(name, value)?;
-    }
-    Ok(())
+/// Why a try has failed, for its span.
+fn code_of(problem: Option<Problem>) -> &'static str {
+    problem.map_or("client_gone", Problem::code)
 }
 
 /// A VM is an origin: it gets a path, also when the client wrote an absolute target (RFC 9112 section 3.2.2).

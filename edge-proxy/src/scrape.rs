@@ -1,12 +1,12 @@
 //! What a Prometheus server asks for: all counters, at a listener of their own that faces nobody else.
 
 use crate::metrics::Metrics;
-use crate::pure::exposition::{CONTENT_TYPE, Exposition, Kind};
 use crate::pure::head;
 use crate::pure::page::Page;
 use crate::raw;
 use crate::table::Tables;
 use crate::times::Protocol;
+use model::figures::{CONTENT_TYPE, Figures};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,7 +27,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Whence the figures come. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Figures {
+pub struct Source {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// The table in force.
@@ -40,83 +40,67 @@ pub struct Figures {
     pub started: SystemTime,
 }
 
-impl Figures {
+impl Source {
     /// All that is known now.
     #[must_use]
-    pub fn document(&self) -> String {
-        let mut document = Exposition::default();
-        let bare = |value: u64| [(vec![], value)];
-        let by = |protocol: Protocol| ("protocol", protocol.as_str().to_owned());
-        let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    pub fn figures(&self) -> Figures {
+        let mut figures = Figures::default();
+        let version = vec![("version", env!("CARGO_PKG_VERSION"))];
+        figures.gauges("gatehouse_edge_info", "What runs.", [(version, 1_u64)]);
         let began = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
-        document.family("gatehouse_edge_info", "What runs.", Kind::Gauge, [(version, 1)]);
-        document.family(
+        figures.gauge(
             "gatehouse_edge_start_time_seconds",
             "When it was started, since the Unix epoch.",
-            Kind::Gauge,
-            bare(began.as_secs()),
+            began.as_secs(),
         );
+        self.of_requests(&mut figures);
+        figures.counters(
+            "gatehouse_edge_events_total",
+            "What happened, by name; docs/edge.md says what each one is.",
+            self.metrics.all().map(|(name, count)| (vec![("event", name)], count)),
+        );
+        let open = self.most_open.saturating_sub(self.open.available_permits()) as u64;
+        figures.gauge("gatehouse_edge_connections", "Client connections that are open.", open);
+        let table = self.tables.now();
+        let certificates = table.certificates.len() as u64;
+        figures.gauge("gatehouse_edge_routes", "Names that lead somewhere.", table.routes() as u64);
+        figures.gauge("gatehouse_edge_certificates", "Certificates that can be shown.", certificates);
+        figures.gauge("gatehouse_edge_view_generation", "The decision in force.", table.generation.0);
+        figures
+    }
+
+    fn of_requests(&self, figures: &mut Figures) {
         let times = &self.metrics.times;
-        let answers = times
-            .answers()
-            .map(|(protocol, class, count)| (vec![by(protocol), ("class", class.to_owned())], count));
-        document.family(
+        let by = |protocol: Protocol| ("protocol", protocol.as_str());
+        figures.counters(
             "gatehouse_edge_requests_total",
             "Requests that are over, by the class of their status; none: the client got no answer.",
-            Kind::Counter,
-            answers,
+            times.answers().map(|(protocol, class, count)| (vec![by(protocol), ("class", class)], count)),
         );
-        document.histograms(
+        figures.histograms(
             "gatehouse_edge_request_seconds",
             "From a request's head to the end of its answer.",
             times.whole().map(|(protocol, took)| (vec![by(protocol)], took)),
         );
-        document.histograms(
+        figures.histograms(
             "gatehouse_edge_first_byte_seconds",
             "From a request's head to the beginning of the VM's answer, with what a wake took.",
             times.first().map(|(protocol, took)| (vec![by(protocol)], took)),
         );
-        document.family(
-            "gatehouse_edge_events_total",
-            "What happened, by name; docs/edge.md says what each one is.",
-            Kind::Counter,
-            self.metrics.all().map(|(name, count)| (vec![("event", name.to_owned())], count)),
-        );
-        let open = self.most_open.saturating_sub(self.open.available_permits()) as u64;
-        document.family(
-            "gatehouse_edge_connections",
-            "Client connections that are open.",
-            Kind::Gauge,
-            bare(open),
-        );
-        let table = self.tables.now();
-        let held = [
-            ("gatehouse_edge_routes", "Names that lead somewhere.", table.routes() as u64),
-            (
-                "gatehouse_edge_certificates",
-                "Certificates that can be shown.",
-                table.certificates.len() as u64,
-            ),
-            ("gatehouse_edge_view_generation", "The decision in force.", table.generation.0),
-        ];
-        for (name, help, value) in held {
-            document.family(name, help, Kind::Gauge, bare(value));
-        }
-        document.finish()
     }
 }
 
 /// Answers for ever.
-pub async fn serve(figures: Figures, listener: TcpListener) {
+pub async fn serve(source: Source, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(MAX_AT_ONCE));
     loop {
         match listener.accept().await {
             Ok((tcp, _)) => {
                 // Over the bound it is closed at once.
                 let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-                let figures = figures.clone();
+                let source = source.clone();
                 tokio::spawn(async move {
-                    match timeout(WAIT, exchange(&figures, tcp)).await {
+                    match timeout(WAIT, exchange(&source, tcp)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => debug!(%error, "an asker for metrics went away"),
                         Err(_) => debug!("an asker for metrics was too slow"),
@@ -132,11 +116,11 @@ pub async fn serve(figures: Figures, listener: TcpListener) {
     }
 }
 
-async fn exchange(figures: &Figures, mut tcp: TcpStream) -> io::Result<()> {
+async fn exchange(source: &Source, mut tcp: TcpStream) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(1024);
     let page = loop {
         match head::find_end(&bytes, 0) {
-            Ok(Some(length)) => break answer(figures, &bytes[..length]),
+            Ok(Some(length)) => break answer(source, &bytes[..length]),
             Ok(None) if bytes.len() < MAX_HEAD_BYTES => {}
             Ok(None) | Err(_) => break said(400, "this is no request\n".to_owned()),
         }
@@ -148,7 +132,7 @@ async fn exchange(figures: &Figures, mut tcp: TcpStream) -> io::Result<()> {
     tcp.shutdown().await
 }
 
-fn answer(figures: &Figures, bytes: &[u8]) -> Page {
+fn answer(source: &Source, bytes: &[u8]) -> Page {
     let mut fields = [httparse::EMPTY_HEADER; head::MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     if request.parse(bytes).is_err() {
@@ -157,7 +141,7 @@ fn answer(figures: &Figures, bytes: &[u8]) -> Page {
     let path = request.path.unwrap_or_default().split('?').next().unwrap_or_default();
     match (request.method, path) {
         (Some("GET"), "/metrics") => {
-            let mut page = said(200, figures.document());
+            let mut page = said(200, source.figures().text());
             page.fields = vec![("content-type", CONTENT_TYPE.to_owned())];
             page
         }

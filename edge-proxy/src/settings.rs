@@ -1,6 +1,6 @@
 //! Bounds in time and space, one place for all of them.
 
-use model::config::EdgeGuard;
+use model::config::{EdgeGuard, TraceExport};
 use model::host::HostName;
 use model::range::IpRange;
 use std::time::Duration;
@@ -50,6 +50,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Largest file of the access log, in bytes. Zero: nothing is logged.
     pub access_log_bytes: u64,
+    /// Where spans of requests are told, and which part of the traces that begin here is recorded.
+    pub traces: Option<TraceExport>,
     /// After another process has taken over: for long downloads and WebSockets to end. A further handover, or a stop,
     /// does not wait for it.
     pub handover_drain: Duration,
@@ -81,6 +83,7 @@ impl Settings {
             proxy_header_wait: Duration::from_secs(5),
             drain: Duration::from_secs(10),
             access_log_bytes: 0,
+            traces: None,
             handover_drain: Duration::from_secs(600),
             report_every: Duration::from_secs(60),
         }

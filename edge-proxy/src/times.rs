@@ -1,14 +1,9 @@
 //! How long requests take, and how they are answered: what the counters by reason do not tell.
 
-use crate::pure::exposition::Distribution;
+use feed::figures::Histogram;
+use model::figures::Distribution;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-/// Upper bounds of the buckets, in microseconds: from what a machine's own answer takes to what a long poll does.
-const BOUNDS: [u64; 15] = [
-    1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
-    10_000_000, 30_000_000, 60_000_000,
-];
 
 /// How a request came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,37 +33,6 @@ impl Protocol {
 
 /// Statuses, by their first digit; those of requests that were not answered first.
 pub const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-
-/// How often something took how long.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    buckets: [AtomicU64; BOUNDS.len()],
-    over: AtomicU64,
-    micros: AtomicU64,
-}
-
-impl Histogram {
-    /// Counts one.
-    pub fn note(&self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let place = BOUNDS.partition_point(|bound| *bound < micros);
-        self.buckets.get(place).unwrap_or(&self.over).fetch_add(1, Ordering::Relaxed);
-        self.micros.fetch_add(micros, Ordering::Relaxed);
-    }
-
-    /// What was counted so far.
-    #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "nobody reads microseconds of many years")]
-    pub fn so_far(&self) -> Distribution {
-        let bounds = BOUNDS.iter().map(|micros| *micros as f64 / 1e6);
-        let counts = self.buckets.iter().map(|count| count.load(Ordering::Relaxed));
-        Distribution {
-            buckets: bounds.zip(counts).collect(),
-            over: self.over.load(Ordering::Relaxed),
-            sum: self.micros.load(Ordering::Relaxed) as f64 / 1e6,
-        }
-    }
-}
 
 /// What is told of each request when it is over.
 #[derive(Debug, Default)]
@@ -134,6 +98,6 @@ mod tests {
             times.first().map(|(_, first)| first.buckets.iter().map(|(_, count)| count).sum::<u64>()).sum();
         assert_eq!(first, 1);
         let ordered = Protocol::ALL.iter().enumerate().all(|(place, protocol)| *protocol as usize == place);
-        assert!(ordered && BOUNDS.is_sorted());
+        assert!(ordered);
     }
 }

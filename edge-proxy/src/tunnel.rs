@@ -6,7 +6,7 @@
 use crate::access::{Outcome, Record};
 use crate::dial::{Destination, Dialed};
 use crate::metrics::Count;
-use crate::proxy::{Edge, tell_trace};
+use crate::proxy::Edge;
 use crate::pure::frames::{FrameTracker, GOING_AWAY};
 use crate::pure::head::MAX_FIELDS;
 use crate::pure::page::Problem;
@@ -43,6 +43,7 @@ pub async fn serve(edge: &Edge, mut stream: Box<ClientStream>, head: &[u8], cut:
     let mut done = Done::default();
     match ask(edge, &client, head, &mut record).await {
         Err(problem) => {
+            record.try_failed(problem.code());
             let page = edge.page(problem, &mut record, head);
             done.status = page.status;
             done.sent = page.body.len() as u64;
@@ -65,6 +66,8 @@ pub async fn serve(edge: &Edge, mut stream: Box<ClientStream>, head: &[u8], cut:
     let outcome = Outcome {
         client: client.address.ip(),
         protocol: Protocol::Upgrade,
+        // No other version has upgrades.
+        version: "1.1",
         method,
         target,
         status: done.status,
@@ -94,11 +97,13 @@ async fn ask(
     let host =
         request.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned();
     edge.tell_client(client, &mut request, &host).map_err(|_| Problem::Internal)?;
-    tell_trace(record, &mut request).map_err(|_| Problem::Internal)?;
+    record.tried();
+    edge.tell_trace(record, &mut request).map_err(|_| Problem::Internal)?;
     let dialed = edge.dialer.dial(&destination).await.map_err(|error| {
         debug!(%error, "no connection for a tunnel");
         error.problem()
     })?;
+    record.connected(false);
     let request = to_hyper(&request)?;
     let asked = async {
         match dialed {

@@ -5,9 +5,11 @@
 //!   to start or to go on.
 //! - [`blobs`]: what is large and seldom new, in files that views name by their content.
 //! - [`lines`]: a log of JSON lines in bounded files.
+//! - [`figures`]: what each process counts, for control, who gathers it.
 //! - [`wire`]: one JSON message per packet, with file descriptors, between two processes of this host.
 
 pub mod blobs;
+pub mod figures;
 pub mod lines;
 pub mod publish;
 pub mod subscribe;

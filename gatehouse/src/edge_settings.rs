@@ -2,8 +2,9 @@
 
 use crate::settings::{SettingsError, value};
 use clap::Args;
-use model::config::{EdgeGuard, access_log_mib};
+use model::config::{EdgeGuard, TraceExport, access_log_mib};
 use model::range::IpRange;
+use model::ratio::Ratio;
 use serde::Deserialize;
 use std::net::SocketAddr;
 
@@ -23,6 +24,12 @@ pub struct EdgeWishes {
     /// Largest file of the access log in MiB, of which there are four; 0 for none [default: 32]
     #[arg(id = "edge_access_log_mib", long = "edge-access-log-mib", value_name = "MIB")]
     pub access_log_mib: Option<u32>,
+    /// A collector that is told of requests as spans: OTLP over plain HTTP, `127.0.0.1:4318` for one; none without it
+    #[arg(id = "edge_otlp_endpoint", long = "edge-otlp-endpoint", value_name = "ADDRESS:PORT")]
+    pub otlp_endpoint: Option<SocketAddr>,
+    /// The part of the traces that begin here which is recorded, from 0 to 1; others as their client says [default: 1]
+    #[arg(id = "edge_otlp_ratio", long = "edge-otlp-ratio", value_name = "RATIO")]
+    pub otlp_ratio: Option<Ratio>,
     /// Bounds, in the file alone.
     #[arg(skip)]
     pub limits: Option<EdgeGuard>,
@@ -37,6 +44,8 @@ pub struct EdgeSettings {
     pub metrics_listen: Option<SocketAddr>,
     /// Largest file of the access log, in MiB.
     pub access_log_mib: u32,
+    /// Where spans of requests are told.
+    pub traces: Option<TraceExport>,
     /// What one client, and one host, may take.
     pub limits: EdgeGuard,
 }
@@ -53,6 +62,8 @@ impl EdgeWishes {
             },
             metrics_listen: self.metrics_listen.or(below.metrics_listen),
             access_log_mib: self.access_log_mib.or(below.access_log_mib),
+            otlp_endpoint: self.otlp_endpoint.or(below.otlp_endpoint),
+            otlp_ratio: self.otlp_ratio.or(below.otlp_ratio),
             limits: self.limits.or(below.limits),
         }
     }
@@ -66,10 +77,16 @@ impl EdgeWishes {
             let why = format!("at most {MAX_BALANCERS} ranges can be named; join some of them");
             return Err(value("edge.proxy-protocol-from", self.proxy_protocol_from.len(), why));
         }
+        if let (None, Some(ratio)) = (self.otlp_endpoint, self.otlp_ratio) {
+            let why = "nobody is told of traces; name a collector with edge.otlp-endpoint".to_owned();
+            return Err(value("edge.otlp-ratio", ratio, why));
+        }
+        let ratio = self.otlp_ratio.unwrap_or(Ratio::ALL);
         Ok(EdgeSettings {
             proxy_protocol_from: self.proxy_protocol_from,
             metrics_listen: self.metrics_listen,
             access_log_mib: self.access_log_mib.unwrap_or_else(access_log_mib),
+            traces: self.otlp_endpoint.map(|endpoint| TraceExport { endpoint, ratio }),
             limits: self.limits.unwrap_or_default(),
         })
     }
@@ -94,6 +111,12 @@ mod tests {
         let both = flags.over(file).settle().expect("good");
         assert_eq!(both.proxy_protocol_from, ["2001:db8::1/128".parse().expect("range")]);
         assert_eq!(both.limits.connections_per_address, 0);
+        assert_eq!(both.traces, None, "nobody is told of anything by default");
+        let all = read("otlp-endpoint = \"127.0.0.1:4318\"").settle().expect("good");
+        assert_eq!(all.traces.map(|traces| traces.ratio), Some(Ratio::ALL));
+        let some =
+            read("otlp-ratio = 0.25").over(read("otlp-endpoint = \"[::1]:4318\"")).settle().expect("good");
+        assert_eq!(some.traces.map(|traces| traces.ratio.to_string()).as_deref(), Some("0.25"));
     }
 
     #[test]
@@ -101,12 +124,16 @@ mod tests {
         let many: Vec<String> = (0..65).map(|n| format!("\"10.0.{n}.0/24\"")).collect();
         let error = read(&format!("proxy-protocol-from = [{}]", many.join(","))).settle().expect_err("many");
         assert!(error.to_string().starts_with("edge.proxy-protocol-from = 65"), "{error}");
+        let error = read("otlp-ratio = 0.5").settle().expect_err("nobody is told");
+        assert!(error.to_string().starts_with("edge.otlp-ratio = 0.5"), "{error}");
         for misspelt in [
             "proxy-protocol-from = [\"10.0.0.1/8\"]",
             "proxy-protocol-from = \"10.0.0.0/8\"",
             "proxy_protocol_from = []",
             "[limits]\nconections_per_address = 1",
             "[limits]\nconnections_per_address = -1",
+            "otlp-endpoint = \"collector:4318\"",
+            "otlp-ratio = 1.5",
         ] {
             assert!(toml::from_str::<EdgeWishes>(misspelt).is_err(), "{misspelt}");
         }

@@ -3,6 +3,7 @@
 use crate::host::HostName;
 use crate::net::Ipv4Cidr;
 use crate::range::IpRange;
+use crate::ratio::Ratio;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -58,6 +59,26 @@ impl Places {
     #[must_use]
     pub fn ssh_run(&self) -> PathBuf {
         self.run.join("ssh")
+    }
+    /// The folder of edge-proxy's socket, which is its own.
+    #[must_use]
+    pub fn edge_run(&self) -> PathBuf {
+        self.run.join("edge")
+    }
+    /// Figures of edge-proxy, for who gathers them.
+    #[must_use]
+    pub fn edge_figures(&self) -> PathBuf {
+        self.edge_run().join("figures.sock")
+    }
+    /// Figures of ssh-proxy.
+    #[must_use]
+    pub fn ssh_figures(&self) -> PathBuf {
+        self.ssh_run().join("figures.sock")
+    }
+    /// Figures of vpn.
+    #[must_use]
+    pub fn vpn_figures(&self) -> PathBuf {
+        self.vpn_run().join("figures.sock")
     }
     /// Where SSH logins and channels are logged.
     #[must_use]
@@ -134,6 +155,19 @@ pub struct EdgeConfig {
     /// Largest file of the access log, in MiB; there are four. Zero: nothing is logged.
     #[serde(default = "access_log_mib")]
     pub access_log_mib: u32,
+    /// Where spans of requests are told; nowhere when absent.
+    #[serde(default)]
+    pub traces: Option<TraceExport>,
+}
+
+/// A collector of traces that speaks OTLP over plain HTTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceExport {
+    /// Its address.
+    pub endpoint: SocketAddr,
+    /// The part that is recorded of traces that begin here. Of others their client says whether they are.
+    pub ratio: Ratio,
 }
 
 /// What one client address (one /64 in IPv6), and one host, may take of edge-proxy. Zero is no bound. What is over one

@@ -9,7 +9,7 @@ use model::config::SshConfig;
 use ssh_proxy::io::audit::Audit;
 use ssh_proxy::io::door::Front;
 use ssh_proxy::io::vm::HostKeys;
-use ssh_proxy::io::{desk, known};
+use ssh_proxy::io::{desk, figures, known};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -109,6 +109,7 @@ async fn serve(
     let desk = WireListener::bind(&config.places.ssh_socket(), 0o600)?;
     let front = Front::new(config, Audit::new(writer), receiver, host_keys);
     tokio::spawn(desk::serve(desk, front.sessions.clone(), own_user));
+    tokio::spawn(figures::serve(Arc::clone(&front), own_user));
     info!(listen = %listener.local_addr()?, "serving");
     let limits = front.config.limits;
     tokio::select! {

@@ -444,3 +444,53 @@ async fn limits_hold() {
     master.kill().expect("own child");
     master.wait().expect("ended");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_sessions_bytes_and_waits_are_counted() {
+    let mut world = World::new();
+    let figures = async |world: &World| {
+        let path = world.at("run").join("ssh/figures.sock");
+        feed::figures::ask(&path, "gatehouse_ssh_").await.expect("told").text()
+    };
+    let has = |figures: &str, line: &str| figures.lines().any(|other| other == line);
+    assert!(has(&figures(&world).await, "gatehouse_ssh_sessions 0"));
+    let (code, _, said) = world.ssh_as(&format!("{},{}", vm(1), token(9).expose()), None).arg("true").all();
+    assert_eq!(code, Some(255), "{said}");
+    let mut child = piped(world.ssh().arg("head -c 100000 /dev/zero; cat"));
+    let mut input = child.stdin.take().expect("piped");
+    let mut output = vec![0; 100_000];
+    child.stdout.as_mut().expect("piped").read_exact(&mut output).expect("it came");
+    let open = figures(&world).await;
+    for line in [
+        "gatehouse_ssh_logins_total{outcome=\"bad_token\"} 1",
+        "gatehouse_ssh_logins_total{outcome=\"token\"} 1",
+        "gatehouse_ssh_logins_total{outcome=\"key\"} 0",
+        "gatehouse_ssh_sessions 1",
+        "gatehouse_ssh_channels 1",
+        "gatehouse_ssh_vm_wait_seconds_count{vm=\"up\"} 1",
+        "gatehouse_ssh_vm_wait_seconds_count{vm=\"stopped\"} 0",
+    ] {
+        assert!(has(&open, line), "{line}: {open}");
+    }
+    input.write_all(&[b'x'; 1000]).expect("written");
+    drop(input);
+    assert!(child.wait().expect("ended").success());
+    // What a session carried is told of when it is over, too. Its end is seen a moment after its client's.
+    let mut over = figures(&world).await;
+    let begun = Instant::now();
+    while !has(&over, "gatehouse_ssh_sessions 0") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{over}");
+        over = figures(&world).await;
+    }
+    assert!(has(&over, "gatehouse_ssh_channel_bytes_total{direction=\"received\"} 1000"), "{over}");
+    assert!(has(&over, "gatehouse_ssh_channel_bytes_total{direction=\"sent\"} 101000"), "{over}");
+
+    world.state(SshVmState::Down);
+    let mut wants = world.client().wants().await.expect("asked");
+    let mut waiting = piped(world.ssh().arg("true"));
+    assert_eq!(wants.next().await.expect("told"), vm(1));
+    world.state(SshVmState::Up);
+    assert!(waiting.wait().expect("ended").success());
+    let waited = figures(&world).await;
+    assert!(has(&waited, "gatehouse_ssh_vm_wait_seconds_count{vm=\"stopped\"} 1"), "{waited}");
+}

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 use vpn::io::desk::{self, MAX_QUESTIONS};
+use vpn::io::figures;
 use vpn::io::follow::Follower;
 use vpn::io::front::Front;
 use vpn::io::server::{MAX_LOST, Server};
@@ -82,7 +83,8 @@ async fn serve(config: &VpnConfig, tunnels: impl vpn::io::tunnels::Tunnels) -> R
     };
     let desk = WireListener::bind(&config.places.vpn_socket(), 0o600)?;
     let (questions, asked) = tokio::sync::mpsc::channel(MAX_QUESTIONS);
-    tokio::spawn(desk::serve(desk, questions));
+    tokio::spawn(desk::serve(desk, questions.clone()));
+    tokio::spawn(figures::serve(config.places.vpn_figures(), own_user, questions));
     info!(listen = %front.local()?, mtu = config.mtu, "serving");
     let (lost, losses) = tokio::sync::mpsc::channel(MAX_LOST);
     let rules = Rules { mtu: config.mtu, client_to_client: config.client_to_client };

@@ -1,8 +1,10 @@
 //! W3C Trace Context, Level 1 (<https://www.w3.org/TR/trace-context-1/>): which trace a request belongs to.
 //!
-//! A client's own trace goes on to the VM unchanged. Where there is none, or none that can be read, one begins here.
+//! A client's own trace goes on to the VM unchanged, unless spans of it are recorded here: then the VM is told of the span
+//! to which its own belong. Where there is no trace, or none that can be read, one begins here.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use model::ratio::Ratio;
 use std::fmt;
 
 /// Section 3.2.
@@ -16,6 +18,40 @@ const VERSION_0_BYTES: usize = 55;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TraceNumber([u8; 16]);
 
+/// A span's id, 16 lower-case hexadecimal digits as text (section 3.2.2.4).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SpanNumber([u8; 8]);
+
+impl TraceNumber {
+    /// From random bytes: one of zeros would be none.
+    #[must_use]
+    pub fn new(mut random: [u8; 16]) -> Self {
+        random[0] |= u8::from(random == [0; 16]);
+        Self(random)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+}
+
+impl SpanNumber {
+    /// From random bytes: one of zeros would be none.
+    #[must_use]
+    pub fn new(mut random: [u8; 8]) -> Self {
+        random[0] |= u8::from(random == [0; 8]);
+        Self(random)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+}
+
 impl fmt::Display for TraceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex_of(&self.0))
@@ -28,68 +64,98 @@ impl fmt::Debug for TraceNumber {
     }
 }
 
-/// What the VM is to be told of the trace.
+impl fmt::Display for SpanNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex_of(&self.0))
+    }
+}
+
+impl fmt::Debug for SpanNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The trace that a request belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// What the client said, as it is.
-    Clients(TraceNumber),
-    /// A trace that begins here. What the client said of one cannot be read, and goes.
-    Ours(TraceNumber, HeaderValue),
+pub struct Told {
+    number: TraceNumber,
+    /// The client's span; none when the trace begins here, and what the client said of one cannot be read, and goes.
+    client: Option<SpanNumber>,
+    /// Of the gateway, for this request.
+    own: SpanNumber,
+    /// Whether the trace is recorded, by whom it reaches.
+    sampled: bool,
 }
 
 impl Told {
-    /// Of these fields of a request; `random` makes the trace that begins here, if one does.
+    /// Of these fields of a request. `random` makes the gateway's own span, and the trace that begins here, if one does.
+    /// `roots` is the part of such traces that is recorded; none: that is for others to say.
     #[must_use]
-    pub fn of(headers: &HeaderMap, random: [u8; 24]) -> Self {
+    pub fn of(headers: &HeaderMap, random: [u8; 24], roots: Option<Ratio>) -> Self {
+        let (mut trace, mut span, mut among) = ([0; 16], [0; 8], [0; 8]);
+        trace.copy_from_slice(&random[..16]);
+        span.copy_from_slice(&random[16..]);
+        // As OpenTelemetry's samplers do: by the trace's last bytes, so that all of them judge alike.
+        among.copy_from_slice(&random[8..16]);
+        let own = SpanNumber::new(span);
         let mut said = headers.get_all(TRACEPARENT).iter();
         // One field alone: which of several would it be (section 3.2.1)?
         match (said.next().and_then(|value| parse(value.as_bytes())), said.next()) {
-            (Some(number), None) => Self::Clients(number),
-            _ => Self::begun(random),
+            (Some((number, client, sampled)), None) => Self { number, client: Some(client), own, sampled },
+            _ => {
+                let sampled = roots.is_none_or(|roots| roots.takes(u64::from_be_bytes(among)));
+                Self { number: TraceNumber::new(trace), client: None, own, sampled }
+            }
         }
     }
 
     /// The trace's id.
     #[must_use]
     pub fn number(&self) -> TraceNumber {
-        match self {
-            Self::Clients(number) | Self::Ours(number, _) => *number,
-        }
+        self.number
     }
 
-    /// The field that is to stand in the request instead of what stands there; none when that stays.
+    /// The client's span, unless the trace began here.
     #[must_use]
-    pub fn replacement(&self) -> Option<(HeaderName, HeaderValue)> {
-        match self {
-            Self::Clients(_) => None,
-            Self::Ours(_, value) => Some((TRACEPARENT, value.clone())),
-        }
+    pub fn client(&self) -> Option<SpanNumber> {
+        self.client
     }
 
-    /// The field that goes with a replaced one (section 3.3).
+    /// The gateway's own span.
     #[must_use]
-    pub fn companion() -> HeaderName {
-        TRACESTATE
+    pub fn own(&self) -> SpanNumber {
+        self.own
     }
 
-    fn begun(random: [u8; 24]) -> Self {
-        let mut bytes = random;
-        // Ids of zeros are none (sections 3.2.2.3 and 3.2.2.4).
-        bytes[0] |= 1;
-        bytes[16] |= 1;
-        let (trace, span) = bytes.split_at(16);
-        let mut number = TraceNumber([0; 16]);
-        number.0.copy_from_slice(trace);
-        // Sampled: whoever records traces decides by itself, and would drop all without this.
-        let text = ["00-", &hex_of(trace), "-", &hex_of(span), "-01"].concat();
-        let value = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
-        Self::Ours(number, value)
+    /// Whether the trace is recorded.
+    #[must_use]
+    pub fn sampled(&self) -> bool {
+        self.sampled
+    }
+
+    /// The field that is to stand in the request instead of what stands there; none when that stays. `parent` is the span
+    /// to which the VM's belong, if the gateway records one.
+    #[must_use]
+    pub fn replacement(&self, parent: Option<SpanNumber>) -> Option<(HeaderName, HeaderValue)> {
+        if self.client.is_some() && parent.is_none() {
+            return None;
+        }
+        let (number, parent, flags) = (self.number, parent.unwrap_or(self.own), u8::from(self.sampled));
+        let text = ["00-", &hex_of(&number.0), "-", &hex_of(&parent.0), "-", &hex_of(&[flags])].concat();
+        Some((TRACEPARENT, HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))))
+    }
+
+    /// The field that goes with one that could not be read (section 3.3); none: it stays.
+    #[must_use]
+    pub fn orphan(&self) -> Option<HeaderName> {
+        self.client.is_none().then_some(TRACESTATE)
     }
 }
 
-/// The trace's id in a `traceparent` (section 3.2.2); none where it is not valid. Later versions may have more after the
+/// A `traceparent` (section 3.2.2): trace, span, and whether it is recorded; none where it is not valid. Later versions may have more after the
 /// flags (section 3.2.4).
-fn parse(value: &[u8]) -> Option<TraceNumber> {
+fn parse(value: &[u8]) -> Option<(TraceNumber, SpanNumber, bool)> {
     let known = value.get(..VERSION_0_BYTES)?;
     let version = hex(&known[..2])?;
     let rest = &value[VERSION_0_BYTES..];
@@ -101,12 +167,12 @@ fn parse(value: &[u8]) -> Option<TraceNumber> {
     for (byte, digits) in trace.iter_mut().zip(known[3..35].chunks_exact(2)) {
         *byte = hex(digits)?;
     }
-    let mut span = 0;
-    for digits in known[36..52].chunks_exact(2) {
-        span |= hex(digits)?;
+    let mut span = [0; 8];
+    for (byte, digits) in span.iter_mut().zip(known[36..52].chunks_exact(2)) {
+        *byte = hex(digits)?;
     }
-    hex(&known[53..])?;
-    (trace != [0; 16] && span != 0).then_some(TraceNumber(trace))
+    let flags = hex(&known[53..])?;
+    (trace != [0; 16] && span != [0; 8]).then_some((TraceNumber(trace), SpanNumber(span), flags & 1 == 1))
 }
 
 /// By hand, since each request has some and `format!` takes ten times as long.
@@ -140,16 +206,16 @@ mod tests {
         for value in values {
             headers.append(TRACEPARENT, HeaderValue::from_bytes(value).expect("a value"));
         }
-        Told::of(&headers, [7; 24])
+        Told::of(&headers, [7; 24], None)
     }
 
     #[test]
     fn a_clients_trace_goes_on_and_what_is_none_begins_anew() {
         let told = of(&[GOOD.as_bytes()]);
         assert_eq!(told.number().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert_eq!(told.replacement(), None);
+        assert_eq!((told.replacement(None), told.orphan()), (None, None));
         let later = GOOD.replacen("00", "cc", 1) + "-more";
-        assert!(matches!(of(&[later.as_bytes()]), Told::Clients(_)), "a later version says more");
+        assert!(of(&[later.as_bytes()]).client().is_some(), "a later version says more");
         for bad in [
             String::new(),
             GOOD.to_uppercase(),
@@ -163,10 +229,31 @@ mod tests {
             GOOD[..54].to_owned(),
             GOOD.replace("01", "0g"),
         ] {
-            assert!(matches!(of(&[bad.as_bytes()]), Told::Ours(..)), "{bad}");
+            assert!(of(&[bad.as_bytes()]).client().is_none(), "{bad}");
         }
-        assert!(matches!(of(&[]), Told::Ours(..)));
-        assert!(matches!(of(&[GOOD.as_bytes(), GOOD.as_bytes()]), Told::Ours(..)), "which of the two?");
+        assert!(of(&[]).client().is_none() && of(&[]).orphan().is_some());
+        assert!(of(&[GOOD.as_bytes(), GOOD.as_bytes()]).client().is_none(), "which of the two?");
+    }
+
+    #[test]
+    fn who_begins_a_trace_says_whether_it_is_recorded_and_else_the_client_does() {
+        let part = |text: &str| Some(text.parse().expect("a ratio"));
+        let begun = |roots| Told::of(&HeaderMap::new(), [7; 24], roots);
+        assert!(begun(part("1")).sampled() && begun(None).sampled() && !begun(part("0")).sampled());
+        let (_, value) = begun(part("0")).replacement(None).expect("one begins");
+        assert!(value.as_bytes().ends_with(b"-00"), "nor by the VM");
+        let own = SpanNumber::new([9; 8]);
+        for (flags, sampled) in [("00", false), ("01", true), ("03", true), ("fe", false)] {
+            let mut headers = HeaderMap::new();
+            let value = GOOD[..53].to_owned() + flags;
+            headers.insert(TRACEPARENT, HeaderValue::try_from(value).expect("a value"));
+            let told = Told::of(&headers, [7; 24], part("0"));
+            assert_eq!((told.sampled(), told.replacement(None)), (sampled, None), "{flags}");
+            assert_eq!(told.client().map(|span| span.to_string()).as_deref(), Some("00f067aa0ba902b7"));
+            let (_, value) = told.replacement(Some(own)).expect("the gateway's span is between");
+            let expected = format!("{}-0909090909090909-0{}", &GOOD[..35], u8::from(sampled));
+            assert_eq!(value.to_str().expect("text"), expected);
+        }
     }
 
     proptest! {
@@ -175,12 +262,12 @@ mod tests {
             random in any::<[u8; 24]>(),
             bytes in prop::collection::vec(any::<u8>(), 0..80),
         ) {
-            let begun = Told::of(&HeaderMap::new(), random);
-            let (_, value) = begun.replacement().expect("one begins");
-            prop_assert_eq!(parse(value.as_bytes()), Some(begun.number()));
-            if let Some(number) = parse(&bytes) {
-                let text = number.to_string();
-                prop_assert_eq!(text.as_bytes(), &bytes[3..35]);
+            let begun = Told::of(&HeaderMap::new(), random, None);
+            let (_, value) = begun.replacement(None).expect("one begins");
+            prop_assert_eq!(parse(value.as_bytes()), Some((begun.number(), begun.own(), true)));
+            if let Some((number, span, _)) = parse(&bytes) {
+                let text = format!("{number}-{span}");
+                prop_assert_eq!(text.as_bytes(), &bytes[3..52]);
             }
         }
 

@@ -227,6 +227,7 @@ fn config(world: &World) -> EdgeConfig {
         proxy_protocol_from: Vec::new(),
         dns_host: None,
         access_log_mib: 1,
+        traces: None,
     }
 }
 

@@ -18,4 +18,5 @@ mod sleep;
 mod smuggling;
 mod smuggling_h2;
 mod streams;
+mod traces;
 mod world;

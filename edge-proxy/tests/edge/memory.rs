@@ -56,6 +56,7 @@ async fn large_bodies_stream_with_flat_memory() {
         proxy_protocol_from: Vec::new(),
         dns_host: None,
         access_log_mib: 1,
+        traces: None,
     };
     let mut child = start(&config, &listeners, world.folder.path());
     // Here the feed tells the test alone; the process has its own.

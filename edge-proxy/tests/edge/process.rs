@@ -75,6 +75,7 @@ async fn it_takes_its_listeners_over_logs_json_and_stops_when_told() {
         proxy_protocol_from: Vec::new(),
         dns_host: None,
         access_log_mib: 1,
+        traces: None,
     };
     let listeners = ["https", "http"].map(|_| TcpListener::bind("127.0.0.1:0").expect("bind"));
     let mut child = start(&config, &listeners, folder.path());

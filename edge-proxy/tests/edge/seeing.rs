@@ -129,6 +129,13 @@ async fn prometheus_reads_the_figures() {
     assert!(value("gatehouse_edge_events_total event=handshakes") >= 3.0);
     assert!(ask(&[], "/other").await.starts_with("HTTP/1.1 404 "));
     assert!(ask(&["-d", "x"], "/metrics").await.starts_with("HTTP/1.1 405 "));
+    let told = feed::figures::ask(&world.places.edge_figures(), "gatehouse_edge_").await.expect("told");
+    let told = parsed(&told.text()).await;
+    assert_eq!(
+        told.get("gatehouse_edge_requests_total class=2xx protocol=h1"),
+        Some(&1.0),
+        "control hears the same"
+    );
 }
 
 /// All samples, by name and sorted labels.

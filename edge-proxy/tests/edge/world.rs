@@ -104,7 +104,7 @@ impl World {
     pub fn prepare() -> (Self, [std::net::TcpListener; 2]) {
         let folder = tempfile::tempdir().expect("folder");
         let places = Places { data: folder.path().join("data"), run: folder.path().join("run") };
-        std::fs::create_dir_all(&places.run).expect("run folder");
+        std::fs::create_dir_all(places.edge_run()).expect("run folder");
         let ports = Arc::default();
         tokio::spawn(answer_dials(places.vpc_socket(), Arc::clone(&ports)));
         let blobs = Blobs::make(places.certificates(), None).expect("blobs");

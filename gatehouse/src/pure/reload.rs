@@ -29,12 +29,13 @@ pub fn judge(old: &Settings, new: &Settings) -> Judged {
 }
 
 fn changing(old: &Settings, new: &Settings) -> Vec<&'static str> {
-    let EdgeSettings { proxy_protocol_from, limits, access_log_mib, metrics_listen: _ } = &new.edge;
+    let EdgeSettings { proxy_protocol_from, limits, access_log_mib, traces, metrics_listen: _ } = &new.edge;
     named(&[
         ("public-https-port", new.public_https_port != old.public_https_port),
         ("max-connections", new.max_connections != old.max_connections),
         ("edge.proxy-protocol-from", *proxy_protocol_from != old.edge.proxy_protocol_from),
         ("edge.limits", *limits != old.edge.limits),
+        ("edge.otlp-endpoint, edge.otlp-ratio", *traces != old.edge.traces),
         ("edge.access-log-mib", *access_log_mib != old.edge.access_log_mib),
     ])
 }

@@ -273,6 +273,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 guard: settings.edge.limits,
                 proxy_protocol_from: settings.edge.proxy_protocol_from.clone(),
                 access_log_mib: settings.edge.access_log_mib,
+                traces: settings.edge.traces,
             },
         ),
     }?;

@@ -100,6 +100,7 @@ pub fn occupy(settings: &Settings) -> Result<Lock, HouseError> {
         (&places.tls(), 0o700),
         (&places.vpn_run(), 0o755),
         (&places.ssh_run(), 0o755),
+        (&places.edge_run(), 0o755),
         (&places.ssh_log(), 0o750),
         (&places.access_log(), 0o750),
     ] {
@@ -109,6 +110,7 @@ pub fn occupy(settings: &Settings) -> Result<Lock, HouseError> {
     for (path, id) in [
         (places.vpn_run(), VPN_ID),
         (places.ssh_run(), SSH_ID),
+        (places.edge_run(), EDGE_ID),
         (places.ssh_log(), SSH_ID),
         (places.access_log(), EDGE_ID),
     ] {

@@ -9,6 +9,7 @@ use model::login::{Login, NoLogin, Proof};
 use model::ssh::{LinuxUser, Principal};
 use serde::Serialize;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,6 +39,23 @@ pub enum Reason {
     AddressFull,
     /// All places of connections without a login were taken, most by this address, and another address needed one.
     Displaced,
+}
+
+impl Reason {
+    /// All of them, in their order, as the log and the figures name them.
+    pub const ALL: [(Self, &'static str); 11] = [
+        (Self::MalformedName, "malformed_name"),
+        (Self::UnknownVm, "unknown_vm"),
+        (Self::BadToken, "bad_token"),
+        (Self::NoGrant, "no_grant"),
+        (Self::UserNotAllowed, "user_not_allowed"),
+        (Self::TooSlow, "too_slow"),
+        (Self::VmFull, "vm_full"),
+        (Self::Throttled, "throttled"),
+        (Self::Full, "full"),
+        (Self::AddressFull, "address_full"),
+        (Self::Displaced, "displaced"),
+    ];
 }
 
 impl From<NoLogin> for Reason {
@@ -126,7 +144,16 @@ enum Line<'a> {
 #[derive(Clone, Debug)]
 pub struct Audit {
     writer: Writer,
-    lost: std::sync::Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// What came of logins, and lines that are not in the log.
+#[derive(Debug, Default)]
+struct Counts {
+    lost: AtomicU64,
+    by_token: AtomicU64,
+    by_key: AtomicU64,
+    refused: [AtomicU64; Reason::ALL.len()],
 }
 
 /// A session, as its lines name it.
@@ -156,26 +183,36 @@ impl Audit {
     /// A log that goes to `writer`.
     #[must_use]
     pub fn new(writer: Writer) -> Self {
-        Self { writer, lost: std::sync::Arc::default() }
+        Self { writer, counts: Arc::default() }
     }
 
     /// Lines for which there was no room, since the start.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.counts.lost.load(Ordering::Relaxed)
+    }
+
+    /// Logins since the start: what came of them, and how often. Refusals come by their reason, not all of which are of
+    /// somebody who tried to log in.
+    pub fn logins(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let accepted = [("token", &self.counts.by_token), ("key", &self.counts.by_key)];
+        let refused = Reason::ALL.iter().map(|(_, name)| *name).zip(&self.counts.refused);
+        accepted.into_iter().chain(refused).map(|(name, count)| (name, count.load(Ordering::Relaxed)))
     }
 
     /// Somebody did not get in.
     pub fn refused(&self, client: IpAddr, reason: Reason, vm: Option<&VmId>) {
+        self.counts.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         self.write(&Line::Refused { at_ms: now_ms(), client, reason, vm });
     }
 
     /// Somebody got in.
     pub fn login(&self, who: &Who) {
-        let by = match who.login.proof() {
-            Proof::Token(id) => By::Token(id),
-            Proof::Key(id) => By::Key(id),
+        let (by, count) = match who.login.proof() {
+            Proof::Token(id) => (By::Token(id), &self.counts.by_token),
+            Proof::Key(id) => (By::Key(id), &self.counts.by_key),
         };
+        count.fetch_add(1, Ordering::Relaxed);
         self.write(&Line::Login { at_ms: now_ms(), who: who.named(), by });
     }
 
@@ -213,7 +250,7 @@ impl Audit {
 
     fn write(&self, line: &Line<'_>) {
         if !self.writer.write(line) {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.counts.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -221,4 +258,17 @@ impl Audit {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figures_name_reasons_as_the_log_does() {
+        for (place, (reason, name)) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, place);
+            assert_eq!(serde_json::to_value(reason).expect("JSON"), *name);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Where clients come in: who is heard, how many, and for how long without a login.
 
 use crate::io::audit::{Audit, Reason, Who};
+use crate::io::figures::Reached;
 use crate::io::known::Known;
 use crate::io::leg::Leg;
 use crate::io::login::Visitor;
@@ -47,6 +48,8 @@ pub struct Front {
     pub vm_settings: Arc<client::Config>,
     /// What may wait.
     pub budget: Arc<Budget>,
+    /// How long clients wait for their VMs.
+    pub reached: Reached,
     known: watch::Receiver<Arc<Known>>,
     throttle: Mutex<Throttle>,
     /// Connections that have not logged in.
@@ -73,6 +76,7 @@ impl Front {
             host_keys,
             vm_settings: Arc::new(vm::settings()),
             budget: Arc::new(Budget::new(WINDOW_BUDGET)),
+            reached: Reached::default(),
             known,
             throttle: Mutex::default(),
             visitors: Mutex::new(Visitors::new(places)),
@@ -153,7 +157,7 @@ impl Front {
         let (logged_in, login) = oneshot::channel();
         let tried = Arc::<AtomicBool>::default();
         let visitor = Visitor::new(Arc::clone(&self), client, relay, Arc::clone(&tried), logged_in);
-        let arrived = self.arrive(settings, leg.clone(), visitor, login).await;
+        let arrived = self.arrive(settings, leg.clone(), visitor, login, client).await;
         drop(visit);
         let Some((login, running)) = arrived else {
             if !tried.load(Ordering::Relaxed) {
@@ -182,6 +186,7 @@ impl Front {
         leg: Leg,
         visitor: Visitor,
         login: oneshot::Receiver<Login>,
+        client: IpAddr,
     ) -> Option<(Login, server::RunningSession<Visitor>)> {
         let until =
             tokio::time::Instant::now() + Duration::from_secs(self.config.limits.login_seconds.get().into());
@@ -191,11 +196,17 @@ impl Front {
                 debug!(%error, "no SSH client");
                 return None;
             }
-            Err(_) => return None,
+            Err(_) => return self.too_slow(client),
         };
         // It is dropped with russh's session, if that ends first.
-        let login = timeout_at(until, login).await.ok()?.ok()?;
+        let Ok(login) = timeout_at(until, login).await else { return self.too_slow(client) };
+        let login = login.ok()?;
         Some((login, running))
+    }
+
+    fn too_slow<T>(&self, client: IpAddr) -> Option<T> {
+        self.audit.refused(client, Reason::TooSlow, None);
+        None
     }
 }
 

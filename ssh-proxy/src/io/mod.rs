@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod desk;
 pub mod door;
+pub mod figures;
 pub mod known;
 pub mod leg;
 pub mod login;

@@ -162,6 +162,7 @@ impl Session {
         timeout(CLOSING, closed).await.ok();
         leg.cut();
         end_vm(vm).await;
+        entry.live.count(0, bridge.bytes());
         front.audit.end(&who, entry.live.seconds(), bridge.bytes(), &text);
     }
 

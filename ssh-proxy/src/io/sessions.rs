@@ -20,14 +20,24 @@ pub struct Live {
     channels: AtomicU64,
     received: AtomicU64,
     sent: AtomicU64,
+    carried: Arc<Carried>,
+}
+
+/// What all sessions carried, also those that are over.
+#[derive(Debug, Default)]
+struct Carried {
+    received: AtomicU64,
+    sent: AtomicU64,
 }
 
 impl Live {
     /// Says what the session carries.
     pub fn count(&self, channels: usize, (received, sent): (u64, u64)) {
         self.channels.store(channels as u64, Ordering::Relaxed);
-        self.received.store(received, Ordering::Relaxed);
-        self.sent.store(sent, Ordering::Relaxed);
+        let received_before = self.received.swap(received, Ordering::Relaxed);
+        let sent_before = self.sent.swap(sent, Ordering::Relaxed);
+        self.carried.received.fetch_add(received.saturating_sub(received_before), Ordering::Relaxed);
+        self.carried.sent.fetch_add(sent.saturating_sub(sent_before), Ordering::Relaxed);
     }
 
     /// Seconds since the login.
@@ -61,12 +71,17 @@ struct All {
 #[derive(Clone, Debug)]
 pub struct Sessions {
     all: Arc<Mutex<All>>,
+    carried: Arc<Carried>,
     wanted: Arc<watch::Sender<BTreeMap<VmId, u32>>>,
 }
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { all: Arc::default(), wanted: Arc::new(watch::Sender::new(BTreeMap::new())) }
+        Self {
+            all: Arc::default(),
+            carried: Arc::default(),
+            wanted: Arc::new(watch::Sender::new(BTreeMap::new())),
+        }
     }
 }
 
@@ -107,6 +122,7 @@ impl Sessions {
             channels: AtomicU64::new(0),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            carried: Arc::clone(&self.carried),
         });
         all.live.insert(live.who.session.clone(), Arc::clone(&live));
         drop(all);
@@ -118,6 +134,20 @@ impl Sessions {
     pub fn list(&self, vm: Option<&VmId>) -> Vec<SessionStatus> {
         let of_vm = |live: &&Arc<Live>| vm.is_none_or(|vm| live.who.login.vm() == vm);
         self.all().live.values().filter(of_vm).map(|live| live.status()).collect()
+    }
+
+    /// How many sessions live, with how many channels.
+    #[must_use]
+    pub fn open(&self) -> (u64, u64) {
+        let all = self.all();
+        let channels = all.live.values().map(|live| live.channels.load(Ordering::Relaxed)).sum();
+        (all.live.len() as u64, channels)
+    }
+
+    /// Bytes that channels of all sessions carried since the start: from clients, and to them.
+    #[must_use]
+    pub fn carried(&self) -> (u64, u64) {
+        (self.carried.received.load(Ordering::Relaxed), self.carried.sent.load(Ordering::Relaxed))
     }
 
     /// Ends one; says whether it was there.

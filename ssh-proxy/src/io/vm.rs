@@ -152,15 +152,22 @@ impl client::Handler for Guest {
 /// # Errors
 /// See [`VmError`].
 pub async fn reach(front: Arc<Front>, login: Login, session: SshSessionId) -> Result<VmLeg, VmError> {
+    let (begun, state) = (Instant::now(), login.state());
+    let reached = reach_now(&front, login, session).await;
+    front.reached.note(state, reached.is_ok(), begun.elapsed());
+    reached
+}
+
+async fn reach_now(front: &Arc<Front>, login: Login, session: SshSessionId) -> Result<VmLeg, VmError> {
     let begun = Instant::now();
-    let (login, boots) = started(&front, login, begun + START_WAIT).await?;
+    let (login, boots) = started(front, login, begun + START_WAIT).await?;
     // Up is not booted: a VM that starts for this login has all of the time that a start has.
     let until = if boots { begun + START_WAIT } else { Instant::now() + LISTEN_WAIT };
-    let leg = dial(&front, &login, until).await?;
+    let leg = dial(front, &login, until).await?;
     let guard = Cut(Some(leg.clone()));
-    let keys = host_keys(&front, login.vm()).await?;
+    let keys = host_keys(front, login.vm()).await?;
     let until = Instant::now() + HANDSHAKE_WAIT;
-    let reached = timeout_at(until, handshake(&front, &login, &session, leg, keys)).await;
+    let reached = timeout_at(until, handshake(front, &login, &session, leg, keys)).await;
     let reached = reached.map_err(|_| VmError::Silent)??;
     guard.keep();
     Ok(reached)

@@ -3,6 +3,7 @@
 use crate::client::{SESSIONS_A_REPLY, SessionStatus, VpnReply, VpnRequest};
 use feed::wire::{Wire, WireError, WireListener};
 use model::id::VpcId;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -11,20 +12,20 @@ use tracing::{debug, warn};
 
 /// Connections at once: control, and a person or two who look.
 const MAX_CONNECTIONS: usize = 16;
-/// Questions that wait for the loop; each connection has one.
-pub const MAX_QUESTIONS: usize = MAX_CONNECTIONS;
+/// Questions that wait for the loop; each connection has one, and figures are asked for too.
+pub const MAX_QUESTIONS: usize = 2 * MAX_CONNECTIONS;
 /// Longest that a connection may be silent, and that an answer may wait to be read.
 const IDLE: Duration = Duration::from_secs(30);
 /// Pause after a connection could not be accepted: the process is out of descriptors, and some will be given back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A question to whoever gives the loop its orders.
+/// A question to whoever gives the loop its orders, and where the answer goes.
 #[derive(Debug)]
-pub struct Question {
-    /// Of this network, or of all.
-    pub vpc: Option<VpcId>,
-    /// Where the answer goes.
-    pub to: oneshot::Sender<Vec<SessionStatus>>,
+pub enum Question {
+    /// The sessions of this network, or of all.
+    Sessions(Option<VpcId>, oneshot::Sender<Vec<SessionStatus>>),
+    /// What is counted.
+    Counters(oneshot::Sender<BTreeMap<&'static str, u64>>),
 }
 
 /// Serves for ever.
@@ -73,7 +74,7 @@ async fn sessions(
     questions: &mpsc::Sender<Question>,
 ) -> Result<(), WireError> {
     let (to, answer) = oneshot::channel();
-    let asked = questions.send(Question { vpc, to }).await.is_ok();
+    let asked = questions.send(Question::Sessions(vpc, to)).await.is_ok();
     let Some(all) = (if asked { answer.await.ok() } else { None }) else {
         return say(wire, &VpnReply::Refused { message: "the packets' loop does not answer".to_owned() })
             .await;

@@ -88,9 +88,13 @@ impl<T: Tunnels> Follower<T> {
                     }
                     None => return,
                 },
-                Some(Question { vpc, to }) = self.questions.recv() => {
+                Some(question) = self.questions.recv() => {
+                    let order = match question {
+                        Question::Sessions(vpc, to) => Order::Sessions(vpc, to),
+                        Question::Counters(to) => Order::Report(to),
+                    };
                     // Whoever asks is told when the loop is too busy: nobody answers.
-                    if !self.orders.give(Order::Sessions(vpc, to)) {
+                    if !self.orders.give(order) {
                         debug!("the loop takes no question");
                     }
                 }

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod desk;
+pub mod figures;
 pub mod follow;
 pub mod front;
 pub mod server;

@@ -147,6 +147,12 @@ impl World {
         client.sessions(vpc).await.expect("answers")
     }
 
+    /// What the process tells who gathers figures.
+    pub async fn figures(&self) -> String {
+        let path = self.folder.path().join("run/vpn/figures.sock");
+        feed::figures::ask(&path, "gatehouse_vpn_").await.expect("answers").text()
+    }
+
     pub fn log(&self) -> PathBuf {
         self.folder.path().join("vpn.log")
     }
