@@ -19,16 +19,15 @@ fn beginnings() -> Vec<Row> {
     let whole = [PREFACE, &settings, &headers(1, &GET, true)].concat();
     let byte_by_byte = whole.iter().map(|byte| Step::Send(vec![*byte])).collect();
     vec![
-        row("3.4", "preface, settings and a request in one piece", whole, Answered(1, 200))
-            .from_the_first_byte(),
-        steps("3.4", "the same byte by byte", byte_by_byte, Answered(1, 200)).from_the_first_byte(),
+        row("3.4", "preface, settings and a request in one piece", whole, Answered(1, 200)).bare(),
+        steps("3.4", "the same byte by byte", byte_by_byte, Answered(1, 200)).bare(),
         row(
             "3.4",
             "another preface of the same length",
             [b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".as_slice(), &settings].concat(),
             Connection(PROTOCOL_ERROR),
         )
-        .from_the_first_byte()
+        .bare()
         .but(Closed, "GOAWAY may be left out: this is no client of HTTP/2"),
         row(
             "3.4",
@@ -36,7 +35,7 @@ fn beginnings() -> Vec<Row> {
             b"GET / HTTP/1.1\r\nHost: a.style.dev\r\n\r\n".to_vec(),
             Connection(1),
         )
-        .from_the_first_byte()
+        .bare()
         .but(Closed, "GOAWAY may be left out: this is no client of HTTP/2"),
         row(
             "3.4",
@@ -44,10 +43,10 @@ fn beginnings() -> Vec<Row> {
             [PREFACE, &headers(1, &GET, true)].concat(),
             Connection(PROTOCOL_ERROR),
         )
-        .from_the_first_byte()
+        .bare()
         .but(Answered(1, 200), "the engine does not wait for settings, and what they would say is a choice"),
         row("3.4", "a ping before settings", [PREFACE, &frame(PING, 0, 0, &[0; 8])].concat(), Connection(1))
-            .from_the_first_byte()
+            .bare()
             .but(Ignored, "likewise"),
         row("3.4", "a second preface", PREFACE.to_vec(), Connection(FRAME_SIZE_ERROR)),
     ]

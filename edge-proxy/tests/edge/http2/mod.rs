@@ -140,7 +140,7 @@ impl Row {
     }
 
     /// The client says neither preface nor settings of its own accord.
-    pub fn from_the_first_byte(mut self) -> Self {
+    pub fn bare(mut self) -> Self {
         self.begins = false;
         self
     }
