@@ -43,6 +43,12 @@ impl Watch {
         })
     }
 
+    /// What to say to a client that is cut, if it can be said.
+    #[must_use]
+    pub fn farewell(&self) -> Option<impl AsRef<[u8]> + use<>> {
+        self.flood.farewell()
+    }
+
     /// Takes note of what is sent.
     pub fn sent(&mut self, bytes: &[u8]) {
         self.flood.sent(bytes);

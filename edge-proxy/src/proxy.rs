@@ -19,7 +19,7 @@ use crate::table::Tables;
 use crate::times::Protocol;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 use model::route::Route;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -290,6 +290,9 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         let client = client_of(session)?;
         self.tell_trace(&mut ctx.record, request)?;
+        if ctx.kind != Kind::Grpc {
+            join_cookies(request)?;
+        }
         let asked = session.req_header();
         let host = match asked.headers.get(header::HOST) {
             Some(host) => host.to_str().unwrap_or_default(),
@@ -432,6 +435,23 @@ fn check_http2(session: &Session) -> Result<(), Problem> {
     }
     if request.headers.keys().any(|name| name.as_str().contains('_')) {
         return Err(Problem::Head(HeadFault::Underscore));
+    }
+    // The engine takes them, and HTTP/1.1 has no words for them (RFC 9113 section 8.2.1).
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let padded = |value: &HeaderValue| blank(value.as_bytes().first()) || blank(value.as_bytes().last());
+    if request.headers.values().any(padded) {
+        return Err(Problem::Head(HeadFault::Field));
+    }
+    Ok(())
+}
+
+/// HTTP/2 may bring a cookie in crumbs; HTTP/1.1 has one field for it (RFC 9113 section 8.2.3).
+fn join_cookies(request: &mut RequestHeader) -> Result<()> {
+    let crumbs: Vec<&[u8]> =
+        request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let whole = crumbs.join(&b"; "[..]);
+        request.insert_header(header::COOKIE, whole)?;
     }
     Ok(())
 }

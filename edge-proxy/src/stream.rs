@@ -69,6 +69,8 @@ pub struct ClientStream {
     stall: Option<Pin<Box<Sleep>>>,
     write_stall: Duration,
     watch: Option<Box<Watch>>,
+    /// Why the client is cut, as soon as it has been told.
+    cut: Option<io::Error>,
     client: Arc<Client>,
     facts: Arc<ProxyDigest>,
     metrics: Arc<Metrics>,
@@ -105,6 +107,7 @@ impl ClientStream {
             stall: None,
             write_stall,
             watch: None,
+            cut: None,
             client: Arc::new(client),
             facts: Arc::new(facts),
             metrics,
@@ -174,14 +177,33 @@ impl ClientStream {
 
     /// Reads from the client; frames of HTTP/2 are watched as they come.
     fn poll_client(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.cut.is_some() {
+            return self.poll_cut(cx);
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.tls).poll_read(cx, buf);
         let Some(watch) = &mut self.watch else { return read };
-        match read {
-            Poll::Pending => watch.poll_late(cx),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(())) => Poll::Ready(watch.received(&buf.filled()[before..])),
+        let watched = match read {
+            Poll::Pending => ready!(watch.poll_late(cx)),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            Poll::Ready(Ok(())) => watch.received(&buf.filled()[before..]),
+        };
+        let Err(error) = watched else { return Poll::Ready(Ok(())) };
+        if let Some(farewell) = watch.farewell() {
+            self.gathered.extend_from_slice(farewell.as_ref());
         }
+        self.cut = Some(error);
+        self.poll_cut(cx)
+    }
+
+    /// Tells the client why it is cut, as far as it listens.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let told = ready!(self.poll_drain(cx)).and(ready!(Pin::new(&mut self.tls).poll_flush(cx)));
+        let cause = self.cut.take().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
+        if let Err(error) = told {
+            tracing::debug!(%error, "the client does not hear why it is cut");
+        }
+        Poll::Ready(Err(cause))
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {

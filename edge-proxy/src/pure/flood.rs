@@ -91,6 +91,13 @@ mod kind {
     pub const PRIORITY_UPDATE: u8 = 0x10;
 }
 
+/// Of GOAWAY without words: the last stream that was looked at, and a code (RFC 9113 section 6.8).
+const GOAWAY_PAYLOAD_BYTES: u8 = 8;
+/// The same with its header.
+const GOAWAY_BYTES: usize = HEADER_BYTES + GOAWAY_PAYLOAD_BYTES as usize;
+/// The peer makes too much work (RFC 9113 section 7).
+const ENHANCE_YOUR_CALM: u32 = 11;
+
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
@@ -160,6 +167,18 @@ impl Flood {
     #[must_use]
     pub fn block_since(&self) -> Option<Duration> {
         self.block.map(|block| block.since)
+    }
+
+    /// What to say before the connection is closed: GOAWAY with ENHANCE_YOUR_CALM (RFC 9113 sections 6.8 and 7).
+    /// Nothing where what was sent so far ends in the middle of a frame.
+    #[must_use]
+    pub fn farewell(&self) -> Option<[u8; GOAWAY_BYTES]> {
+        let mut frame = [0; GOAWAY_BYTES];
+        frame[2] = GOAWAY_PAYLOAD_BYTES;
+        frame[3] = kind::GOAWAY;
+        frame[HEADER_BYTES..][..4].copy_from_slice(&self.last_stream.to_be_bytes());
+        frame[HEADER_BYTES + 4..].copy_from_slice(&ENHANCE_YOUR_CALM.to_be_bytes());
+        self.sent.between_frames().then_some(frame)
     }
 
     /// Requests that the client has begun.
@@ -283,6 +302,10 @@ struct Scanner {
 }
 
 impl Scanner {
+    fn between_frames(&self) -> bool {
+        self.have == 0 && self.payload_left == 0
+    }
+
     /// The next frame whose header is whole; takes from `bytes` what was looked at.
     fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         let skip = bytes.len().min(usize::try_from(self.payload_left).unwrap_or(usize::MAX));

@@ -13,6 +13,8 @@ use tokio::time::timeout;
 
 /// Far more than any budget allows while a test runs.
 const FAR_TOO_MANY: usize = 20_000;
+/// What a client is told that makes too much work: ENHANCE_YOUR_CALM (RFC 9113 section 7).
+const CALM: Option<u32> = Some(11);
 
 async fn world() -> World {
     let world = World::new().await;
@@ -31,7 +33,7 @@ async fn flood(world: &World, count: Count, piece: Vec<u8>) {
     let mut client = RawH2::connect(world, &[]).await;
     client.send(&headers(1, &POST, false)).await.expect("a request");
     let many = piece.repeat(64);
-    client.flood(FAR_TOO_MANY / 64, |_| many.clone()).await;
+    assert_eq!(client.flood(FAR_TOO_MANY / 64, |_| many.clone()).await, CALM, "{count:?}");
     world.counted(count, 1).await;
     honest(world).await;
 }
@@ -55,7 +57,8 @@ async fn rapid_reset_is_cut() {
         let id = u32::try_from(2 * number + 1).expect("small");
         [headers(id, &GET, true), frame(RST_STREAM, 0, id, &[0, 0, 0, 8])].concat()
     };
-    client.flood(FAR_TOO_MANY / 32, |n| (0..32).flat_map(|place| reset(32 * n + place)).collect()).await;
+    let many = |n| (0..32).flat_map(|place| reset(32 * n + place)).collect();
+    assert_eq!(client.flood(FAR_TOO_MANY / 32, many).await, CALM);
     world.counted(Count::FloodResets, 1).await;
     honest(&world).await;
 }
@@ -66,13 +69,13 @@ async fn a_header_block_that_does_not_end_is_cut() {
     world.serve("a.style.dev", 3000, |_| async { text("ok") }).await;
     let mut client = RawH2::connect(&world, &[]).await;
     client.send(&frame(HEADERS, END_STREAM, 1, &block(&GET))).await.expect("begun");
-    client.flood(FAR_TOO_MANY, |_| frame(CONTINUATION, 0, 1, &[])).await;
+    assert_eq!(client.flood(FAR_TOO_MANY, |_| frame(CONTINUATION, 0, 1, &[])).await, CALM);
     world.counted(Count::FloodContinuations, 1).await;
     // One that sends nothing more is cut by the clock.
     let before = world.count(Count::HeadLate);
     let mut client = RawH2::connect(&world, &[]).await;
     client.send(&frame(HEADERS, END_STREAM, 1, &block(&GET))).await.expect("begun");
-    client.end().await;
+    assert_eq!(client.end().await, CALM);
     world.counted(Count::HeadLate, before + 1).await;
     honest(&world).await;
 }

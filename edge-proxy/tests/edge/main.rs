@@ -8,6 +8,7 @@ mod floods;
 mod grpc;
 mod handover;
 mod hostile;
+mod http2;
 mod limits;
 mod memory;
 mod process;

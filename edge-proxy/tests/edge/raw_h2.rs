@@ -94,12 +94,17 @@ pub fn headers(stream: u32, fields: &[(&str, &str)], end: bool) -> Vec<u8> {
 impl RawH2 {
     /// Connects and says the preface, with these settings.
     pub async fn connect(world: &World, settings: &[u8]) -> Self {
-        let tls = world.tls("a.style.dev", &["h2"]).await.expect("tls");
-        let mut client = Self { tls, bytes: Vec::new() };
+        let mut client = Self::bare(world).await;
         let mut start = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         start.extend(frame(SETTINGS, 0, 0, settings));
         client.send(&start).await.expect("the preface");
         client
+    }
+
+    /// Connects and says nothing.
+    pub async fn bare(world: &World) -> Self {
+        let tls = world.tls("a.style.dev", &["h2"]).await.expect("tls");
+        Self { tls, bytes: Vec::new() }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -110,20 +115,27 @@ impl RawH2 {
         timeout(PATIENCE, sending).await.expect("it is taken or closed")
     }
 
-    /// Sends the same again and again until the connection is closed; it must be, before so many.
-    pub async fn flood(&mut self, most: usize, mut piece: impl FnMut(usize) -> Vec<u8>) {
+    /// Sends the same again and again until the connection is closed; it must be, before so many. Gives the code that
+    /// the client is told why.
+    pub async fn flood(&mut self, most: usize, mut piece: impl FnMut(usize) -> Vec<u8>) -> Option<u32> {
         for number in 0..most {
             if self.send(&piece(number)).await.is_err() {
-                return;
+                break;
             }
         }
         // The last pieces may be on their way.
-        self.end().await;
+        self.end().await
     }
 
-    /// Waits until the connection ends.
-    pub async fn end(&mut self) {
-        while self.next().await.is_some() {}
+    /// Waits until the connection ends, and gives the code of GOAWAY.
+    pub async fn end(&mut self) -> Option<u32> {
+        let mut code = None;
+        while let Some((kind, _, _, payload)) = self.next().await {
+            if kind == GOAWAY {
+                code = Some(u32::from_be_bytes(payload[4..8].try_into().expect("four bytes")));
+            }
+        }
+        code
     }
 
     /// The next frame: kind, flags, stream, payload; nothing when the connection has ended.
@@ -160,9 +172,15 @@ impl RawH2 {
 }
 
 /// The status, which is an answer's first field: an entry of the static table, or digits, by Huffman's code or not.
-fn status(block: &[u8]) -> u16 {
+pub fn status(block: &[u8]) -> u16 {
     const STATIC: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
     match block {
+        // A table's new size comes first (RFC 7541 section 4.2).
+        [0x3f, rest @ ..] => {
+            let more = rest.iter().take_while(|byte| **byte & 0x80 != 0).count();
+            status(&rest[more + 1..])
+        }
+        [0x20..0x3f, rest @ ..] => status(rest),
         [first @ 0x88..=0x8e, ..] => STATIC[usize::from(first - 0x88)],
         [0x48 | 0x08 | 0x18, length, rest @ ..] if length & 0x80 == 0 => {
             let digits = &rest[..usize::from(*length)];

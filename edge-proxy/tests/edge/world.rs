@@ -34,6 +34,9 @@ use vpc::client::{Refusal, VpcReply, VpcRequest};
 /// Longest that any step of a test may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A day.
+const DAY: Duration = Duration::from_secs(86_400);
+
 /// What the double at vpc's socket does when a port is dialled.
 #[derive(Clone, Copy)]
 pub enum Behind {
@@ -224,6 +227,11 @@ impl World {
         self.authority.certify(names)
     }
 
+    /// A key and its certificate of the test's authority, as PEM, for a program that is not the gateway.
+    pub fn issue(&self, names: &[&str]) -> String {
+        self.authority.issue(names)
+    }
+
     /// Where curl finds the test's authority.
     pub fn ca(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
@@ -349,12 +357,23 @@ impl Authority {
     }
 
     fn certify(&self, names: &[&str]) -> CertificateEntry {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let file = self.blobs.put(self.issue(names).as_bytes(), None).expect("put");
+        CertificateEntry { names: names.iter().map(ToString::to_string).collect(), file }
+    }
+
+    fn issue(&self, names: &[&str]) -> String {
         let key = rcgen::KeyPair::generate().expect("key");
-        let params = rcgen::CertificateParams::new(names.clone()).expect("names");
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = rcgen::CertificateParams::new(names).expect("names");
+        // As long as those of real authorities.
+        let now = std::time::SystemTime::now();
+        params.not_before = (now - DAY).into();
+        params.not_after = (now + 90 * DAY).into();
+        params.use_authority_key_identifier_extension = true;
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+        params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
         let leaf = params.signed_by(&key, &self.issuer).expect("leaf");
-        let file = key.serialize_pem() + &leaf.pem();
-        CertificateEntry { names, file: self.blobs.put(file.as_bytes(), None).expect("put") }
+        key.serialize_pem() + &leaf.pem()
     }
 }
 
