@@ -14,6 +14,7 @@ pub mod api;
 pub mod certs;
 pub mod domains;
 pub mod fault;
+pub mod figures;
 pub mod keys;
 pub mod publish;
 pub mod pure;
@@ -117,7 +118,7 @@ impl Control {
                 planner: planner.clone(),
                 challenges,
             };
-            tokio::spawn(Issuer::new(office, config.domain.clone()).run());
+            tokio::spawn(Issuer::new(office, config.domain.clone(), Arc::clone(machines.ledger())).run());
         }
         let prover = domains::prover(&config.domains);
         if let Some(hours) = config.domains.recheck_hours {
@@ -144,6 +145,12 @@ impl Control {
     #[must_use]
     pub fn tcp_address(&self) -> Option<std::net::SocketAddr> {
         self.listeners.tcp_address()
+    }
+
+    /// Where Prometheus may ask.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<std::net::SocketAddr> {
+        self.listeners.metrics_address()
     }
 
     /// Serves until `stop` is true.

@@ -1,6 +1,7 @@
 //! Listeners: the public socket, the operator's socket, and plain TCP where it is wanted.
 
 use crate::api::{Api, Door};
+use crate::figures;
 use axum::Router;
 use axum::body::Body;
 use hyper::Request;
@@ -65,6 +66,7 @@ pub struct Listeners {
     public: UnixListener,
     operator: UnixListener,
     tcp: Option<TcpListener>,
+    metrics: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -73,17 +75,11 @@ impl Listeners {
     /// # Errors
     /// See [`ServeError`].
     pub async fn bind(config: &ControlConfig) -> Result<Self, ServeError> {
-        let tcp = match config.api_listen {
-            None => None,
-            Some(address) => {
-                let bound = TcpListener::bind(address).await;
-                Some(bound.map_err(|source| ServeError::Tcp { address, source })?)
-            }
-        };
         Ok(Self {
             public: unix(&config.places.api_socket(), PUBLIC_MODE)?,
             operator: unix(&config.places.admin_socket(), OPERATOR_MODE)?,
-            tcp,
+            tcp: tcp(config.api_listen).await?,
+            metrics: tcp(config.metrics_listen).await?,
         })
     }
 
@@ -93,12 +89,22 @@ impl Listeners {
         self.tcp.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
+    /// Where figures are told.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
     /// Serves until `stop` is true, then lets requests end for a while.
     pub async fn serve(self, api: &Api, stop: watch::Receiver<bool>) {
         let router = api.router();
         let mut doors = JoinSet::new();
         doors.spawn(Server::new(router.clone(), Door::Public, stop.clone()).unix(self.public));
         doors.spawn(Server::new(router.clone(), Door::Operator, stop.clone()).unix(self.operator));
+        if let Some(metrics) = self.metrics {
+            let router = figures::router(api.house().clone());
+            doors.spawn(Server::new(router, Door::Public, stop.clone()).tcp(metrics));
+        }
         if let Some(tcp) = self.tcp {
             doors.spawn(Server::new(router, Door::Public, stop).tcp(tcp));
         }
@@ -202,6 +208,12 @@ impl Server {
 async fn pause(error: &io::Error) {
     warn!(%error, "a connection could not be accepted");
     tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+async fn tcp(address: Option<SocketAddr>) -> Result<Option<TcpListener>, ServeError> {
+    let Some(address) = address else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(|source| ServeError::Tcp { address, source })
 }
 
 /// Listens at a path. What an earlier control left there is replaced in one step.

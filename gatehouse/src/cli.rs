@@ -4,6 +4,7 @@ use crate::client::certs::CertsCommand;
 use crate::client::domains::DomainsCommand;
 use crate::client::identity::IdentityCommand;
 use crate::client::keys::KeyCommand;
+use crate::client::metrics::Form;
 use crate::client::snapshots::SnapshotsCommand;
 use crate::client::ssh::SshCommand;
 use crate::client::vm::VmCommand;
@@ -143,6 +144,24 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What all processes have counted since their start (on the host, as root)
+    #[command(
+        after_help = "The table sums up times as a count and their mean. --prometheus prints what a Prometheus \
+        server reads, for its\nnode exporter's textfile collector for one; `up --metrics-listen` serves the same.\n\n\
+        Examples:\n  gatehouse metrics\n  gatehouse metrics gatehouse_ssh_\n  \
+        gatehouse metrics --prometheus > /var/lib/prometheus/node-exporter/gatehouse.prom"
+    )]
+    Metrics {
+        /// Only figures whose name begins so
+        #[arg(default_value = "")]
+        prefix: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Print Prometheus's text format
+        #[arg(long, conflicts_with = "json")]
+        prometheus: bool,
+    },
     /// As whom the API takes you
     Whoami {
         /// Print JSON
@@ -240,6 +259,14 @@ impl Cli {
             Command::Certs(command) => ask(&self.connection, async |api| command.run(api).await),
             Command::Status { json } => {
                 ask(&self.connection, async |api| client::status::status(api, json).await)
+            }
+            Command::Metrics { prefix, json, prometheus } => {
+                let form = match (json, prometheus) {
+                    (true, _) => Form::Json,
+                    (false, true) => Form::Prometheus,
+                    (false, false) => Form::Table,
+                };
+                ask(&self.connection, async |api| client::metrics::metrics(api, &prefix, form).await)
             }
             Command::Whoami { json } => {
                 ask(&self.connection, async |api| client::status::whoami(api, json).await)

@@ -119,6 +119,9 @@ pub struct Wishes {
     /// Log each flow of the networks, as JSON lines below the data folder [default: true]
     #[arg(long, value_name = "BOOL")]
     pub flow_log: Option<bool>,
+    /// Where Prometheus may ask for the figures of all processes, `127.0.0.1:9463` for one; nowhere without it
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     /// The HTTPS front.
     #[command(flatten)]
     pub edge: EdgeWishes,
@@ -173,6 +176,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// Whether flows are logged.
     pub flow_log: bool,
+    /// Where Prometheus may ask for all figures.
+    pub metrics_listen: Option<SocketAddr>,
     /// The HTTPS front.
     pub edge: EdgeSettings,
     /// The VPN.
@@ -272,6 +277,7 @@ impl Wishes {
             max_snapshots: self.max_snapshots.or(below.max_snapshots),
             max_connections: self.max_connections.or(below.max_connections),
             flow_log: self.flow_log.or(below.flow_log),
+            metrics_listen: self.metrics_listen.or(below.metrics_listen),
             edge: self.edge.over(below.edge),
             vpn: self.vpn.over(below.vpn),
             ssh: self.ssh.over(below.ssh),
@@ -309,6 +315,7 @@ impl Wishes {
             console_bytes: CONSOLE_BYTES,
             max_connections: self.max_connections.unwrap_or(MAX_CONNECTIONS),
             flow_log: self.flow_log.unwrap_or(true),
+            metrics_listen: self.metrics_listen,
             edge: self.edge.settle()?,
             vpn: self.vpn.settle(default_network)?,
             ssh: self.ssh.settle()?,

@@ -240,6 +240,9 @@ pub struct ControlConfig {
     /// How customers prove their domains.
     #[serde(default)]
     pub domains: DomainProof,
+    /// Where Prometheus may ask for the figures of the whole house; nowhere when absent.
+    #[serde(default)]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// A certificate authority (RFC 8555), and how names are proved to it.

@@ -154,6 +154,7 @@ fn config(folder: &Path) -> ControlConfig {
         ssh_gid: None,
         acme: None,
         domains: model::config::DomainProof::default(),
+        metrics_listen: None,
     }
 }
 
@@ -194,6 +195,24 @@ async fn a_vm_sleeps_wakes_and_ends() {
     assert_eq!(bench.good(&["vm", "delete", &vm]).await, vm);
     let nobody = bench.run(&["vm", "list"]).await;
     assert!(nobody.stdout.is_empty() && nobody.stderr.contains("gatehouse vm create"), "{nobody:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_are_shown_for_people_programs_and_prometheus() {
+    let bench = Bench::new().await;
+    bench.good(&["vm", "create"]).await;
+    let all = bench.good(&["metrics"]).await;
+    assert!(all.starts_with("FIGURE") && all.contains("gatehouse_control_request_seconds"), "{all}");
+    let some = bench.good(&["metrics", "gatehouse_control_vm"]).await;
+    let rows: Vec<Vec<_>> = some.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(rows.contains(&vec!["gatehouse_control_vms", "state=running", "1"]), "{some}");
+    assert!(!some.contains("gatehouse_control_request"), "{some}");
+    let json = bench.json(&["metrics", "gatehouse_control_vms"]).await;
+    let running = &json["families"][0]["samples"]["gauge"][3];
+    assert_eq!(*running, json!({"labels": {"state": "running"}, "value": 1}));
+    let text = bench.good(&["metrics", "--prometheus"]).await;
+    assert!(text.lines().any(|line| line == "gatehouse_control_vms{state=\"running\"} 1"), "{text}");
+    assert_eq!(bench.run(&["metrics", "--prometheus", "--json"]).await.status, Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ pub use account::{AccountError, Accounts};
 pub use challenges::Challenges;
 pub use order::{Office, OrderError};
 
+use crate::figures::Ledger;
 use crate::pure::certificate::{self, Names, Schedule, Standing};
 use crate::store::{CertificateRecord, StoreError, now_ms};
 use model::host::{HostName, MappedName};
@@ -48,6 +49,8 @@ pub struct Issuer {
     domain: HostName,
     /// Told with each decision, and when somebody wants a try at once.
     changed: Arc<Notify>,
+    /// What came of orders is counted there.
+    ledger: Arc<Ledger>,
 }
 
 /// What ends a wait.
@@ -112,9 +115,9 @@ impl Running {
 impl Issuer {
     /// Nothing is done before [`Issuer::run`].
     #[must_use]
-    pub fn new(office: Office, domain: HostName) -> Self {
+    pub fn new(office: Office, domain: HostName, ledger: Arc<Ledger>) -> Self {
         let changed = office.planner.decided();
-        Self { office, domain, changed }
+        Self { office, domain, changed, ledger }
     }
 
     /// Orders and renews, for ever.
@@ -190,15 +193,18 @@ impl Issuer {
         for (name, outcome) in ended {
             let written = match outcome {
                 Outcome::Order(Ok(()), _) => {
+                    self.ledger.order(true);
                     info!(%name, "there is a new certificate");
                     news = true;
                     Ok(())
                 }
                 Outcome::Order(Err(error), pause) => {
+                    self.ledger.order(false);
                     news = true;
                     self.failed(&name, &error.to_string(), pause).await
                 }
                 Outcome::Broke(error) => {
+                    self.ledger.order(false);
                     error!(%name, %error, "an order broke");
                     self.failed(&name, "the order broke off by a fault of Gatehouse; its log says more", None)
                         .await

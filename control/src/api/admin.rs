@@ -14,7 +14,8 @@ use axum::body::Body;
 use axum::extract::State;
 use model::api::Empty;
 use model::api::admin::{
-    AccountList, AccountRow, ApiKeyCreated, ApiKeyList, ApiKeyRow, ControlStatus, CreateAccount, CreateApiKey,
+    AccountList, AccountRow, ApiKeyCreated, ApiKeyList, ApiKeyRow, ControlStatus, CreateAccount,
+    CreateApiKey, HouseFigures,
 };
 use model::id::ApiKeyId;
 
@@ -108,6 +109,12 @@ pub async fn status(State(api): State<Api>, caller: Caller) -> Answer<ControlSta
         mappings: shared.store.mappings().await.map_err(|error| stored(&error))?.len() as u64,
         certificates: shared.planner.certificates() as u64,
     }))
+}
+
+/// `GET /admin/v1/metrics`.
+pub async fn metrics(State(api): State<Api>, caller: Caller) -> Answer<HouseFigures> {
+    operator_only(&caller)?;
+    Ok(Json(HouseFigures { families: api.0.house.gather().await }))
 }
 
 fn checked(name: &str) -> Result<String, Fault> {

@@ -1,10 +1,11 @@
 //! What every answer has: a trace id, cross-origin headers, a JSON body; and answers that take long.
 
 use crate::fault::Fault;
+use crate::figures::Ledger;
 use crate::random;
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -17,6 +18,7 @@ use model::id::TraceId;
 use serde::Serialize;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 use tracing::{Instrument, info, info_span};
@@ -36,8 +38,9 @@ impl IntoResponse for Fault {
     }
 }
 
-/// Wraps every request: gives it a trace id, logs its end, answers cross-origin questions.
-pub async fn envelope(request: Request, next: Next) -> Response {
+/// Wraps every request: gives it a trace id, logs and counts its end, answers cross-origin questions.
+pub async fn envelope(State(ledger): State<Arc<Ledger>>, request: Request, next: Next) -> Response {
+    let (method, route) = (request.method().clone(), request.extensions().get::<MatchedPath>().cloned());
     let trace = TraceId::from_random(random::bytes());
     let span = info_span!("request", %trace, method = %request.method(), path = request.uri().path());
     let begun = Instant::now();
@@ -48,7 +51,9 @@ pub async fn envelope(request: Request, next: Next) -> Response {
     } else {
         next.run(request).instrument(span.clone()).await
     };
-    let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let took = begun.elapsed();
+    ledger.request(&method, route.as_ref().map(MatchedPath::as_str), response.status().as_u16(), took);
+    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     span.in_scope(|| info!(status = response.status().as_u16(), milliseconds, "answered"));
     decorate(response.headers_mut(), &trace, preflight);
     response

@@ -28,6 +28,7 @@ mod wireguard;
 pub use auth::Door;
 
 use crate::fault::Fault;
+use crate::figures::House;
 use crate::publish::Planner;
 use crate::ssh::SshKeys;
 use crate::store::Store;
@@ -37,7 +38,7 @@ use ::vpc::client::VpcClient;
 use auth::Gate;
 use axum::Router;
 use axum::http::Method;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{any, post};
 use background::Background;
 use dns_verify::Prover;
@@ -88,6 +89,7 @@ struct Shared {
     network: VpcClient,
     door: VpnClient,
     front: SshClient,
+    house: House,
 }
 
 impl Api {
@@ -107,6 +109,7 @@ impl Api {
         let network = VpcClient::new(config.places.vpc_socket());
         let door = VpnClient::new(config.places.vpn_socket());
         let front = SshClient::new(config.places.ssh_socket());
+        let house = House::new(&config.places, store.clone(), planner.clone(), machines.clone());
         Self(Arc::new(Shared {
             config,
             store,
@@ -124,6 +127,7 @@ impl Api {
             network,
             door,
             front,
+            house,
         }))
     }
 
@@ -137,6 +141,12 @@ impl Api {
     async fn published(&self, place: &'static str) -> Result<Generation, Fault> {
         self.0.machines.pass(place).await;
         self.0.planner.publish().await.map_err(|error| Fault::internal(error.to_string()))
+    }
+
+    /// Whoever gathers the figures of the house.
+    #[must_use]
+    pub fn house(&self) -> &House {
+        &self.0.house
     }
 
     /// All routes, with authentication, trace ids and cross-origin headers around them. Each request must carry a
@@ -158,7 +168,7 @@ impl Api {
             .fallback(unoffered::fallback)
             .method_not_allowed_fallback(unoffered::wrong_method)
             .layer(from_fn_with_state(Gate { api: self.clone(), open: Arc::new(open) }, auth::authenticate))
-            .layer(from_fn(answer::envelope))
+            .layer(from_fn_with_state(Arc::clone(self.0.machines.ledger()), answer::envelope))
             .with_state(self.clone())
     }
 }

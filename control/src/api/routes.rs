@@ -9,7 +9,7 @@ use axum::routing::{self, MethodRouter};
 use model::api::Empty;
 use model::api::admin::{
     AccountList, AccountRow, ApiKeyCreated, ApiKeyList, CertificateList, CertificateRow, ControlStatus,
-    CreateAccount, CreateApiKey,
+    CreateAccount, CreateApiKey, HouseFigures,
 };
 use model::api::auth::{Logs, WhoAmI};
 use model::api::domain::{CreateMapping, Mapping, MappingQuery, WildcardCertificate};
@@ -409,6 +409,13 @@ fn of_admin() -> Vec<Route> {
             "Operator: what control knows and has published",
             Shape::of::<ControlStatus>(),
             routing::get(admin::status),
+        ),
+        Route::new(
+            "get",
+            "/admin/v1/metrics",
+            "Operator: what all processes have counted since their start",
+            Shape::of::<HouseFigures>(),
+            routing::get(admin::metrics),
         ),
         Route::new(
             "get",

@@ -179,6 +179,19 @@ impl Store {
         Ok(Generation(number(&row, "value")?))
     }
 
+    /// Bytes of the database, without what waits in its log.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`].
+    pub async fn bytes(&self) -> Result<u64, StoreError> {
+        let row = sqlx::query(
+            "SELECT page_count * page_size AS value FROM pragma_page_count(), pragma_page_size()",
+        )
+        .fetch_one(&self.readers)
+        .await?;
+        number(&row, "value")
+    }
+
     /// Makes the next decision newer than `seen`: readers that have one refuse all that are older, also after
     /// the database was lost or restored from a copy.
     ///

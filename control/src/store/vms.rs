@@ -163,6 +163,17 @@ impl Store {
         rows.iter().map(record).collect()
     }
 
+    /// How many VMs there are in each phase that one is in.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn phases(&self) -> Result<Vec<(Phase, u64)>, StoreError> {
+        let rows = sqlx::query("SELECT phase, COUNT(*) AS vms FROM vms GROUP BY phase")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(|row| Ok((parsed(row, "phase")?, number(row, "vms")?))).collect()
+    }
+
     /// Writes down what is meant next for a VM, before it is done. A VM that is to be deleted loses its mappings in
     /// the same moment, and the grants, rules and VPN sessions that hang on it; one that is gone loses its record. A new run
     /// needs memory, a sleep a place for it on the disk.

@@ -5,6 +5,7 @@ mod certificates;
 mod copies;
 mod crash;
 mod domains;
+mod figures;
 mod identities;
 mod life;
 mod private;
@@ -143,6 +144,7 @@ fn config(folder: &Path) -> ControlConfig {
         ssh_gid: None,
         acme: None,
         domains: model::config::DomainProof::default(),
+        metrics_listen: None,
     }
 }
 

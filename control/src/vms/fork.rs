@@ -14,6 +14,7 @@ use super::notes::Notes;
 use super::room::Search;
 use super::slots::Turn;
 use super::{Machines, admitted};
+use crate::figures::Operation;
 use crate::pure::phase::{Ask, Event, Phase, Seen};
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::random;
@@ -21,6 +22,7 @@ use crate::store::{NewVm, VmRecord};
 use model::api::vm::Persistence;
 use model::id::{AccountId, SnapshotId, VmId};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -43,8 +45,13 @@ impl Machines {
         persistence: Option<Persistence>,
     ) -> Result<Vec<VmId>, OpError> {
         let (machines, account, vm) = (self.clone(), account.clone(), vm.clone());
-        let forked =
-            tokio::spawn(async move { machines.fork_here(&account, &vm, count, persistence).await }).await?;
+        let forked = tokio::spawn(async move {
+            let begun = Instant::now();
+            let made = machines.fork_here(&account, &vm, count, persistence).await;
+            machines.0.ledger.operation(Operation::Fork, made.is_ok(), begun.elapsed());
+            made
+        })
+        .await?;
         forked.map_err(|error| match error {
             OpError::NoVm(id) => OpError::NoForkVm(id),
             other => other,

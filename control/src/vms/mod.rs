@@ -30,6 +30,7 @@ pub use guest::Place;
 pub use notes::Notes;
 pub use wants::follow as follow_wants;
 
+use crate::figures::{Ledger, Operation};
 use crate::publish::Planner;
 use crate::pure::phase::{Ask, Event, Fate, Phase, Seen};
 use crate::pure::request::{DEFAULT_READY_WAIT, Wanted, WantedFile};
@@ -47,7 +48,7 @@ use room::Search;
 use sleep::Wakes;
 use slots::{Slots, Turn};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use vmm::client::{Metadata, VmmClient};
@@ -88,6 +89,8 @@ struct Inner {
     /// Changes with each intent that is written down.
     stored: watch::Sender<u64>,
     failpoints: FailPoints,
+    /// What was done, counted.
+    ledger: Arc<Ledger>,
 }
 
 /// How an operation is to be done.
@@ -136,9 +139,16 @@ impl Machines {
             one_makes_room: tokio::sync::Mutex::default(),
             stored: watch::Sender::new(0),
             failpoints,
+            ledger: Arc::default(),
         }));
         tokio::spawn(machines.clone().put_to_sleep(told));
         machines
+    }
+
+    /// What is counted of all that control does.
+    #[must_use]
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.0.ledger
     }
 
     /// Whether the supervisor is there.
@@ -164,7 +174,13 @@ impl Machines {
         notes: Notes,
     ) -> Result<VmRecord, OpError> {
         let machines = self.clone();
-        tokio::spawn(async move { machines.create_here(account, wanted, &notes).await }).await?
+        tokio::spawn(async move {
+            let begun = Instant::now();
+            let made = machines.create_here(account, wanted, &notes).await;
+            machines.0.ledger.operation(Operation::Create, made.is_ok(), begun.elapsed());
+            made
+        })
+        .await?
     }
 
     /// Asks something of a VM and waits until it is done. Goes on when the caller goes away. Returns the VM as it was

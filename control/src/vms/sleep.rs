@@ -4,6 +4,7 @@ use super::Machines;
 use super::error::OpError;
 use super::notes::Notes;
 use super::slots::Turn;
+use crate::figures::Operation;
 use crate::pure::phase::{Ask, Event, Phase};
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::pure::retry;
@@ -11,7 +12,7 @@ use crate::store::VmRecord;
 use model::id::{VmId, VmInstanceId};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
@@ -152,13 +153,29 @@ impl Machines {
         notes: &Notes,
         ask: Ask,
     ) -> Result<(bool, VmRecord), OpError> {
+        let (begun, operation) = (Instant::now(), operation(ask, record.phase));
         let mut drive = self.0.drive(record, turn, ready_wait, notes);
-        let there = match ask {
-            Ask::Start => self.start(&mut drive).await?,
-            Ask::Suspend => self.suspend(&mut drive).await?,
-            Ask::Stop | Ask::Kill | Ask::Delete => drive.run(Event::Asked(ask)).await?,
+        let done = match ask {
+            Ask::Start => self.start(&mut drive).await,
+            Ask::Suspend => self.suspend(&mut drive).await,
+            Ask::Stop | Ask::Kill | Ask::Delete => drive.run(Event::Asked(ask)).await,
         };
-        Ok((there, drive.record))
+        if let Some(operation) = operation {
+            self.0.ledger.operation(operation, done.is_ok(), begun.elapsed());
+        }
+        Ok((done?, drive.record))
+    }
+}
+
+/// What it is to ask this of a VM that is at rest; none: nothing is to be done.
+fn operation(ask: Ask, phase: Phase) -> Option<Operation> {
+    let runs = phase == Phase::Running;
+    match ask {
+        Ask::Start if phase == Phase::Suspended => Some(Operation::Wake),
+        Ask::Start => (!runs).then_some(Operation::Start),
+        Ask::Suspend => runs.then_some(Operation::Suspend),
+        Ask::Stop | Ask::Kill => runs.then_some(Operation::Stop),
+        Ask::Delete => Some(Operation::Delete),
     }
 }
 

@@ -9,12 +9,14 @@
 use super::Machines;
 use super::error::OpError;
 use super::notes::Notes;
+use crate::figures::Operation;
 use crate::pure::phase::Phase;
 use crate::pure::request::DEFAULT_READY_WAIT;
 use crate::random;
 use crate::store::{NewSnapshot, SnapshotRecord, SnapshotState, VmRecord};
 use model::api::vm::Persistence;
 use model::id::{AccountId, SnapshotId, VmId};
+use std::time::Instant;
 use tracing::{info, warn};
 
 impl Machines {
@@ -30,7 +32,13 @@ impl Machines {
         persistence: Persistence,
     ) -> Result<SnapshotRecord, OpError> {
         let (machines, account, vm) = (self.clone(), account.clone(), vm.clone());
-        tokio::spawn(async move { machines.snapshot_here(&account, &vm, name, persistence).await }).await?
+        tokio::spawn(async move {
+            let begun = Instant::now();
+            let made = machines.snapshot_here(&account, &vm, name, persistence).await;
+            machines.0.ledger.operation(Operation::Snapshot, made.is_ok(), begun.elapsed());
+            made
+        })
+        .await?
     }
 
     /// The account's snapshot.

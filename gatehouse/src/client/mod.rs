@@ -4,6 +4,7 @@ pub mod certs;
 pub mod domains;
 pub mod identity;
 pub mod keys;
+pub mod metrics;
 pub mod snapshots;
 pub mod ssh;
 pub mod status;

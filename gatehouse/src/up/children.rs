@@ -302,6 +302,7 @@ fn control(settings: &Settings, places: Places) -> ControlConfig {
         ssh_gid: Some(SSH_ID),
         acme: settings.acme.authority.clone(),
         domains: settings.domains.clone(),
+        metrics_listen: settings.metrics_listen,
     }
 }
 

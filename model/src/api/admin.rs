@@ -1,5 +1,6 @@
 //! The operator's own calls, offered on the operator's socket alone.
 
+use crate::figures::Figures;
 use crate::host::HostName;
 use crate::id::{AccountId, ApiKeyId, Generation};
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,15 @@ pub struct AccountRow {
 pub struct AccountList {
     /// All accounts, the oldest first. The first is the default one.
     pub accounts: Vec<AccountRow>,
+}
+
+/// `GET /admin/v1/metrics`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct HouseFigures {
+    /// What each process that answers has counted since its start.
+    pub families: Figures,
 }
 
 /// `GET /admin/v1/status`.
