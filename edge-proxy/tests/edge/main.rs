@@ -23,4 +23,5 @@ mod smuggling;
 mod smuggling_h2;
 mod stock;
 mod streams;
+mod websockets;
 mod world;
