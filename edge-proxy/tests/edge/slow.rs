@@ -71,7 +71,7 @@ async fn with_a_name(world: &Arc<World>) -> SocketAddr {
 async fn attack(world: &Arc<World>, target: SocketAddr, path: &str, how: &[&str], count: Count) {
     let before = world.count(count);
     let url = format!("http://{target}{path}");
-    let (connections, longest) = (CONNECTIONS.to_string(), "120");
+    let (connections, longest) = (CONNECTIONS.to_string(), "40");
     let mut attacker = Command::new("slowhttptest")
         .args(["-c", &connections, "-r", &connections, "-l", longest, "-p", "60", "-u", &url])
         .args(how)
