@@ -57,7 +57,8 @@ async fn testssl_finds_nothing_that_has_no_reason() {
         let id = finding["id"].as_str().unwrap_or_default();
         match severity {
             "OK" => fine += 1,
-            "INFO" | "DEBUG" => {}
+            // WARN tells of testssl's own troubles, as on a busy machine; how much it saw is asked below.
+            "INFO" | "DEBUG" | "WARN" => {}
             _ if KNOWN.iter().any(|(known, _)| *known == id) => {}
             _ => faults.push(finding.to_string()),
         }
