@@ -215,6 +215,11 @@ impl World {
         std::fs::read_to_string(self.at("data/ssh/ssh.jsonl")).unwrap_or_default()
     }
 
+    /// Waits until a line with this is in the audit log, which is written a moment after what it tells of.
+    pub fn logs(&self, text: &str) {
+        eventually(text, || self.log().contains(text));
+    }
+
     /// What it said.
     pub fn said(&self) -> String {
         read(&self.at("said"))
