@@ -47,6 +47,7 @@ clients! {
     openssh "OpenSSH"
     rsync "rsync"
     git "git"
+    sshfs "sshfs"
     lftp "lftp"
     x_crypto_of_go "Go's x/crypto"
     dropbear "Dropbear"

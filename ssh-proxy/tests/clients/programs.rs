@@ -2,6 +2,7 @@
 
 use crate::bed::Bed;
 use crate::support::{Said, sh, token, vm};
+use std::path::Path;
 use std::process::Command;
 
 const HOST: &str = "127.0.0.1";
@@ -102,6 +103,40 @@ pub mod files {
         git(&["clone", "-q", "-b", "main", &url, &at("again")]);
         sh(&format!("cp {clone}/blob {}; cp {}/blob {}", at("far"), at("again"), at("back")));
         bed.copied();
+    }
+
+    /// A folder of the VM is mounted: a file is written, renamed and read in it.
+    pub fn sshfs(bed: &Bed) {
+        if !Path::new("/dev/fuse").exists() {
+            eprintln!("sshfs is not tried: this host has no FUSE");
+            return;
+        }
+        let at = |name| bed.world.at(name).display().to_string();
+        let (ssh, there, mount) = (at("ssh"), at("there"), at("mount"));
+        sh(&format!("mkdir {there} {mount}; echo 'exec {} \"$@\"' > {ssh}; chmod 755 {ssh}", bed.openssh()));
+        sh(&format!("sed -i '1i #!/bin/sh' {ssh}"));
+        let far = format!("{}@{HOST}:{there}", bed.world.user());
+        let option = format!("ssh_command={ssh}");
+        bed.program("sshfs").args([far.as_str(), mount.as_str(), "-o", option.as_str()]).out();
+        let mounted = Mounted(mount.clone());
+        sh(&format!(
+            "cp {} {mount}/one; mv {mount}/one {mount}/two; cp {mount}/two {}",
+            at("blob"),
+            at("back")
+        ));
+        assert_eq!(std::fs::read_dir(&there).expect("there").count(), 1);
+        drop(mounted);
+        sh(&format!("cp {there}/two {}", at("far")));
+        bed.copied();
+    }
+
+    struct Mounted(String);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let status = std::process::Command::new("fusermount3").args(["-u", &self.0]).status();
+            assert!(status.is_ok_and(|status| status.success()) || std::thread::panicking(), "not unmounted");
+        }
     }
 
     pub fn lftp(bed: &Bed) {

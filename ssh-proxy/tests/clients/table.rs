@@ -51,6 +51,11 @@ pub const TABLE: &[Row] = &[
         note: "clones and pushes, over OpenSSH",
     },
     Row {
+        client: "sshfs",
+        cells: [Lacks, Lacks, Works(programs::files::sshfs), Lacks, Lacks],
+        note: "mounts a folder, over OpenSSH, where the host has FUSE",
+    },
+    Row {
         client: "lftp",
         cells: [Lacks, Lacks, Works(programs::files::lftp), Lacks, Lacks],
         note: "copies files, over OpenSSH",
