@@ -261,11 +261,7 @@ impl Cli {
                 ask(&self.connection, async |api| client::status::status(api, json).await)
             }
             Command::Metrics { prefix, json, prometheus } => {
-                let form = match (json, prometheus) {
-                    (true, _) => Form::Json,
-                    (false, true) => Form::Prometheus,
-                    (false, false) => Form::Table,
-                };
+                let form = Form::of(json, prometheus);
                 ask(&self.connection, async |api| client::metrics::metrics(api, &prefix, form).await)
             }
             Command::Whoami { json } => {

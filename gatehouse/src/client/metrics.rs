@@ -17,6 +17,18 @@ pub enum Form {
     Prometheus,
 }
 
+impl Form {
+    /// By the options, of which one at most is given.
+    #[must_use]
+    pub fn of(json: bool, prometheus: bool) -> Self {
+        match (json, prometheus) {
+            (true, _) => Self::Json,
+            (false, true) => Self::Prometheus,
+            (false, false) => Self::Table,
+        }
+    }
+}
+
 /// Shows what all processes have counted: figures whose names begin with `prefix`.
 ///
 /// # Errors
