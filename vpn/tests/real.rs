@@ -76,16 +76,7 @@ async fn a_client_with_the_products_file_reaches_its_network_both_ways() {
     let (length, from) = listening.recv_from(&mut text).expect("the second");
     assert_eq!((from.ip(), &text[..length]), (address(1).into(), address(1).to_string().as_bytes()));
 
-    let figures = world.figures().await;
-    for line in [
-        "gatehouse_vpn_sessions{state=\"live\"} 1",
-        "gatehouse_vpn_sessions{state=\"registered\"} 1",
-        "gatehouse_vpn_events_total{event=\"dropped_mac1\"} 0",
-    ] {
-        assert!(figures.lines().any(|other| other == line), "{line}: {figures}");
-    }
-    assert!(!figures.contains("event=\"handshakes\"} 0\n"), "{figures}");
-
+    tells_figures(&world).await;
     let counted = world.stop();
     for (name, least) in [
         ("bytes_in", 50_000_000),
@@ -102,6 +93,19 @@ async fn a_client_with_the_products_file_reaches_its_network_both_ways() {
         !counted.contains("dropped_tunnel_full") && !counted.contains("dropped_send_failed"),
         "{counted}"
     );
+}
+
+/// Of one client that is there and one that never came.
+async fn tells_figures(world: &World) {
+    let figures = world.figures().await;
+    for line in [
+        "gatehouse_vpn_sessions{state=\"live\"} 1",
+        "gatehouse_vpn_sessions{state=\"registered\"} 1",
+        "gatehouse_vpn_events_total{event=\"dropped_mac1\"} 0",
+    ] {
+        assert!(figures.lines().any(|other| other == line), "{line}: {figures}");
+    }
+    assert!(!figures.contains("event=\"handshakes\"} 0\n"), "{figures}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
