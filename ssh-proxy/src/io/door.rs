@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use tracing::{debug, warn};
 use vpc::client::VpcClient;
 
@@ -146,7 +146,7 @@ impl Front {
     }
 
     async fn connection(self: Arc<Self>, leg: Leg, client: IpAddr, admitted: Admitted) {
-        let Some(settings) = self.known().server.clone() else {
+        let Some(settings) = self.settings().await else {
             debug!("there are no host keys yet");
             return;
         };
@@ -202,6 +202,14 @@ impl Front {
         let Ok(login) = timeout_at(until, login).await else { return self.too_slow(client) };
         let login = login.ok()?;
         Some((login, running))
+    }
+
+    /// How clients are met. One that comes right after a start waits for the first view as long as it has for its login.
+    async fn settings(&self) -> Option<Arc<server::Config>> {
+        let wait = Duration::from_secs(self.config.limits.login_seconds.get().into());
+        let mut known = self.known.clone();
+        let first = timeout(wait, known.wait_for(|known| known.server.is_some())).await.ok()?.ok()?;
+        first.server.clone()
     }
 
     fn too_slow<T>(&self, client: IpAddr) -> Option<T> {
