@@ -6,6 +6,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -108,10 +109,28 @@ impl Writer {
 
 impl Writing {
     /// Writes for ever, or until the last writer is gone.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        self.run_until(std::future::pending()).await;
+    }
+
+    /// The same, or until it is told to stop: what was taken before is written then, and no more is taken.
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) {
+        let mut stop = pin!(stop);
         let mut batch = Vec::with_capacity(MAX_AT_ONCE);
         let (mut lost, mut complained) = (0, None::<tokio::time::Instant>);
-        while self.lines.recv_many(&mut batch, MAX_AT_ONCE).await > 0 {
+        let mut stopping = false;
+        loop {
+            let received = tokio::select! {
+                () = &mut stop, if !stopping => {
+                    stopping = true;
+                    self.lines.close();
+                    continue;
+                }
+                received = self.lines.recv_many(&mut batch, MAX_AT_ONCE) => received,
+            };
+            if received == 0 {
+                return;
+            }
             let (files, lines) = (self.files.clone(), batch.len());
             let text = batch.concat();
             batch.clear();
@@ -123,8 +142,14 @@ impl Writing {
                     complained = Some(tokio::time::Instant::now());
                 }
             }
-            if lines < MAX_AT_ONCE {
-                tokio::time::sleep(GATHER).await;
+            if lines < MAX_AT_ONCE && !stopping {
+                tokio::select! {
+                    () = &mut stop => {
+                        stopping = true;
+                        self.lines.close();
+                    }
+                    () = tokio::time::sleep(GATHER) => {}
+                }
             }
         }
     }
@@ -209,6 +234,20 @@ mod tests {
         }
         let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!((mode(&folder), mode(&file(&folder, 0))), (0o700, 0o600));
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_before_the_stop_is_written_though_writers_stay() {
+        let place = tempfile::tempdir().expect("folder");
+        let (writer, writing) = new(place.path().to_owned(), "flows", 1 << 20);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(writing.run_until(async { stopped.await.expect("told") }));
+        assert!((0..100).all(|number| writer.write(&line(number))));
+        stop.send(()).expect("heard");
+        running.await.expect("no panic");
+        let text = std::fs::read_to_string(file(place.path(), 0)).expect("text");
+        assert_eq!(text.lines().count(), 100);
+        assert!(!writer.write(&line(100)), "no more is taken");
     }
 
     #[tokio::test]

@@ -12,9 +12,11 @@ use ssh_proxy::io::vm::HostKeys;
 use ssh_proxy::io::{desk, figures, known};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tokio::time::timeout;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use vmm::client::VmmClient;
 
@@ -22,6 +24,9 @@ use vmm::client::VmmClient;
 const LISTENER: &str = "ssh";
 /// russh tells of each packet and of what clients send; no setting of an operator may have that written down.
 const RUSSH_LOG: &str = "russh=warn";
+
+/// For the log's last lines to be written, at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The SSH front of Gatehouse.
 #[derive(Debug, Parser)]
@@ -96,7 +101,8 @@ async fn serve(
     let known = known::nothing();
     let receiver = known.subscribe();
     let (writer, writing) = lines::new(config.places.ssh_log(), "ssh", lines::MAX_FILE_BYTES);
-    let written = tokio::spawn(writing.run());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let written = tokio::spawn(writing.run_until(async { drop(stopped.await) }));
     let listener = match inherited {
         Some(listener) => {
             listener.set_nonblocking(true)?;
@@ -119,6 +125,9 @@ async fn serve(
         _ = interrupted.recv() => {}
     }
     info!(sessions = front.sessions.list(None).len(), lines_lost = front.audit.lost(), "ended");
-    written.abort();
+    drop(stop);
+    if timeout(LAST_WORDS, written).await.is_err() {
+        warn!("the last lines of the log are lost");
+    }
     Ok(())
 }

@@ -8,8 +8,9 @@ use model::config::VpcConfig;
 use model::view::VpcView;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use vpc::dhcp::Dhcp;
 use vpc::flowlog::FlowLog;
@@ -39,6 +40,8 @@ struct Arguments {
 
 /// Name of the keeper's socket, beside vpc's own.
 const KEEPER_SOCKET: &str = "vpc-keeper.sock";
+/// For the flow log's last lines to be written, at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -94,7 +97,8 @@ async fn serve(
     let dhcp = Dhcp::new(switch.clone());
     let (writer, writing) = feed::lines::new(places.flow_log(), "flows", feed::lines::MAX_FILE_BYTES);
     let flow_log = FlowLog::new(switch.clone(), writer, logged);
-    tokio::spawn(writing.run());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let written = tokio::spawn(writing.run_until(async { drop(stopped.await) }));
     let server = Server::new(switch, &config.allowed_uids, config.vpn_uid, config.ssh_uid);
     let (mut ended, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     info!(socket = %places.vpc_socket().display(), "serving");
@@ -106,6 +110,10 @@ async fn serve(
         () = flow_log.run() => anyhow::bail!("flows cannot be logged any more"),
         _ = ended.recv() => {}
         _ = interrupted.recv() => {}
+    }
+    drop(stop);
+    if tokio::time::timeout(LAST_WORDS, written).await.is_err() {
+        warn!("the last lines of the flow log are lost");
     }
     // Networks stay: VMs go on without us, and the next start takes them over.
     info!(borders = vpc::chaos::passed(), "ending; networks stay");
