@@ -94,11 +94,11 @@ fn lie_and_look(house: &House, guests: &Guests) -> Result<()> {
             scope,
             house,
             &guests.neighbour,
-            "witness.py",
+            "onlooker.py",
             &[&look, NEIGHBOUR, GATEWAY_MAC, FRIEND, LIAR, GATEWAY],
         );
         let far =
-            python(scope, house, &guests.stranger, "witness.py", &[&look, STRANGER, GATEWAY_MAC, GATEWAY]);
+            python(scope, house, &guests.stranger, "onlooker.py", &[&look, STRANGER, GATEWAY_MAC, GATEWAY]);
         let between = format!("ping -i 0.5 -W 2 -c 40 -q {NEIGHBOUR}");
         let talk = scope.spawn(move || exec(house, &guests.friend, &["sh", "-c", &between]));
         let lies = LIES_SECONDS.to_string();

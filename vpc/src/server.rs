@@ -22,8 +22,8 @@ use tracing::{debug, warn};
 /// Connections at once. Each costs a task and two descriptors, and a dial may take [`SERVER_WAIT`], or as long as a VM
 /// takes to wake.
 const MAX_CONNECTIONS: usize = 4096;
-/// Dials at once to one VM that sleeps or just woke: the SYN of a further one might find its TAP full. It also keeps one VM that never
-/// wakes from having all connections.
+/// Dials at once to one VM that sleeps or just woke: the SYN of a further one might find its TAP full. It also keeps one
+/// VM that never wakes from having all connections.
 const MAX_DIALS_TO_SLEEPER: u32 = WAITING_FRAMES;
 /// Longest that a service waits for its turn to join: hundreds of networks may be looked at before, at a start.
 const JOIN_WAIT: Duration = Duration::from_secs(30);
