@@ -73,9 +73,6 @@ async fn serve(
                     return;
                 }
             }
-            if pieces.last().is_some_and(|piece| piece.contains("Connection: close")) {
-                return;
-            }
         } else if !matches!(tcp.read_buf(&mut bytes).await, Ok(1..)) {
             if !request.is_empty() {
                 let _either_way = tell.send(format!("BROKEN {request}"));
@@ -261,12 +258,13 @@ async fn where_nothing_is_left_there_are_no_trailers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trailers_may_come_in_pieces() {
-    let world = World::new().await;
     let whole = chunked("X-Sum: 42\r\n");
     let cut = |place: &str, more: usize| whole.find(place).expect("there") + more;
     for at in
         [cut("\r\n0\r\n", 2), cut("\r\n0\r\n", 5), cut("X-Sum: 42", 2), cut("42\r\n", 3), whole.len() - 1]
     {
+        // Of its own, so that no connection to the last one's VM is left.
+        let world = World::new().await;
         let vm = Vm::behind(&world, &[&whole[..at], &whole[at..]]).await;
         let (mut old, mut new) = (Old::new(&world).await, New::new(&world).await);
         old.say("GET / HTTP/1.1\r\nHost: a.style.dev\r\n\r\n").await;
@@ -329,7 +327,7 @@ async fn a_clients_trailers_reach_the_vm() {
         assert_eq!(whole(answer).await.expect("whole").1, "ok");
         let asked = vm.asked().await;
         assert!(asked.ends_with(LEFT) && asked.contains("\r\nabc\r\n0\r\n"), "{asked}");
-        assert!(!asked.contains("evil") && asked.contains("\r\nTrailer: x-sum\r\n"), "{asked}");
+        assert!(!asked.contains("evil") && asked.contains("\r\ntrailer: x-sum\r\n"), "{asked}");
     }
     // Trailers with no data before them, and with nothing left of them.
     for (list, ends) in
@@ -421,7 +419,7 @@ async fn bad_trailers_of_an_answer_break_it_off() {
         let answer = old.to_the_end().await;
         // With all of it there before the answer has begun, it is none.
         let broken = answer.starts_with("HTTP/1.1 502 ") || !answer.contains("\r\n0\r\n");
-        assert!(broken && !answer.contains("42") && !answer.contains("xx"), "{name}: {answer}");
+        assert!(broken && !answer.contains("x-sum:") && !answer.contains("xx"), "{name}: {answer}");
         let got = New::new(&world).await.get().await;
         assert!(got.is_err() || got.as_ref().is_ok_and(|(status, ..)| *status == 502), "{name}: {got:?}");
     }
