@@ -18,6 +18,7 @@ use crate::settings::Settings;
 use crate::stream::Client;
 use crate::table::Tables;
 use crate::times::Protocol;
+use crate::versions::{self, Interim};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
@@ -40,10 +41,6 @@ const UPSTREAM_STREAMS: usize = 100;
 const UPSTREAM_STREAM_WINDOW: u32 = 1 << 20;
 /// The same for all streams of a connection.
 const UPSTREAM_CONNECTION_WINDOW: u32 = 4 << 20;
-/// Most answers of 1xx before one that is none. Who says 102 each 20 s has half an hour.
-const MAX_INTERIM: u32 = 100;
-/// Most bytes of their fields together: over HTTP/2 they wait for a slow client in memory.
-const MAX_INTERIM_BYTES: usize = 64 << 10;
 /// For what is left of a request's body after the answer.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -74,13 +71,6 @@ pub struct Context {
     interim: Interim,
     /// Fields of the answer that its `Connection` says are for one hop.
     for_one_hop: Vec<HeaderName>,
-}
-
-/// What has come of answers of 1xx.
-#[derive(Clone, Copy, Debug, Default)]
-struct Interim {
-    count: u32,
-    bytes: usize,
 }
 
 /// What has come of a request's body.
@@ -192,33 +182,6 @@ impl Edge {
         Ok(())
     }
 
-    /// A VM that goes on and on with answers of 1xx is cut.
-    fn check_interim(&self, interim: &mut Interim, answer: &ResponseHeader) -> Result<()> {
-        interim.count += 1;
-        let fields = answer.headers.iter();
-        interim.bytes += fields.map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
-        if interim.count > MAX_INTERIM || interim.bytes > MAX_INTERIM_BYTES {
-            self.metrics.count(Count::InterimTooMany);
-            let many = Error::explain(ErrorType::InvalidHTTPHeader, "the VM does not come to its answer");
-            return Err(many.into_up());
-        }
-        Ok(())
-    }
-
-    /// Takes out of trailers what must not go further.
-    fn sift(&self, fields: &mut HeaderMap, of: Of, for_one_hop: &[HeaderName]) -> Result<()> {
-        match trailers::sift(fields, of, for_one_hop) {
-            Ok(removed) => {
-                self.metrics.add(Count::TrailersRemoved, removed as u64);
-                Ok(())
-            }
-            Err(fault) => {
-                self.metrics.count(Count::TrailersTooLarge);
-                Err(Error::because(ErrorType::InvalidHTTPHeader, "at the end of a body", fault))
-            }
-        }
-    }
-
     async fn answer(&self, session: &mut Session, problem: Problem, record: &mut Record) -> Result<()> {
         let accept = session.req_header().headers.get(header::ACCEPT).cloned();
         let page = self.page(problem, record, accept.as_ref().map_or(b"", |value| value.as_bytes()));
@@ -293,7 +256,7 @@ impl ProxyHttp for Edge {
             return Ok(true);
         }
         ctx.kind = kind_of(&session.req_header().headers);
-        expect_no_interim(session);
+        versions::expect_no_interim(session);
         to_origin_form(session.req_header_mut())?;
         Ok(false)
     }
@@ -342,12 +305,8 @@ impl ProxyHttp for Edge {
         self.tell_trace(&mut ctx.record, request)?;
         let asked = session.req_header();
         if ctx.kind != Kind::Grpc {
-            join_cookies(request)?;
-            if asked.version != Version::HTTP_10 {
-                for (name, value) in trailers::announced(&asked.headers) {
-                    request.insert_header(name, value)?;
-                }
-            }
+            versions::join_cookies(request)?;
+            versions::announce_trailers(asked, request)?;
         }
         let host = match asked.headers.get(header::HOST) {
             Some(host) => host.to_str().unwrap_or_default(),
@@ -378,7 +337,7 @@ impl ProxyHttp for Edge {
         _ctx: &mut Context,
     ) -> Result<()> {
         let for_one_hop = trailers::for_one_hop(&session.req_header().headers);
-        self.sift(fields, Of::Request, &for_one_hop).map_err(|error| error.into_down())
+        versions::sift(fields, Of::Request, &for_one_hop, &self.metrics).map_err(|error| error.into_down())
     }
 
     async fn upstream_response_filter(
@@ -389,7 +348,7 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         ctx.record.answered.get_or_insert_with(Instant::now);
         if response.status.is_informational() {
-            return self.check_interim(&mut ctx.interim, response);
+            return ctx.interim.check(response, &self.metrics);
         }
         ctx.for_one_hop = trailers::for_one_hop(&response.headers);
         Ok(())
@@ -401,22 +360,16 @@ impl ProxyHttp for Edge {
         fields: &mut HeaderMap,
         ctx: &mut Context,
     ) -> Result<()> {
-        self.sift(fields, Of::Answer, &ctx.for_one_hop).map_err(|error| error.into_up())
+        versions::sift(fields, Of::Answer, &ctx.for_one_hop, &self.metrics).map_err(|error| error.into_up())
     }
 
-    /// HTTP/1.0 has no chunks, and so no trailers: the connection's end is the answer's (RFC 9112 section 6.1).
     async fn response_filter(
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
         _ctx: &mut Context,
     ) -> Result<()> {
-        let old = session.req_header().version == Version::HTTP_10;
-        if old && response.headers.contains_key(header::TRANSFER_ENCODING) {
-            response.remove_header(&header::TRANSFER_ENCODING);
-            response.remove_header(&header::TRAILER);
-            session.set_keepalive(None);
-        }
+        versions::unchunk_for_http_1_0(session, response);
         Ok(())
     }
 
@@ -535,27 +488,6 @@ fn check_http2(session: &Session) -> Result<(), Problem> {
     let padded = |value: &HeaderValue| blank(value.as_bytes().first()) || blank(value.as_bytes().last());
     if request.headers.values().any(padded) {
         return Err(Problem::Head(HeadFault::Field));
-    }
-    Ok(())
-}
-
-/// HTTP/1.0 knows nothing of 1xx, nor of the wait for one (RFC 9110 sections 10.1.1 and 15.2).
-fn expect_no_interim(session: &mut Session) {
-    if session.req_header().version == Version::HTTP_10 {
-        session.req_header_mut().remove_header(&header::EXPECT);
-        if let ServerSession::H1(h1) = session.as_downstream_mut() {
-            h1.set_ignore_info_resp(true);
-        }
-    }
-}
-
-/// HTTP/2 may bring a cookie in crumbs; HTTP/1.1 has one field for it (RFC 9113 section 8.2.3).
-fn join_cookies(request: &mut RequestHeader) -> Result<()> {
-    let crumbs: Vec<&[u8]> =
-        request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1 {
-        let whole = crumbs.join(&b"; "[..]);
-        request.insert_header(header::COOKIE, whole)?;
     }
     Ok(())
 }

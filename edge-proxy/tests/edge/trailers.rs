@@ -137,7 +137,7 @@ impl Old {
     }
 
     /// All that comes until the connection is closed or broken.
-    async fn to_the_end(mut self) -> String {
+    async fn rest(mut self) -> String {
         while let Ok(1..) = timeout(PATIENCE, self.tls.read_buf(&mut self.bytes)).await.expect("in time") {}
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
@@ -368,7 +368,7 @@ async fn trailers_of_a_request_that_are_too_large_break_it_off() {
     for (number, bad) in [long.repeat(17), "X: y\r\n".repeat(101)].iter().enumerate() {
         let mut old = Old::new(&world).await;
         old.say(&format!("{POST}{bad}\r\n")).await;
-        let answer = old.to_the_end().await;
+        let answer = old.rest().await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
         world.counted(Count::BadChunks, number as u64 + 1).await;
         let asked = vm.asked().await;
@@ -416,7 +416,7 @@ async fn bad_trailers_of_an_answer_break_it_off() {
         let _vm = Vm::behind(&world, &[&chunked(bad)]).await;
         let mut old = Old::new(&world).await;
         old.say(GET).await;
-        let answer = old.to_the_end().await;
+        let answer = old.rest().await;
         // With all of it there before the answer has begun, it is none.
         let broken = answer.starts_with("HTTP/1.1 502 ") || !answer.contains("\r\n0\r\n");
         assert!(broken && !answer.contains("x-sum:") && !answer.contains("xx"), "{name}: {answer}");
@@ -453,7 +453,7 @@ async fn a_client_of_http_1_0_gets_nothing_that_it_does_not_know() {
     for more in ["", "Connection: keep-alive\r\n", "TE: trailers\r\nConnection: keep-alive, TE\r\n"] {
         let mut old = Old::new(&world).await;
         old.say(&format!("GET / HTTP/1.0\r\nHost: a.style.dev\r\n{more}\r\n")).await;
-        let answer = old.to_the_end().await;
+        let answer = old.rest().await;
         let told = answer.to_lowercase();
         assert!(told.starts_with("http/1.1 200 ok\r\n") && told.ends_with("\r\n\r\nhello"), "{answer}");
         for unknown in ["transfer-encoding", "trailer", "evil", "keep-alive"] {
@@ -544,7 +544,7 @@ async fn a_vm_that_does_not_come_to_its_answer_is_cut() {
         let _vm = Vm::behind(&world, &[&answer]).await;
         let mut old = Old::new(&world).await;
         old.say(GET).await;
-        let answer = old.to_the_end().await;
+        let answer = old.rest().await;
         assert!(answer.contains("HTTP/1.1 502 ") && !answer.contains("200 OK"), "{answer}");
         let (status, _, _) = New::new(&world).await.get().await.expect("an answer");
         assert_eq!(status, StatusCode::BAD_GATEWAY);
