@@ -35,7 +35,6 @@ pub mod table;
 pub mod times;
 pub mod tls;
 pub mod tunnel;
-pub mod versions;
 pub mod waking;
 
 use crate::access::Log;

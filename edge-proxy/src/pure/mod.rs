@@ -18,4 +18,3 @@ pub mod question;
 pub mod redirect;
 pub mod spans;
 pub mod trace;
-pub mod trailers;

@@ -24,6 +24,5 @@ mod smuggling_h2;
 mod stock;
 mod streams;
 mod traces;
-mod trailers;
 mod websockets;
 mod world;
