@@ -35,6 +35,7 @@ pub mod table;
 pub mod times;
 pub mod tls;
 pub mod tunnel;
+pub mod versions;
 pub mod waking;
 
 use crate::access::Log;

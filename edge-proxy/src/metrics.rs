@@ -116,6 +116,12 @@ counters! {
     TracesNotTaken = "traces_lost_not_taken",
     /// Spans that it refused of those that it took.
     SpansRefused = "spans_refused_by_collector",
+    /// Trailer fields that may not go further.
+    TrailersRemoved = "trailer_fields_removed",
+    /// Messages broken off since their trailers were too large.
+    TrailersTooLarge = "cut_trailers_too_large",
+    /// Answers broken off since too many or too large ones of 1xx came before them.
+    InterimTooMany = "cut_interim_answers",
 }
 
 /// Reasons of [`Problem`], each with its counter, in the order of [`problem_index`].

@@ -12,14 +12,16 @@ use crate::pure::chunks::ChunkFault;
 use crate::pure::head::{HeadFault, MAX_FIELDS};
 use crate::pure::pace::Pace;
 use crate::pure::page::{self, About, Page, Problem};
+use crate::pure::trailers::{self, Of};
 use crate::pure::{authority, browser, forwarded};
 use crate::settings::Settings;
 use crate::stream::Client;
 use crate::table::Tables;
 use crate::times::Protocol;
+use crate::versions::{self, Interim};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use model::route::Route;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
@@ -66,6 +68,9 @@ pub struct Context {
     kind: Kind,
     tries: u32,
     body: Option<Body>,
+    interim: Interim,
+    /// Fields of the answer that its `Connection` says are for one hop.
+    for_one_hop: Vec<HeaderName>,
 }
 
 /// What has come of a request's body.
@@ -221,7 +226,14 @@ impl ProxyHttp for Edge {
     type CTX = Context;
 
     fn new_ctx(&self) -> Context {
-        Context { record: Record::begin(), kind: Kind::Plain, tries: 0, body: None }
+        Context {
+            record: Record::begin(),
+            kind: Kind::Plain,
+            tries: 0,
+            body: None,
+            interim: Interim::default(),
+            for_one_hop: Vec::new(),
+        }
     }
 
     /// No compression and no other module: what a VM answers is passed on as it is.
@@ -244,6 +256,7 @@ impl ProxyHttp for Edge {
             return Ok(true);
         }
         ctx.kind = kind_of(&session.req_header().headers);
+        versions::expect_no_interim(session);
         to_origin_form(session.req_header_mut())?;
         Ok(false)
     }
@@ -290,10 +303,11 @@ impl ProxyHttp for Edge {
     ) -> Result<()> {
         let client = client_of(session)?;
         self.tell_trace(&mut ctx.record, request)?;
-        if ctx.kind != Kind::Grpc {
-            join_cookies(request)?;
-        }
         let asked = session.req_header();
+        if ctx.kind != Kind::Grpc {
+            versions::join_cookies(request)?;
+            versions::announce_trailers(asked, request)?;
+        }
         let host = match asked.headers.get(header::HOST) {
             Some(host) => host.to_str().unwrap_or_default(),
             None => asked.uri.authority().map_or("", |authority| authority.as_str()),
@@ -316,13 +330,46 @@ impl ProxyHttp for Edge {
         Ok(())
     }
 
+    async fn request_trailer_filter(
+        &self,
+        session: &mut Session,
+        fields: &mut HeaderMap,
+        _ctx: &mut Context,
+    ) -> Result<()> {
+        let for_one_hop = trailers::for_one_hop(&session.req_header().headers);
+        versions::sift(fields, Of::Request, &for_one_hop, &self.metrics).map_err(|error| error.into_down())
+    }
+
     async fn upstream_response_filter(
         &self,
         _session: &mut Session,
-        _response: &mut ResponseHeader,
+        response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
         ctx.record.answered.get_or_insert_with(Instant::now);
+        if response.status.is_informational() {
+            return ctx.interim.check(response, &self.metrics);
+        }
+        ctx.for_one_hop = trailers::for_one_hop(&response.headers);
+        Ok(())
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        fields: &mut HeaderMap,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        versions::sift(fields, Of::Answer, &ctx.for_one_hop, &self.metrics).map_err(|error| error.into_up())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _ctx: &mut Context,
+    ) -> Result<()> {
+        versions::unchunk_for_http_1_0(session, response);
         Ok(())
     }
 
@@ -441,17 +488,6 @@ fn check_http2(session: &Session) -> Result<(), Problem> {
     let padded = |value: &HeaderValue| blank(value.as_bytes().first()) || blank(value.as_bytes().last());
     if request.headers.values().any(padded) {
         return Err(Problem::Head(HeadFault::Field));
-    }
-    Ok(())
-}
-
-/// HTTP/2 may bring a cookie in crumbs; HTTP/1.1 has one field for it (RFC 9113 section 8.2.3).
-fn join_cookies(request: &mut RequestHeader) -> Result<()> {
-    let crumbs: Vec<&[u8]> =
-        request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1 {
-        let whole = crumbs.join(&b"; "[..]);
-        request.insert_header(header::COOKIE, whole)?;
     }
     Ok(())
 }

@@ -2,9 +2,11 @@
 //!
 //! Chunk lines are where two servers most easily disagree: a missing size that one takes for zero, an extension that
 //! hides a line end, a size with a sign. Here a line is hexadecimal digits, then perhaps extensions of visible
-//! characters, then CR LF; everything else ends the connection. Extensions and trailers are checked and go no further:
-//! what the VM gets is framed anew.
+//! characters, then CR LF; everything else ends the connection. Extensions are checked and go no further: what the VM
+//! gets is framed anew. Trailers are checked here, and sifted by [`super::trailers`].
 
+use super::head::MAX_FIELDS;
+use super::trailers::MAX_REQUEST_BYTES;
 use thiserror::Error;
 
 /// Most digits of a size: 60 bits, and no body is longer.
@@ -13,8 +15,6 @@ const MAX_DIGITS: u8 = 15;
 const MAX_LINE_BYTES: u32 = 256;
 /// Extensions of one body together, for the same reason.
 const MAX_EXTENSION_BYTES: u32 = 16 << 10;
-/// All trailer fields together: a quarter of what a whole head may have.
-const MAX_TRAILER_BYTES: u32 = 16 << 10;
 
 /// Why a body in chunks is refused.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -45,7 +45,8 @@ pub struct Chunks {
     digits: u8,
     line: u32,
     extensions: u32,
-    trailers: u32,
+    trailers: usize,
+    fields: usize,
 }
 
 /// What the next byte must be a part of.
@@ -151,7 +152,10 @@ impl Chunks {
 
     fn trailer(&mut self, byte: u8) -> Result<Place, ChunkFault> {
         self.trailers += 1;
-        if self.trailers > MAX_TRAILER_BYTES {
+        if self.place == Place::TrailerEnd {
+            self.fields += 1;
+        }
+        if self.trailers > MAX_REQUEST_BYTES || self.fields > MAX_FIELDS {
             return Err(ChunkFault::Trailer);
         }
         match (self.place, byte) {
@@ -230,8 +234,11 @@ mod tests {
         for (body, fault) in table {
             assert_eq!(read(body), Err(fault), "{}", String::from_utf8_lossy(&body[..body.len().min(60)]));
         }
-        let trailers = format!("0\r\n{}\r\n", "X: y\r\n".repeat(3000));
-        assert_eq!(read(trailers.as_bytes()), Err(ChunkFault::Trailer));
+        let trailers = |field: &str, count| read(format!("0\r\n{}\r\n", field.repeat(count)).as_bytes());
+        let long = format!("X: {}\r\n", "y".repeat(1000));
+        assert!(trailers("X: y\r\n", 100).is_ok() && trailers(&long, 16).is_ok());
+        assert_eq!(trailers("X: y\r\n", 101), Err(ChunkFault::Trailer));
+        assert_eq!(trailers(&long, 17), Err(ChunkFault::Trailer));
     }
 
     proptest! {

@@ -18,3 +18,4 @@ pub mod question;
 pub mod redirect;
 pub mod spans;
 pub mod trace;
+pub mod trailers;

@@ -24,5 +24,6 @@ mod smuggling_h2;
 mod stock;
 mod streams;
 mod traces;
+mod trailers;
 mod websockets;
 mod world;

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -143,6 +144,41 @@ async fn a_head_that_drips_is_cut() {
         }
     }
     panic!("the head has dripped for {LONGEST:?}");
+}
+
+/// A server that gives every connection the same answer once.
+async fn says(answer: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let mut bytes = Vec::new();
+            while !bytes.ends_with(b"\r\n\r\n") && matches!(tcp.read_buf(&mut bytes).await, Ok(1..)) {}
+            tcp.write_all(answer.as_bytes()).await.expect("written");
+        }
+    });
+    address
+}
+
+/// What patches/pingora-core and patches/pingora-proxy are for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vms_trailers_reach_the_client() {
+    let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 42\r\n\r\n";
+    let front = Front::before(says(answer).await).await;
+    for version in ["--http1.1", "--http2"] {
+        let got = front.world.curl("https://a.style.dev/", &[version, "-D", "-"]).await;
+        assert!(got.out.contains("hello") && got.out.contains("x-sum: 42"), "{version}: {got:?}");
+    }
+}
+
+/// The same.
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_reach_a_client_of_http2() {
+    let answer =
+        "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let front = Front::before(says(answer).await).await;
+    let got = front.world.curl("https://a.style.dev/", &["--http2", "-i"]).await;
+    assert!(got.out.contains("HTTP/2 103") && got.out.contains("HTTP/2 200"), "{got:?}");
 }
 
 /// Pingora issue 946.

@@ -145,7 +145,7 @@ fn pseudo() -> Vec<Row> {
     let bad = |what, bytes| row("8.3", what, bytes, MALFORMED);
     let late = [GET[0], GET[1], GET[2], ("x", "y"), GET[3]];
     let trailers = headers(1, &[(":path", "/v")], true);
-    let dropped = "the engine drops it, and trailers go no further";
+    let dropped = "the engine drops it, and the rest of the trailers goes on without";
     vec![
         bad("an unknown one", plus(":x", "y")).but_all(),
         bad("an answer's", plus(":status", "200")),
