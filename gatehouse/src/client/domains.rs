@@ -9,6 +9,7 @@ use model::api::domain::{
     DomainStatus, Mapping, Verification, VerificationCompleted, WildcardCertificate,
 };
 use model::id::VmId;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Entries of one answer; lists are asked for in pieces of this size.
@@ -144,11 +145,19 @@ impl DomainsCommand {
 
 const VERIFICATIONS: &[&str] = &["domains", "v1", "verifications"];
 
+/// What `list --json` prints.
+#[derive(Serialize)]
+struct Domains {
+    domains: Vec<Domain>,
+    /// Proofs that were begun.
+    verifications: Vec<Verification>,
+}
+
 async fn list(api: &Api, json: bool) -> Result<(), ClientError> {
     let domains: Vec<Domain> = all(api, &["domains", "v1", "domains"], &[]).await?;
     let begun: Vec<Verification> = api.get(VERIFICATIONS, &[]).await?;
     if json {
-        return print_json(&domains);
+        return print_json(&Domains { domains, verifications: begun });
     }
     let mut table = Table::new(&["DOMAIN", "STATE", "SINCE", "LAST ERROR"]);
     for domain in domains {
@@ -188,13 +197,20 @@ async fn verify(api: &Api, domain: String, json: bool) -> Result<(), ClientError
 
 async fn cancel(api: &Api, domain: &str, json: bool) -> Result<(), ClientError> {
     let begun: Vec<Verification> = api.get(VERIFICATIONS, &[]).await?;
-    let folded = domain.trim_end_matches('.').to_ascii_lowercase();
-    let code = begun.into_iter().find(|begun| begun.domain.as_str() == folded);
+    let kept = kept(domain);
+    let code = begun.into_iter().find(|begun| begun.domain.as_str() == kept);
     // Without one the API says so in its own words.
     let verification_code = code.map(|begun| begun.verification_code).unwrap_or_default();
     let body = CancelVerification { domain: domain.to_owned(), verification_code };
     let done: CancelVerification = api.delete_with(VERIFICATIONS, &body).await?;
     if json { print_json(&done) } else { print_line(&format!("the proof of {} is given up", done.domain)) }
+}
+
+/// A domain as the API keeps it: of A-labels in lower case, without the root's dot (RFC 5890 section 2.3.2.1). What is no
+/// domain stays as it is, for the API to refuse.
+fn kept(domain: &str) -> String {
+    let domain = domain.trim_end_matches('.');
+    idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_owned())
 }
 
 async fn map(api: &Api, domain: &str, vm: &VmId, port: u16, json: bool) -> Result<(), ClientError> {
@@ -292,4 +308,23 @@ fn told(status: &DomainStatus) -> String {
     ]);
     let lines: Vec<String> = lines.into_iter().map(|(what, text)| format!("{what:<12} {text}")).collect();
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kept;
+
+    #[test]
+    fn domains_are_looked_for_as_they_are_kept() {
+        for (written, expected) in [
+            ("Example.COM.", "example.com"),
+            ("B\u{fc}cher.example", "xn--bcher-kva.example"),
+            ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+            ("\u{4f8b}\u{3048}.jp", "xn--r8jz45g.jp"),
+            ("xn--\u{fc}.example", "xn--\u{fc}.example"),
+            ("", ""),
+        ] {
+            assert_eq!(kept(written), expected);
+        }
+    }
 }
