@@ -123,8 +123,8 @@ async fn over_http2(tls: Tls, tally: &Tally) -> hyper::Result<()> {
     while !tally.is_over() && sender.ready().await.is_ok() {
         let request = Request::get("https://a.style.dev/").body(Empty::<Bytes>::new()).expect("request");
         let answer = match sender.send_request(request).await {
-            // It was closed for new requests in between, so this one has not left.
-            Err(error) if error.is_canceled() => break,
+            // It was closed for new requests in between, so this one has not left, or was not taken.
+            Err(error) if error.is_canceled() || not_taken(&error) => break,
             answer => answer?,
         };
         assert_eq!(answer.into_body().collect().await?.to_bytes(), "small");
@@ -132,6 +132,14 @@ async fn over_http2(tls: Tls, tally: &Tally) -> hyper::Result<()> {
     }
     driving.abort();
     Ok(())
+}
+
+/// The request left after the gateway had said which one was the last, and may be asked again (RFC 9113 section 6.8).
+fn not_taken(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|cause| {
+        cause.is_go_away() && cause.is_remote() && cause.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
 
 /// A server whose answer has one piece for each permit, and ends with the last.
