@@ -8,7 +8,7 @@ use tests::world::World;
 
 #[test]
 fn a_domain_is_proved_mapped_certified_and_served() -> Result<()> {
-    let world = World::start(None)?;
+    let world = World::start_with_delegation()?;
     let house = House::start_with(Wishes { settings: Some(world.settings()), ..Wishes::default() })?;
     let before = Traces::take(&house.data())?;
     house.sdk("domains.mjs", &world.environment())?;

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
 import { readFile } from "node:fs/promises";
+import tls from "node:tls";
 import { promisify } from "node:util";
 import { Errors, freestyle } from "freestyle";
 import { PAGE, visit } from "./browser.mjs";
@@ -84,6 +85,24 @@ say("unmapped, and mapped again to another port without a new proof");
 await freestyle.domains.mappings.create({ domain: "page.example.com", vmId, vmPort: 8080 });
 await answers("page.example.com", PAGE);
 say(`Chromium shows a page with a WebSocket, by HTTP/2 and ${await visit("page.example.com", root)}`);
+
+// Certificates by DNS
+await publish(...addresses, "_acme-challenge.example.com. 1 IN NS dns.style.dev.", "dns.style.dev. 1 IN A 127.0.0.2");
+assert.deepEqual(await freestyle.domains.certificates.createWildcard({ domain: "example.com" }), { domain: "example.com" });
+await freestyle.domains.mappings.create({ domain: "*.example.com", vmId, vmPort: 3000 });
+await answers("anything.example.com", "the app");
+const ca = await readFile(root);
+const shown = await new Promise((resolve, reject) => {
+  const socket = tls.connect({ host: "127.0.0.1", port: 443, servername: "anything.example.com", ca }, () => {
+    resolve(socket.getPeerCertificate().subjectaltname);
+    socket.end();
+  });
+  socket.on("error", reject);
+});
+assert.equal(shown, "DNS:*.example.com");
+await answers(domain, "the terminal");
+await freestyle.domains.mappings.delete({ domain: "*.example.com" });
+say("all names below a domain, certified by the house's own DNS, to which their proof is delegated");
 
 // At the creation of a VM
 const second = await freestyle.vms.create({ domains: [{ domain: "second.example.com", vmPort: 3000 }] });
