@@ -18,6 +18,8 @@ pub const MAX_ALIASES: usize = 8;
 const MAX_SERVERS: usize = 6;
 /// Servers of one zone whose addresses must be asked for, and are.
 const MAX_SERVER_NAMES: usize = 4;
+/// So many of a zone's servers, or all there are, must say that there is no record: one may have an older copy of the zone.
+const DENIALS: u8 = 3;
 /// A server that stays silent is asked so often: datagrams get lost.
 const TRIES: u8 = 2;
 
@@ -104,6 +106,8 @@ struct Frame {
     again: Option<Ask>,
     servers: VecDeque<IpAddr>,
     names: VecDeque<Name>,
+    denials: u8,
+    denied: Option<Found>,
 }
 
 /// The walker.
@@ -221,9 +225,10 @@ impl Walk {
         Step::Ask(ask)
     }
 
+    /// There is no more to be asked: a server that denied is believed then.
     fn fail(&mut self, why: String) {
-        self.frames.clear();
-        (self.asking, self.found) = (None, Some(Found::Failed(why)));
+        let denied = self.frames.drain(..).next().and_then(|first| first.denied);
+        (self.asking, self.found) = (None, Some(denied.unwrap_or(Found::Failed(why))));
     }
 
     fn resolve(&mut self, question: Question) {
@@ -232,8 +237,9 @@ impl Walk {
             Some((zone, servers)) => (zone.clone(), servers.clone()),
             None => (Name::root(), self.roots.iter().take(MAX_SERVERS).copied().collect()),
         };
-        let frame = Frame { question, zone, again: None, servers: servers.into(), names: VecDeque::new() };
-        self.frames.push(frame);
+        let servers = servers.into();
+        let names = VecDeque::new();
+        self.frames.push(Frame { question, zone, again: None, servers, names, denials: 0, denied: None });
     }
 
     /// Whether a server's name may be looked for: not too deep, and not inside the search for itself.
@@ -259,10 +265,15 @@ impl Walk {
     }
 
     fn nothing(&mut self, found: Found) {
-        if self.frames.len() == 1 {
-            self.found = Some(found);
-        } else {
-            self.other_family();
+        match &mut self.frames[..] {
+            [name] => {
+                name.denials += 1;
+                name.denied = Some(found);
+                if name.denials == DENIALS {
+                    self.found = name.denied.take();
+                }
+            }
+            _ => self.other_family(),
         }
     }
 

@@ -58,6 +58,37 @@ fn it_descends_and_keeps_what_it_learned() {
 }
 
 #[test]
+fn what_one_server_denies_another_may_have() {
+    let zone = || {
+        let mut walk = walk();
+        assert_eq!(whom(&mut walk), "198.41.0.4");
+        walk.hear(referral("zone.test.", "ns.zone.test.", &["8.0.0.1", "8.0.0.2", "8.0.0.3", "8.0.0.4"]));
+        assert_eq!(whom(&mut walk), "8.0.0.1");
+        walk.hear(Heard::Said(Said::NoName));
+        assert_eq!(whom(&mut walk), "8.0.0.2");
+        walk
+    };
+    let texts = vec!["code".to_owned()];
+    let mut had = zone();
+    had.hear(Heard::Said(Said::Records { texts: texts.clone(), addresses: vec![] }));
+    assert_eq!(had.step(), Step::Done(Found::Texts { texts, server: ip("8.0.0.2") }));
+    let mut denied = zone();
+    denied.hear(Heard::Said(Said::NoRecords));
+    assert_eq!(whom(&mut denied), "8.0.0.3");
+    denied.hear(Heard::Said(Said::NoName));
+    assert_eq!(denied.step(), Step::Done(Found::NoName { server: ip("8.0.0.3") }), "the fourth is not asked");
+    let mut late = zone();
+    late.give_up("no time is left");
+    assert_eq!(late.step(), Step::Done(Found::NoName { server: ip("8.0.0.1") }));
+    let mut lame = zone();
+    for _ in 0..3 {
+        whom(&mut lame);
+        lame.hear(Heard::Said(Said::Useless("is lame")));
+    }
+    assert_eq!(lame.step(), Step::Done(Found::NoName { server: ip("8.0.0.1") }));
+}
+
+#[test]
 fn a_server_without_glue_is_looked_for_in_both_families() {
     let mut walk = walk();
     let servers = vec![(name("ns.far.org."), vec![])];
