@@ -41,12 +41,6 @@ struct Arguments {
     host_keys: Option<PathBuf>,
 }
 
-/// Half of the CPUs, at least one. The VMs' ends of the sessions run on this host, too, and they cipher as much as we do:
-/// threads on all CPUs contend with them, and each packet of a session goes from one thread to another on its way.
-fn workers() -> usize {
-    std::thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1))
-}
-
 fn main() -> Result<()> {
     let inherited = inherited()?;
     let arguments = Arguments::parse();
@@ -64,6 +58,12 @@ fn main() -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build()?;
     runtime.block_on(serve(config, host_keys, inherited))
+}
+
+/// Half of the CPUs, at least one. The VMs' ends of the sessions run on this host, too, and they cipher as much as we do:
+/// threads on all CPUs contend with them, and each packet of a session goes from one thread to another on its way.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| (cpus.get() / 2).max(1))
 }
 
 /// The listener that the service manager hands over (sd_listen_fds(3)), if it does.
