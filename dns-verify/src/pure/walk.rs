@@ -18,7 +18,8 @@ pub const MAX_ALIASES: usize = 8;
 const MAX_SERVERS: usize = 6;
 /// Servers of one zone whose addresses must be asked for, and are.
 const MAX_SERVER_NAMES: usize = 4;
-/// So many of a zone's servers, or all there are, must say that there is no record: one may have an older copy of the zone.
+/// So many of a zone's servers, or all there are, are asked before one that says that there is no record is believed: it may
+/// have an older copy of the zone. Silent ones count, once each, since time is short.
 const DENIALS: u8 = 3;
 /// A server that stays silent is asked so often: datagrams get lost.
 const TRIES: u8 = 2;
@@ -194,7 +195,7 @@ impl Walk {
         let Some(frame) = self.frames.last_mut() else { return };
         let server = ask.server;
         match heard {
-            Heard::Silence if ask.attempt < TRIES && !ask.tcp => {
+            Heard::Silence if ask.attempt < TRIES && !ask.tcp && frame.denied.is_none() => {
                 frame.again = Some(Ask { attempt: ask.attempt + 1, ..ask });
             }
             Heard::Said(Said::Truncated) if !ask.tcp => frame.again = Some(Ask { tcp: true, ..ask }),
@@ -207,7 +208,11 @@ impl Walk {
             // The next server is asked.
             Heard::Silence
             | Heard::Broken(_)
-            | Heard::Said(Said::Truncated | Said::NoEdns | Said::Useless(_)) => {}
+            | Heard::Said(Said::Truncated | Said::NoEdns | Said::Useless(_)) => {
+                if let Some(denied) = frame.denied.clone() {
+                    self.nothing(denied);
+                }
+            }
         }
     }
 
