@@ -10,6 +10,7 @@ use crate::pure::ssh::{SshFacts, ssh_view};
 use crate::ssh::SshKeys;
 use crate::store::{Decision, SessionRecord, Store, StoreError, now_ms};
 use crate::wireguard::Keys;
+use feed::names::NamesWriter;
 use feed::publish::{PublishError, Publisher};
 use feed::subscribe::Feed;
 use model::config::ControlConfig;
@@ -49,6 +50,9 @@ pub enum PlanError {
     /// A certificate's file could not be made durable.
     #[error("decision not published: a certificate cannot be written: {0}")]
     Certificates(Arc<io::Error>),
+    /// A part of the names could not be made durable.
+    #[error("decision not published: the names cannot be written: {0}")]
+    Names(Arc<io::Error>),
     /// The task that writes ended.
     #[error("decision not published: the writing task ended: {0}")]
     Task(Arc<JoinError>),
@@ -92,6 +96,8 @@ impl Planner {
         issued::settle(&store, &keys).await.map_err(|error| PlanError::Store(Arc::new(error)))?;
         let files = Published::open(config.places.certificates(), config.edge_gid)
             .map_err(|error| PlanError::Folder(Arc::new(error)))?;
+        let names = NamesWriter::open(config.places.names(), config.edge_gid)
+            .map_err(|error| PlanError::Folder(Arc::new(error)))?;
         tokio::spawn(announce(publisher.clone(), config.places.feed_socket()));
         let (requests, asked) = mpsc::channel(QUEUE);
         let certificates = Arc::new(AtomicUsize::new(0));
@@ -106,6 +112,7 @@ impl Planner {
             config: config.clone(),
             folder: folder.clone(),
             files: Arc::new(Mutex::new(files)),
+            names: Arc::new(Mutex::new(names)),
             certificates: Arc::clone(&certificates),
             decided: Arc::clone(&decided),
         };
@@ -159,6 +166,8 @@ struct Writer {
     folder: Folder,
     /// Locked by the one task that writes.
     files: Arc<Mutex<Published>>,
+    /// The same.
+    names: Arc<Mutex<NamesWriter>>,
     certificates: Arc<AtomicUsize>,
     decided: Arc<Notify>,
 }
@@ -199,7 +208,7 @@ impl Writer {
         let fresh = issued::files(&self.store, &self.keys, &missing).await.map_err(failed)?;
         let (publisher, config) = (self.publisher.clone(), self.config.clone());
         let (count, keys, ssh) = (Arc::clone(&self.certificates), self.keys.clone(), self.ssh.clone());
-        let (folder, files) = (self.folder.clone(), Arc::clone(&self.files));
+        let (folder, files, names) = (self.folder.clone(), Arc::clone(&self.files), Arc::clone(&self.names));
         let challenges = self.challenges.all();
         let writing = tokio::task::spawn_blocking(move || {
             let mut files = files.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,10 +216,13 @@ impl Writer {
                 .entries(&folder.pairs(), &decision.certificates, &fresh, now_ms())
                 .map_err(|error| PlanError::Certificates(Arc::new(error)))?;
             count.store(certificates.len(), Ordering::Relaxed);
-            write(&publisher, &config, &keys, &ssh, decision, &certificates, &challenges)
-                .map_err(|error| PlanError::Publish(Arc::new(error)))?;
-            if let Err(error) = files.sweep(generation, &certificates, publisher.in_force::<EdgeView>()) {
-                warn!(%error, "files of old certificates stay for now");
+            let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+            let views = views(&config, &keys, &ssh, decision, &certificates, &challenges);
+            write(&publisher, &config, &mut names, views)?;
+            let in_force = publisher.in_force::<EdgeView>();
+            let swept = files.sweep(generation, &certificates, in_force);
+            if let Err(error) = swept.and(names.sweep(generation, in_force)) {
+                warn!(%error, "files of old certificates or names stay for now");
             }
             Ok(())
         });
@@ -231,16 +243,15 @@ impl Writer {
     }
 }
 
-/// Makes the views of a decision and writes them. Blocks on the disk.
-fn write(
-    publisher: &Publisher,
+/// Makes the views of a decision.
+fn views(
     config: &ControlConfig,
     keys: &Keys,
     ssh: &SshKeys,
     decision: Decision,
     certificates: &[CertificateEntry],
     challenges: &[ChallengeEntry],
-) -> Result<(), PublishError> {
+) -> (Plan, SshView) {
     let Decision {
         generation,
         vms,
@@ -258,7 +269,7 @@ fn write(
         certificates: _,
     } = decision;
     let sessions = opened(keys, sessions);
-    let Plan { edge, vpc, vpn } = plan(&Facts {
+    let plan = plan(&Facts {
         generation,
         vms: &vms,
         mappings: &mappings,
@@ -285,11 +296,24 @@ fn write(
         host_keys: ssh.host_keys(),
         login_authority: ssh.login_authority(),
     });
+    (plan, ssh)
+}
+
+/// Writes the views of a decision. Blocks on the disk.
+fn write(
+    publisher: &Publisher,
+    config: &ControlConfig,
+    names: &mut NamesWriter,
+    (plan, ssh): (Plan, SshView),
+) -> Result<(), PlanError> {
+    let Plan { mut edge, vpc, vpn } = plan;
     // vpc first: a route is of no use before its port may be dialled, nor is a client before its network stands.
-    publisher.publish(&vpc, None)?;
-    publisher.publish(&vpn, config.vpn_gid)?;
-    publisher.publish(&ssh, config.ssh_gid)?;
-    publisher.publish(&edge, config.edge_gid)
+    let failed = |error| PlanError::Publish(Arc::new(error));
+    publisher.publish(&vpc, None).map_err(failed)?;
+    publisher.publish(&vpn, config.vpn_gid).map_err(failed)?;
+    publisher.publish(&ssh, config.ssh_gid).map_err(failed)?;
+    names.take_out(&mut edge).map_err(|error| PlanError::Names(Arc::new(error)))?;
+    publisher.publish(&edge, config.edge_gid).map_err(failed)
 }
 
 /// The sessions with their second secrets. One that does not open keeps its client out, and nobody else.

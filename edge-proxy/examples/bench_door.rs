@@ -11,6 +11,7 @@ use clap::Parser;
 use edge_proxy::metrics::Metrics;
 use edge_proxy::table::Tables;
 use feed::blobs::Blobs;
+use feed::names::{NamesReader, NamesWriter};
 use feed::publish::Publisher;
 use feed::wire::{Wire, WireListener};
 use model::config::{EdgeConfig, EdgeGuard, Places};
@@ -21,6 +22,7 @@ use std::hint::black_box;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -110,6 +112,8 @@ fn start(arguments: &Arguments, places: Places) -> Result<Child> {
 /// What is published.
 struct World {
     publisher: Publisher,
+    names: Arc<Mutex<NamesWriter>>,
+    reader: NamesReader,
     blobs: Blobs,
     host: HostName,
     generation: u64,
@@ -123,6 +127,8 @@ impl World {
         let publisher = Publisher::new(&places.feed())?;
         let mut world = Self {
             publisher,
+            names: Arc::new(Mutex::new(NamesWriter::open(places.names(), None).context("names")?)),
+            reader: NamesReader::at(places.names()),
             blobs,
             host: arguments.host.clone(),
             generation: 0,
@@ -138,7 +144,7 @@ impl World {
             world.add(&format!("n{number}"))?;
         }
         let view = world.view();
-        world.publisher.publish(&view, None)?;
+        publish(&world.publisher, &world.names, view)?;
         Ok(world)
     }
 
@@ -163,6 +169,7 @@ impl World {
             gone: Vec::new().into(),
             certificates: self.certificates.clone().into(),
             challenges: Vec::new().into(),
+            names: None,
         }
     }
 
@@ -171,9 +178,9 @@ impl World {
         self.add(&format!("c{number}"))?;
         let view = self.view();
         let begun = Instant::now();
-        let publisher = self.publisher.clone();
+        let (publisher, names) = (self.publisher.clone(), Arc::clone(&self.names));
         let generation = view.generation;
-        tokio::task::spawn_blocking(move || publisher.publish(&view, None)).await??;
+        tokio::task::spawn_blocking(move || publish(&publisher, &names, view)).await??;
         tokio::time::timeout(CHANGE_WAIT, self.publisher.taken_over::<EdgeView>(generation))
             .await
             .context("a change is not in force")?;
@@ -181,9 +188,11 @@ impl World {
     }
 
     /// As edge-proxy looks up, by its own tables.
-    fn looks(&mut self) -> Vec<Duration> {
-        let tables = Tables::new(self.blobs.clone());
-        tables.take_over(&self.view(), &Metrics::default());
+    fn looks(&mut self) -> Result<Vec<Duration>> {
+        let tables = Tables::new(self.blobs.clone(), self.reader.clone());
+        let mut view = self.view();
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).take_out(&mut view)?;
+        tables.take_over(&view, &Metrics::default());
         let hosts: Vec<HostName> = self.routes.iter().map(|route| route.host.base().clone()).collect();
         // A stride that shares no factor with their count meets each of them, none near the one before.
         let stride = [7919, 7927].into_iter().find(|prime| !hosts.len().is_multiple_of(*prime)).unwrap_or(1);
@@ -195,8 +204,17 @@ impl World {
             black_box(table.route(black_box(host)).is_some());
             begun.elapsed()
         };
-        (0..LOOKS).map(one).collect()
+        Ok((0..LOOKS).map(one).collect())
     }
+}
+
+/// As control does, which keeps the files of earlier parts until they are of no use.
+fn publish(publisher: &Publisher, names: &Mutex<NamesWriter>, mut view: EdgeView) -> Result<()> {
+    let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+    names.take_out(&mut view)?;
+    publisher.publish(&view, None)?;
+    names.sweep(view.generation, publisher.in_force::<EdgeView>())?;
+    Ok(())
 }
 
 fn pem(key: &Path, certificate: &Path) -> Result<String> {
@@ -212,7 +230,7 @@ async fn obey(mut world: World) -> Result<()> {
     let read = || std::io::stdin().lines().next();
     while let Some(line) = tokio::task::spawn_blocking(read).await?.transpose()? {
         match line.split_once(' ').unwrap_or((&line, "")) {
-            ("look", "") => println!("{}", spread(world.looks())),
+            ("look", "") => println!("{}", spread(world.looks()?)),
             ("changes", count) => {
                 let mut times = Vec::new();
                 for number in 0..count.parse()? {

@@ -2,6 +2,7 @@
 
 use feed::blobs::{BlobError, Blobs};
 use model::host::HostName;
+use model::names::part_of;
 use model::view::CertificateEntry;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::{self, PemObject};
@@ -67,6 +68,12 @@ impl Certificate {
         Ok(Arc::clone(self.key.get_or_init(|| key)))
     }
 
+    /// What it is for, as in the certificate.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.source.names
+    }
+
     /// Whether a client that checked this certificate may ask for `name` over the same connection.
     #[must_use]
     pub fn covers(&self, name: &HostName) -> bool {
@@ -81,49 +88,55 @@ fn read(file: &[u8]) -> Result<CertifiedKey, CertificateError> {
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(CertificateError::Pair)
 }
 
-/// All certificates of a view.
+/// Certificates of one list. Of two for a name the later one counts.
 #[derive(Debug, Default)]
-pub struct Certificates {
+pub struct Layer {
     exact: HashMap<HostName, Arc<Certificate>>,
     wildcard: HashMap<HostName, Arc<Certificate>>,
     all: Vec<Arc<Certificate>>,
 }
 
-impl Certificates {
-    /// The certificates of a view, whose files are among `blobs`. Those that `earlier` has are taken from it, since
-    /// reading costs and routes change more often. Also gives what could not be read.
+/// How many more certificates are read ahead, and what could not be read.
+#[derive(Debug)]
+pub struct Reading {
+    ahead: usize,
+    /// Why some are left out.
+    pub faults: Vec<CertificateError>,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { ahead: READ_AHEAD, faults: Vec::new() }
+    }
+}
+
+impl Layer {
+    /// The certificates of a list, whose files are among `blobs`. Those that one of `earlier` has are taken from it, since
+    /// reading costs and routes change more often.
     #[must_use]
     pub fn of<'a>(
         entries: impl IntoIterator<Item = &'a CertificateEntry>,
         blobs: &Blobs,
-        earlier: &Certificates,
-    ) -> (Self, Vec<CertificateError>) {
+        earlier: &[&Layer],
+        reading: &mut Reading,
+    ) -> Self {
         let known: HashMap<_, &Arc<Certificate>> =
-            earlier.all.iter().map(|one| (one.source.file, one)).collect();
-        let (mut made, mut faults, mut read_ahead) = (Self::default(), Vec::new(), 0);
+            earlier.iter().flat_map(|layer| &layer.all).map(|one| (one.source.file, one)).collect();
+        let mut made = Self::default();
         for entry in entries {
             let kept = known.get(&entry.file).filter(|known| known.source == *entry);
             let certificate =
                 kept.map_or_else(|| Arc::new(Certificate::new(entry, blobs)), |one| Arc::clone(one));
-            if kept.is_none() && read_ahead < READ_AHEAD {
-                read_ahead += 1;
+            if kept.is_none() && reading.ahead > 0 {
+                reading.ahead -= 1;
                 if let Err(fault) = certificate.key() {
-                    faults.push(fault);
+                    reading.faults.push(fault);
                     continue;
                 }
             }
             made.add(certificate);
         }
-        (made, faults)
-    }
-
-    /// The certificate for a name.
-    #[must_use]
-    pub fn find(&self, name: &HostName) -> Option<&Arc<Certificate>> {
-        self.exact.get(name).or_else(|| {
-            let (_, parent) = name.as_str().split_once('.')?;
-            self.wildcard.get(&parent.parse::<HostName>().ok()?)
-        })
+        made
     }
 
     /// How many there are.
@@ -138,7 +151,6 @@ impl Certificates {
         self.all.is_empty()
     }
 
-    /// The later of two for the same name wins: control lists the newest last.
     fn add(&mut self, certificate: Arc<Certificate>) {
         for name in &certificate.exact {
             self.exact.insert(name.clone(), Arc::clone(&certificate));
@@ -147,6 +159,49 @@ impl Certificates {
             self.wildcard.insert(parent.clone(), Arc::clone(&certificate));
         }
         self.all.push(certificate);
+    }
+}
+
+/// All certificates of a view: its own, with those of its parts between them.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    /// They count less than those of the parts.
+    pub before: Layer,
+    /// By part: none, or [`model::names::PARTS`].
+    pub parts: Vec<Arc<Layer>>,
+    /// They count more.
+    pub after: Layer,
+}
+
+impl Certificates {
+    /// The certificate for a name.
+    #[must_use]
+    pub fn find(&self, name: &HostName) -> Option<&Arc<Certificate>> {
+        self.latest(name, |layer| &layer.exact).or_else(|| {
+            let (_, parent) = name.as_str().split_once('.')?;
+            self.latest(&parent.parse().ok()?, |layer| &layer.wildcard)
+        })
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.before.len() + self.parts.iter().map(|part| part.len()).sum::<usize>() + self.after.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn latest(
+        &self,
+        name: &HostName,
+        among: impl Fn(&Layer) -> &HashMap<HostName, Arc<Certificate>>,
+    ) -> Option<&Arc<Certificate>> {
+        let in_part = || among(self.parts.get(part_of(name))?).get(name);
+        among(&self.after).get(name).or_else(in_part).or_else(|| among(&self.before).get(name))
     }
 }
 
@@ -171,6 +226,13 @@ mod tests {
         CertificateEntry { names, file: blobs.put((key + &chain).as_bytes(), None).expect("put") }
     }
 
+    /// Of a view without parts.
+    fn of(entries: &[&CertificateEntry], blobs: &Blobs, earlier: &Certificates) -> (Certificates, usize) {
+        let mut reading = Reading::default();
+        let after = Layer::of(entries.iter().copied(), blobs, &[&earlier.after], &mut reading);
+        (Certificates { after, ..Certificates::default() }, reading.faults.len())
+    }
+
     fn name(text: &str) -> HostName {
         text.parse().expect("name")
     }
@@ -180,8 +242,8 @@ mod tests {
         let (_folder, blobs) = blobs();
         let (wild, one) =
             (entry(&blobs, &["*.style.dev"]), entry(&blobs, &["a.style.dev", "www.example.org"]));
-        let (certificates, faults) = Certificates::of([&wild, &one], &blobs, &Certificates::default());
-        assert!(faults.is_empty());
+        let (certificates, faults) = of(&[&wild, &one], &blobs, &Certificates::default());
+        assert_eq!(faults, 0);
         let found = |text: &str| certificates.find(&name(text)).map(|one| one.source.names[0].clone());
         assert_eq!(found("a.style.dev").as_deref(), Some("a.style.dev"));
         assert_eq!(found("B.style.dev").as_deref(), Some("*.style.dev"));
@@ -199,13 +261,13 @@ mod tests {
         let bad = CertificateEntry { names: vec!["b.dev".to_owned()], file: put("nothing".to_owned()) };
         let (names, _, chain) = made(&["c.dev"]);
         let mixed = CertificateEntry { names, file: put(made(&["a.dev"]).1 + &chain) };
-        let (first, faults) = Certificates::of([&good, &bad, &mixed], &blobs, &Certificates::default());
-        assert_eq!((first.len(), faults.len()), (1, 2));
-        let (second, _) = Certificates::of([&good], &blobs, &first);
-        assert!(Arc::ptr_eq(&first.all[0], &second.all[0]));
+        let (first, faults) = of(&[&good, &bad, &mixed], &blobs, &Certificates::default());
+        assert_eq!((first.len(), faults), (1, 2));
+        let (second, _) = of(&[&good], &blobs, &first);
+        assert!(Arc::ptr_eq(&first.after.all[0], &second.after.all[0]));
         let renewed = entry(&blobs, &["a.dev"]);
-        let (third, _) = Certificates::of([&renewed], &blobs, &second);
-        assert!(!Arc::ptr_eq(&second.all[0], &third.all[0]));
+        let (third, _) = of(&[&renewed], &blobs, &second);
+        assert!(!Arc::ptr_eq(&second.after.all[0], &third.after.all[0]));
     }
 
     #[test]
@@ -217,8 +279,8 @@ mod tests {
         blobs.remove(late.file).expect("removed");
         let good = entry(&blobs, &["a.dev"]);
         let many: Vec<_> = std::iter::repeat_n(&good, READ_AHEAD).chain([&late]).collect();
-        let (certificates, faults) = Certificates::of(many, &blobs, &Certificates::default());
-        assert!(faults.is_empty(), "nobody asked for it yet");
+        let (certificates, faults) = of(&many, &blobs, &Certificates::default());
+        assert_eq!(faults, 0, "nobody asked for it yet");
         let late = certificates.find(&name("late.dev")).expect("listed");
         assert!(matches!(late.key(), Err(CertificateError::File(_))));
         blobs.put(file.as_bytes(), None).expect("put");

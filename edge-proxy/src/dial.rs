@@ -7,16 +7,17 @@
 
 use crate::metrics::{Count, Metrics};
 use crate::pure::page::Problem;
+use crate::table::Table;
 use crate::waking::Waking;
 use async_trait::async_trait;
 use model::id::VmId;
 use model::route::Permit;
-use model::view::EdgeView;
 use pingora::connectors::L4Connect;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
+use rustix::net::sockopt;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -26,6 +27,19 @@ use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinError;
 use vpc::client::{Refusal, VpcClient, VpcError};
+
+/// A VM from which nothing has come for so long is probed, by the kernel and over the connection (RFC 9293 section 3.8.4),
+/// while an answer of it is waited for. A probe is no traffic that keeps a VM awake, but it wakes one that fell asleep
+/// over the request: nothing else would before the client gave up. Longer than [`crate::settings::Settings::upstream_idle`],
+/// so that a pooled connection never is.
+pub const PROBE_AFTER: Duration = Duration::from_secs(15);
+/// Between two probes.
+const PROBE_INTERVAL: Duration = Duration::from_secs(15);
+/// Probes without an answer until the connection is given up: twice the time that a VM has to wake, and more.
+const PROBES: u32 = 8;
+
+/// Destinations that are kept without a look whether they are of use, some 200 bytes each.
+const MANY_KNOWN: usize = 1024;
 
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +85,9 @@ pub enum DialError {
     /// A dial to the same port that an earlier request began has failed.
     #[error(transparent)]
     Earlier(Arc<DialError>),
+    /// The kernel does not probe the connection.
+    #[error("the connection to the VM cannot be probed: {0}")]
+    Probes(#[source] std::io::Error),
     /// The dial's task ended without an outcome.
     #[error("the dial did not end well: {0}")]
     Ended(#[source] JoinError),
@@ -84,7 +101,7 @@ impl DialError {
             Self::Api(_) => Problem::ApiAway,
             Self::Waking => Problem::Waking,
             Self::Earlier(error) => error.problem(),
-            Self::Ended(_) => Problem::Internal,
+            Self::Ended(_) | Self::Probes(_) => Problem::Internal,
             Self::Vpc(VpcError::Refused { reason, .. }) => match reason {
                 Refusal::ConnectionRefused => Problem::NothingListens,
                 Refusal::UnknownVm | Refusal::PortNotDialable => Problem::VmGone,
@@ -115,6 +132,18 @@ pub enum Dialed {
     Unix(UnixStream),
 }
 
+/// Which connection a request wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// One that nobody has used.
+    pub fresh: bool,
+    /// One that may stay silent, as those of events and of gRPC do: a VM sleeps over it until somebody has something to
+    /// say. Over the others an answer is waited for, see [`PROBE_AFTER`].
+    pub silent: bool,
+    /// For each connection that is made to a VM; without it vpc's bound holds.
+    pub patience: Option<Duration>,
+}
+
 /// Makes connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Dialer {
@@ -133,6 +162,8 @@ struct Shared {
 #[derive(Default)]
 struct Known {
     vms: HashMap<(VmId, u16, u64), Place>,
+    /// With so many it is time to see which are still of use.
+    look_at: usize,
     api: Option<Place>,
     last_group: u64,
 }
@@ -185,25 +216,20 @@ impl Dialer {
         }
     }
 
-    /// What the engine must know to take a pooled connection to a destination, or to have a new one made. With `fresh`
-    /// it gets one that nobody has used. `patience` is for each connection that is made; without it vpc's bound holds.
+    /// What the engine must know to take a pooled connection to a destination, or to have a new one made.
     ///
     /// # Errors
     /// When the destination was never reached, or none of its connections is wanted, and it cannot be reached now.
-    pub async fn peer(
-        &self,
-        to: &Destination,
-        fresh: bool,
-        patience: Option<Duration>,
-    ) -> Result<Box<HttpPeer>, DialError> {
-        let known = if fresh { None } else { self.shared.known(to) };
+    pub async fn peer(&self, to: &Destination, wish: Wish) -> Result<Box<HttpPeer>, DialError> {
+        let known = if wish.fresh { None } else { self.shared.known(to) };
         let (place, ready) = match known {
             Some(place) => (place, None),
             None => {
-                let ready = self.dial_within(to, patience).await?;
+                let ready = self.dial_within(to, wish.patience).await?;
                 let address = ready.address();
                 // In a group of its own there is nothing in the pool.
-                let place = if fresh { self.shared.alone(address) } else { self.shared.learn(to, address) };
+                let place =
+                    if wish.fresh { self.shared.alone(address) } else { self.shared.learn(to, address) };
                 (place, Some(ready))
             }
         };
@@ -216,17 +242,21 @@ impl Dialer {
             group_key: place.group,
             options: pingora::upstreams::peer::PeerOptions::new(),
         };
-        let connect = Connect { dialer: self.clone(), to: to.clone(), patience, ready: Mutex::new(ready) };
+        let connect = Connect { dialer: self.clone(), to: to.clone(), wish, ready: Mutex::new(ready) };
         peer.options.custom_l4 = Some(Arc::new(connect));
         Ok(Box::new(peer))
     }
 
-    /// Forgets destinations that a new view no longer has.
-    pub fn retain(&self, view: &EdgeView) {
-        let there: HashSet<(&VmId, u16, u64)> =
-            view.routes.iter().map(|route| (&route.vm, route.port, route.run)).collect();
+    /// Forgets destinations that are no longer in the table, once there are many.
+    pub fn retain(&self, table: &Table) {
         let mut known = self.shared.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.vms.len() < known.look_at {
+            return;
+        }
+        let there: HashSet<(&VmId, u16, u64)> =
+            table.permits().map(|permit| (permit.vm(), permit.port(), permit.run())).collect();
         known.vms.retain(|(vm, port, run), _| there.contains(&(vm, *port, *run)));
+        known.look_at = MANY_KNOWN.max(known.vms.len() * 2);
     }
 }
 
@@ -284,7 +314,7 @@ impl Dialed {
 struct Connect {
     dialer: Dialer,
     to: Destination,
-    patience: Option<Duration>,
+    wish: Wish,
     ready: Mutex<Option<Dialed>>,
 }
 
@@ -295,16 +325,30 @@ impl L4Connect for Connect {
         let dialed = match ready {
             Some(ready) => ready,
             None => {
-                let dialed = self.dialer.dial_within(&self.to, self.patience).await.map_err(refused)?;
+                let dialed = self.dialer.dial_within(&self.to, self.wish.patience).await.map_err(refused)?;
                 self.dialer.shared.learn(&self.to, dialed.address());
                 dialed
             }
         };
         Ok(match dialed {
-            Dialed::Tcp(stream) => Stream::from(stream),
+            Dialed::Tcp(stream) => {
+                if !self.wish.silent {
+                    probe(&stream).map_err(|error| refused(DialError::Probes(error)))?;
+                }
+                Stream::from(stream)
+            }
             Dialed::Unix(stream) => Stream::from(stream),
         })
     }
+}
+
+/// Has the kernel ask a peer that is silent whether it is there (tcp(7)).
+fn probe(stream: &TcpStream) -> std::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    Ok(())
 }
 
 /// The error as the engine carries it; [`crate::proxy`] takes the cause out again.

@@ -53,6 +53,7 @@ use crate::table::Tables;
 use crate::tls::{Tls, TlsError};
 use feed::blobs::Blobs;
 use feed::lines;
+use feed::names::NamesReader;
 use feed::subscribe::Feed;
 use model::config::Places;
 use model::view::EdgeView;
@@ -117,7 +118,7 @@ pub async fn run(
     serving: impl FnOnce(),
     mut orders: mpsc::Receiver<Order>,
 ) -> Result<(), TlsError> {
-    let tables = Tables::new(Blobs::at(places.certificates()));
+    let tables = Tables::new(Blobs::at(places.certificates()), NamesReader::at(places.names()));
     let vpc = VpcClient::new(places.vpc_socket());
     let dialer = Dialer::new(vpc, places.api_socket(), Arc::clone(&metrics));
     let (stop, stopped) = watch::channel(false);

@@ -72,6 +72,8 @@ counters! {
     Spoofed = "spoofed_fields_removed",
     /// Certificates that cannot be used.
     BadCertificates = "bad_certificates",
+    /// Parts of the names, or names in them, that cannot be read.
+    BadNames = "bad_names",
     /// Connections closed at once: too many of one address are open.
     OverAddress = "refused_over_connections_per_address",
     /// Connections whose client a load balancer told.

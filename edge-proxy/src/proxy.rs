@@ -4,7 +4,7 @@
 //! open. WebSockets do not come here: see [`crate::tunnel`].
 
 use crate::access::{Log, Outcome, Record};
-use crate::dial::{self, Destination, DialError, Dialer};
+use crate::dial::{self, Destination, DialError, Dialer, Wish};
 use crate::guard::Guard;
 use crate::metrics::{Count, Metrics};
 use crate::pure::again::{Attempt, Break, may_go_again};
@@ -273,8 +273,13 @@ impl ProxyHttp for Edge {
         }
         let request = session.req_header();
         let patience = browser::looks_at_a_page(&request.method, &request.headers);
-        let patience = patience.then_some(self.settings.page_after);
-        let mut peer = self.dialer.peer(destination, again, patience).await.map_err(dial::refused)?;
+        let wish = Wish {
+            // Events have a connection of their own, since that of another request is probed.
+            fresh: again || ctx.kind == Kind::Events,
+            silent: ctx.kind != Kind::Plain,
+            patience: patience.then_some(self.settings.page_after),
+        };
+        let mut peer = self.dialer.peer(destination, wish).await.map_err(dial::refused)?;
         self.tune(&mut peer, ctx.kind, destination);
         Ok(peer)
     }

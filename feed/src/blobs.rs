@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// Largest file: a chain of a few certificates with a key.
+/// Largest file, unless something else is said: a chain of a few certificates with a key.
 pub const MAX_BLOB_BYTES: u64 = 512 << 10;
 /// What a file ends with that is not whole yet.
 const STAGED: &str = ".new";
@@ -25,11 +25,13 @@ pub enum BlobError {
         /// Why.
         source: io::Error,
     },
-    /// It is over [`MAX_BLOB_BYTES`].
-    #[error("{path} is larger than {MAX_BLOB_BYTES} bytes")]
+    /// It is over what is read.
+    #[error("{path} is larger than {most} bytes")]
     TooLarge {
         /// Of the file.
         path: PathBuf,
+        /// So much is read.
+        most: u64,
     },
     /// Its content is not what its name says.
     #[error("{path} does not hold what its name says")]
@@ -43,13 +45,20 @@ pub enum BlobError {
 #[derive(Clone, Debug)]
 pub struct Blobs {
     folder: PathBuf,
+    most: u64,
 }
 
 impl Blobs {
     /// For a reader. Nothing is looked at yet.
     #[must_use]
     pub fn at(folder: PathBuf) -> Self {
-        Self { folder }
+        Self { folder, most: MAX_BLOB_BYTES }
+    }
+
+    /// The same with another bound of each file.
+    #[must_use]
+    pub fn up_to(self, most: u64) -> Self {
+        Self { most, ..self }
     }
 
     /// For the writer: makes the folder when it is missing, for its owner and `group`, if any, to pass through. Blocks on
@@ -63,7 +72,7 @@ impl Blobs {
             std::os::unix::fs::chown(&folder, None, group)?;
             fs::set_permissions(&folder, Permissions::from_mode(0o710))?;
         }
-        Ok(Self { folder })
+        Ok(Self::at(folder))
     }
 
     /// What is there. What an earlier process left half done is removed.
@@ -89,7 +98,7 @@ impl Blobs {
     /// # Errors
     /// When the disk is full, for one. Nothing is there then.
     pub fn put(&self, bytes: &[u8], group: Option<u32>) -> io::Result<Digest> {
-        if bytes.len() as u64 > MAX_BLOB_BYTES {
+        if bytes.len() as u64 > self.most {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         let digest = Digest::of(bytes);
@@ -121,12 +130,13 @@ impl Blobs {
     pub fn read(&self, digest: Digest) -> Result<Vec<u8>, BlobError> {
         let path = self.path(digest);
         let mut bytes = Vec::new();
-        let read = File::open(&path).and_then(|file| file.take(MAX_BLOB_BYTES + 1).read_to_end(&mut bytes));
+        let read =
+            File::open(&path).and_then(|file| file.take(self.most.saturating_add(1)).read_to_end(&mut bytes));
         if let Err(source) = read {
             return Err(BlobError::Read { path, source });
         }
-        if bytes.len() as u64 > MAX_BLOB_BYTES {
-            return Err(BlobError::TooLarge { path });
+        if bytes.len() as u64 > self.most {
+            return Err(BlobError::TooLarge { path, most: self.most });
         }
         if Digest::of(&bytes) != digest {
             return Err(BlobError::Content { path });

@@ -30,6 +30,11 @@ impl Places {
     pub fn certificates(&self) -> PathBuf {
         self.feed().join("certificates")
     }
+    /// Names in parts, in files that edge-proxy's view names.
+    #[must_use]
+    pub fn names(&self) -> PathBuf {
+        self.feed().join("names")
+    }
     /// Where readers of views hear of new ones.
     #[must_use]
     pub fn feed_socket(&self) -> PathBuf {

@@ -13,6 +13,7 @@ pub mod host;
 pub mod id;
 pub mod key;
 pub mod login;
+pub mod names;
 pub mod net;
 pub mod range;
 pub mod ratio;

@@ -2,8 +2,10 @@
 
 use crate::host::{HostName, MappedName};
 use crate::id::VmId;
-use crate::view::EdgeView;
+use crate::names::part_of;
+use crate::view::{EdgeView, Entries, RouteEntry};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// Leave to connect to one port of one VM. Only a look-up in this crate makes one, and dialling takes nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,16 @@ pub enum Route {
 #[derive(Clone, Debug, Default)]
 pub struct RouteTable {
     api: HashSet<HostName>,
+    /// Of the view itself.
+    own: Leads,
+    /// Of its parts: none, or [`crate::names::PARTS`].
+    parts: Vec<Arc<Leads>>,
+    any_wildcard: bool,
+}
+
+/// Where some names lead.
+#[derive(Clone, Debug, Default)]
+pub struct Leads {
     names: HashMap<HostName, Lead>,
     /// By the name below which they mean all.
     wildcards: HashMap<HostName, Lead>,
@@ -65,24 +77,46 @@ enum Lead {
     Gone,
 }
 
-impl RouteTable {
-    /// Makes the table of what control published. The API's own names win over a mapping of the same name.
+impl Leads {
+    /// Of these lists. A name in both leads to its VM.
     #[must_use]
-    pub fn of(view: &EdgeView) -> Self {
-        let mut table = Self { api: view.api_hosts.iter().cloned().collect(), ..Self::default() };
-        for name in &view.gone {
-            table.put(name, Lead::Gone);
+    pub fn of(routes: &Entries<RouteEntry>, gone: &Entries<MappedName>) -> Self {
+        let mut leads = Self::default();
+        for name in gone {
+            leads.put(name, Lead::Gone);
         }
-        for entry in view.routes.iter().filter(|entry| entry.port != 0) {
+        for entry in routes.iter().filter(|entry| entry.port != 0) {
             let permit = Permit { vm: entry.vm.clone(), port: entry.port, run: entry.run };
-            table.put(&entry.host, Lead::Vm(permit));
+            leads.put(&entry.host, Lead::Vm(permit));
         }
-        table
+        leads
     }
 
     fn put(&mut self, name: &MappedName, lead: Lead) {
         let names = if name.is_wildcard() { &mut self.wildcards } else { &mut self.names };
         names.insert(name.base().clone(), lead);
+    }
+
+    fn permits(&self) -> impl Iterator<Item = &Permit> {
+        self.names.values().chain(self.wildcards.values()).filter_map(|lead| match lead {
+            Lead::Vm(permit) => Some(permit),
+            Lead::Gone => None,
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.names.len() + self.wildcards.len()
+    }
+}
+
+impl RouteTable {
+    /// Makes the table of what control published. The API's own names win over a mapping of the same name, and what
+    /// stands in the view itself over its `parts`, of which there are none or [`crate::names::PARTS`].
+    #[must_use]
+    pub fn of(view: &EdgeView, parts: Vec<Arc<Leads>>) -> Self {
+        let own = Leads::of(&view.routes, &view.gone);
+        let any_wildcard = !own.wildcards.is_empty() || parts.iter().any(|part| !part.wildcards.is_empty());
+        Self { api: view.api_hosts.iter().cloned().collect(), own, parts, any_wildcard }
     }
 
     /// Looks a name up: the name itself first, then the nearest wildcard above it.
@@ -91,7 +125,7 @@ impl RouteTable {
         if self.api.contains(name) {
             return Some(Route::Api);
         }
-        let lead = self.names.get(name).or_else(|| self.wildcard(name))?;
+        let lead = self.lead(name, |leads| &leads.names).or_else(|| self.wildcard(name))?;
         Some(match lead {
             Lead::Vm(permit) => Route::Vm(permit.clone()),
             Lead::Gone => Route::Gone,
@@ -99,16 +133,26 @@ impl RouteTable {
     }
 
     fn wildcard(&self, name: &HostName) -> Option<&Lead> {
-        if self.wildcards.is_empty() {
+        if !self.any_wildcard {
             return None;
         }
-        std::iter::successors(name.parent(), HostName::parent).find_map(|above| self.wildcards.get(&above))
+        std::iter::successors(name.parent(), HostName::parent)
+            .find_map(|above| self.lead(&above, |leads| &leads.wildcards))
+    }
+
+    fn lead(&self, name: &HostName, among: impl Fn(&Leads) -> &HashMap<HostName, Lead>) -> Option<&Lead> {
+        among(&self.own).get(name).or_else(|| among(self.parts.get(part_of(name))?).get(name))
+    }
+
+    /// All that may be reached.
+    pub fn permits(&self) -> impl Iterator<Item = &Permit> {
+        self.own.permits().chain(self.parts.iter().flat_map(|part| part.permits()))
     }
 
     /// Names in the table.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.api.len() + self.names.len() + self.wildcards.len()
+        self.api.len() + self.own.len() + self.parts.iter().map(|part| part.len()).sum::<usize>()
     }
 
     /// Whether no name leads anywhere.
@@ -122,7 +166,7 @@ impl RouteTable {
 mod tests {
     use super::*;
     use crate::id::Generation;
-    use crate::view::{RouteEntry, VIEW_VERSION};
+    use crate::view::VIEW_VERSION;
 
     #[test]
     fn only_listed_names_get_a_permit() {
@@ -138,8 +182,9 @@ mod tests {
             gone: vec!["gone.style.dev".parse().expect("name"), "a.style.dev".parse().expect("name")].into(),
             certificates: Vec::new().into(),
             challenges: Vec::new().into(),
+            names: None,
         };
-        let table = RouteTable::of(&view);
+        let table = RouteTable::of(&view, Vec::new());
         let look = |host: &str| table.host(&host.parse().expect("host"));
         let Some(Route::Vm(permit)) = look("A.style.dev") else { panic!("mapped") };
         assert_eq!((permit.vm(), permit.port(), permit.run()), (&vm, 3000, 3));
@@ -171,8 +216,9 @@ mod tests {
             gone: vec!["old2.shop.test".parse().expect("name")].into(),
             certificates: Vec::new().into(),
             challenges: Vec::new().into(),
+            names: None,
         };
-        let table = RouteTable::of(&view);
+        let table = RouteTable::of(&view, Vec::new());
         let port = |host: &str| match table.host(&host.parse().expect("host")) {
             Some(Route::Vm(permit)) => Some(permit.port()),
             _ => None,

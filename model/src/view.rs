@@ -7,6 +7,7 @@ use crate::firewall::RuleEntry;
 use crate::host::{HostName, MappedName};
 use crate::id::{Generation, PeeringId, ServiceId, VmId, VpcId, WireGuardSessionId};
 use crate::key::{PublicKey, SecretKey};
+use crate::names::NameParts;
 use crate::net::{Ipv4Cidr, MacAddress};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -47,6 +48,28 @@ impl<T> Entries<T> {
     /// The entries that could be read.
     pub fn iter(&self) -> std::slice::Iter<'_, T> {
         self.good.iter()
+    }
+
+    /// How many could be read.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.good.len()
+    }
+
+    /// Whether none could be read.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.good.is_empty()
+    }
+
+    /// Adds one.
+    pub fn push(&mut self, entry: T) {
+        self.good.push(entry);
+    }
+
+    /// Takes all that could be read out.
+    pub fn take(&mut self) -> Vec<T> {
+        std::mem::take(&mut self.good)
     }
 }
 
@@ -175,6 +198,9 @@ pub struct EdgeView {
     /// What certificate authorities ask to see.
     #[serde(default)]
     pub challenges: Entries<ChallengeEntry>,
+    /// More routes, names that lead nowhere and certificates, see [`crate::names`].
+    #[serde(default)]
+    pub names: Option<NameParts>,
 }
 
 impl View for EdgeView {

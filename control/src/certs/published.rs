@@ -1,20 +1,12 @@
-//! The files that edge-proxy reads certificates from. One is there before a view names it, and until no reader has a view
-//! in force that does.
-//!
-//! ```text
-//!           put                    a decision without it           one without it is in force
-//!   (none) ─────► wanted ───────────────────────────► retired since g ─────────────────────► removed
-//!                    ▲                                       │
-//!                    └────────── a decision with it ◄────────┘
-//! ```
+//! The certificates that a view names, and the files that edge-proxy reads them from.
 
 use super::Pair;
 use feed::blobs::Blobs;
+use feed::shelf::Shelf;
 use model::digest::Digest;
 use model::host::MappedName;
 use model::id::Generation;
 use model::view::CertificateEntry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,13 +14,7 @@ use zeroize::Zeroizing;
 
 /// The files that are there.
 #[derive(Debug)]
-pub struct Published {
-    blobs: Blobs,
-    group: Option<u32>,
-    known: BTreeSet<Digest>,
-    /// What no decision wants any more, since the first that did not.
-    retired: BTreeMap<Digest, Generation>,
-}
+pub struct Published(Shelf);
 
 impl Published {
     /// Those of the folder, which is made when it is missing. `group`, if any, may read them. Blocks on the disk, as all of
@@ -37,15 +23,13 @@ impl Published {
     /// # Errors
     /// When the folder cannot be made or read.
     pub fn open(folder: PathBuf, group: Option<u32>) -> io::Result<Self> {
-        let blobs = Blobs::make(folder, group)?;
-        let known = blobs.list()?;
-        Ok(Self { blobs, group, known, retired: BTreeMap::new() })
+        Ok(Self(Shelf::open(Blobs::make(folder, group)?, group)?))
     }
 
     /// Whether this one is there.
     #[must_use]
     pub fn has(&self, file: Digest) -> bool {
-        self.known.contains(&file)
+        self.0.has(file)
     }
 
     /// What a view lists, in the order in which a later one wins: the house's own and those that are over, then the
@@ -63,14 +47,10 @@ impl Published {
     ) -> io::Result<Vec<CertificateEntry>> {
         let missing: Vec<_> = pairs.iter().filter(|pair| !self.has(pair.digest)).collect();
         let files = fresh.iter().chain(missing.iter().map(|pair| &pair.file));
-        let mut put = false;
         for file in files {
-            self.known.insert(self.blobs.put(file, self.group)?);
-            put = true;
+            self.0.put(file)?;
         }
-        if put {
-            self.blobs.sync()?;
-        }
+        self.0.sync()?;
         let entry = |pair: &Arc<Pair>| CertificateEntry { names: pair.names.clone(), file: pair.digest };
         let (good, poor): (Vec<_>, Vec<_>) = pairs.iter().partition(|pair| pair.is_preferred(now_ms));
         let issued = issued.iter().filter(|(_, file)| self.has(*file));
@@ -79,8 +59,7 @@ impl Published {
         Ok(poor.into_iter().map(entry).chain(issued).chain(good.into_iter().map(entry)).collect())
     }
 
-    /// Takes note of what a decision lists, and removes what is listed neither by it nor by a decision since the one that
-    /// is in force.
+    /// See [`Shelf::sweep`].
     ///
     /// # Errors
     /// When the disk fails; what is left is removed another time.
@@ -90,20 +69,7 @@ impl Published {
         listed: &[CertificateEntry],
         in_force: Option<Generation>,
     ) -> io::Result<()> {
-        let wanted: BTreeSet<_> = listed.iter().map(|entry| entry.file).collect();
-        self.retired.retain(|file, _| !wanted.contains(file));
-        for file in self.known.difference(&wanted) {
-            self.retired.entry(*file).or_insert(generation);
-        }
-        let Some(in_force) = in_force else { return Ok(()) };
-        let over: Vec<_> =
-            self.retired.iter().filter(|(_, since)| **since <= in_force).map(|(file, _)| *file).collect();
-        for file in over {
-            self.blobs.remove(file)?;
-            self.retired.remove(&file);
-            self.known.remove(&file);
-        }
-        Ok(())
+        self.0.sweep(generation, &listed.iter().map(|entry| entry.file).collect(), in_force)
     }
 }
 
@@ -139,7 +105,7 @@ mod tests {
         assert!(files.has(one), "it is wanted again");
         files.sweep(Generation(5), &[], Some(Generation(4))).expect("swept");
         files.sweep(Generation(6), &[], Some(Generation(5))).expect("swept");
-        assert!(!files.has(one) && Published::open(folder, None).expect("open").known.is_empty());
+        assert!(!files.has(one) && Published::open(folder, None).expect("open").0.is_empty());
     }
 
     proptest! {
@@ -149,6 +115,7 @@ mod tests {
         ) {
             let place = tempfile::tempdir().expect("folder");
             let mut files = Published::open(place.path().to_owned(), None).expect("open");
+            let reader = Blobs::at(place.path().to_owned());
             let mut views: Vec<(Generation, Vec<Digest>)> = Vec::new();
             let mut in_force = None;
             for (number, (wanted, taken)) in steps.into_iter().enumerate() {
@@ -166,7 +133,7 @@ mod tests {
                 // A reader has the one that it told of, or a newer one.
                 for (_, view) in views.iter().filter(|(at, _)| in_force.is_none_or(|force| *at >= force)) {
                     for digest in view {
-                        prop_assert!(files.blobs.read(*digest).is_ok());
+                        prop_assert!(reader.read(*digest).is_ok());
                     }
                 }
             }

@@ -97,6 +97,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
             gone: facts.gone.to_vec().into(),
             certificates: facts.certificates.to_vec().into(),
             challenges: facts.challenges.to_vec().into(),
+            names: None,
         },
         vpc: VpcView {
             version: VIEW_VERSION,

@@ -4,6 +4,7 @@ use super::world::Manner;
 use super::{Bench, call, eventually, id, nothing};
 use model::api::BACKGROUND_AFTER_HEADER;
 use serde_json::{Value, json};
+use std::collections::{HashSet, VecDeque};
 use vmm::client::ExitReason;
 
 async fn state(bench: &Bench, vm: &str) -> Value {
@@ -133,6 +134,48 @@ async fn a_mapping_is_published_before_it_is_answered_and_goes_with_the_vm() {
     bench.admin("DELETE", &format!("/v1/vms/{vm}"), nothing()).await.good();
     assert_eq!(bench.view("edge")["routes"], json!([]));
     assert_eq!(bench.admin("GET", "/domains/v1/mappings", nothing()).await.good(), json!([]));
+}
+
+#[tokio::test]
+async fn many_names_are_published_in_parts_and_few_in_the_view() {
+    const VMS: usize = 17;
+    /// So many an account may have.
+    const MOST_VMS: usize = 8;
+    const NAMES: usize = 64;
+    let bench = Bench::new().await;
+    let domain = |vm: usize, number: usize| json!({"domain": format!("n{number}-of-{vm}.style.dev")});
+    let mut made = VecDeque::new();
+    for vm in 0..VMS {
+        // The names of a VM that is gone stay, and lead nowhere.
+        if made.len() == MOST_VMS {
+            let oldest: String = made.pop_front().expect("one");
+            bench.admin("DELETE", &format!("/v1/vms/{oldest}"), nothing()).await.good();
+        }
+        let domains: Vec<_> = (0..NAMES).map(|number| domain(vm, number)).collect();
+        made.push_back(bench.create(json!({"domains": domains})).await);
+    }
+    let edge = bench.view("edge");
+    assert_eq!((&edge["routes"], &edge["gone"]), (&json!([]), &json!([])));
+    let files = edge["names"]["files"].as_array().expect("files").clone();
+    let reader = feed::names::NamesReader::at(bench.config.places.names());
+    let (mut hosts, mut gone) = (HashSet::new(), HashSet::new());
+    for file in &files {
+        let part = reader.read(file.as_str().expect("digest").parse().expect("digest")).expect("a part");
+        assert_eq!(part.rejected(), 0);
+        hosts.extend(part.routes.iter().map(|route| route.host.to_string()));
+        gone.extend(part.gone.iter().map(ToString::to_string));
+    }
+    assert_eq!(files.len(), model::names::PARTS);
+    assert_eq!((hosts.len(), gone.len()), (MOST_VMS * NAMES, (VMS - MOST_VMS) * NAMES));
+    assert!(hosts.contains("n3-of-16.style.dev") && gone.contains("n3-of-5.style.dev"));
+    bench.admin("DELETE", &format!("/v1/vms/{}", made[0]), nothing()).await.good();
+    let edge = bench.view("edge");
+    let now = edge["names"]["files"].as_array().expect("files");
+    let changed = files.iter().zip(now).filter(|(old, new)| old != new);
+    assert!((1..=NAMES).contains(&changed.count()));
+    for vm in made.iter().skip(1) {
+        bench.admin("DELETE", &format!("/v1/vms/{vm}"), nothing()).await.good();
+    }
 }
 
 #[tokio::test]

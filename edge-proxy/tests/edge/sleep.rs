@@ -3,6 +3,7 @@
 
 use crate::basics::{ask, h1};
 use crate::world::{Behind, PATIENCE, World, http_server, text};
+use edge_proxy::dial::PROBE_AFTER;
 use edge_proxy::metrics::Count;
 use http::StatusCode;
 use std::net::SocketAddr;
@@ -166,4 +167,94 @@ async fn a_dead_pooled_connection_costs_one_more_try_on_a_fresh_one_and_only_wha
     let posted = world.curl("https://a.style.dev/", &["--http1.1", "-i", "-d", "12345"]).await;
     assert!(posted.out.contains(" 502 ") && posted.out.contains("VM_ANSWER_BROKEN"), "{posted:?}");
     assert_eq!((world.count(Count::Retries), world.count(Count::Dials)), (1, POOLED as u64 + 1));
+}
+
+/// What the kernel waits with on the connections to a port of this host, and hundredths of a second until then (the timer
+/// of a line in /proc/net/tcp; 2 is that of probes).
+fn timers(port: u16) -> Vec<(u8, u64)> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("table");
+    let peer = format!(":{port:04X}");
+    let lines = table.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let open = lines.filter(|fields| fields[2].ends_with(&peer) && fields[3] == "01");
+    open.map(|fields| {
+        let (timer, left) = fields[5].split_once(':').expect("timer");
+        (timer.parse().expect("number"), u64::from_str_radix(left, 16).expect("number"))
+    })
+    .collect()
+}
+
+/// A VM that gets a request on each connection and says no more than this.
+async fn silent_after(answer: &'static [u8], heard: &'static Semaphore) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _head = tcp.read(&mut [0; 4096]).await.expect("read");
+                tcp.write_all(answer).await.expect("write");
+                heard.add_permits(1);
+                let _rest = tcp.read(&mut [0; 4096]).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_whose_answer_is_waited_for_is_probed_and_one_that_may_be_silent_is_let_sleep() {
+    let world = World::new().await;
+    let heard = semaphore();
+    let events = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let socket = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let mut asked = Vec::new();
+    // A pooled connection is probed, and events do not take it.
+    let pooled = http_server(|_| async { text("quick") }).await;
+    world.behind(3000, Behind::Server(pooled));
+    world.map("a.style.dev", 3000).await;
+    let (mut sender, _driving) = h1(&world, "a.style.dev").await;
+    assert_eq!(ask(&mut sender, "a.style.dev").await.0, StatusCode::OK);
+    for (fields, answer, probed) in [
+        ("", &b""[..], true),
+        ("Accept: text/event-stream\r\n", &events[..], false),
+        (upgrade, &socket[..], false),
+        (
+            "Accept: text/html\r\n",
+            &b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n"[..],
+            true,
+        ),
+    ] {
+        let server = silent_after(answer, heard).await;
+        world.behind(3000, Behind::Server(server));
+        if probed {
+            // A run of its own, so that nothing is pooled.
+            let run = 2 + asked.len() as u64;
+            world
+                .change(|view| {
+                    let mut routes: Vec<_> = view.routes.iter().cloned().collect();
+                    routes[0].run = run;
+                    view.routes = routes.into();
+                })
+                .await;
+        }
+        let mut tls = world.tls("a.style.dev", &["http/1.1"]).await.expect("tls");
+        let request = format!("GET / HTTP/1.1\r\nHost: a.style.dev\r\n{fields}\r\n");
+        tls.write_all(request.as_bytes()).await.expect("write");
+        timeout(PATIENCE, heard.acquire()).await.expect("it came to the VM").expect("open").forget();
+        if !answer.is_empty() {
+            let read = timeout(PATIENCE, tls.read(&mut [0; 4096])).await;
+            assert!(matches!(read, Ok(Ok(1..))), "{fields:?}: {read:?}");
+        }
+        // Until what was sent is acknowledged the kernel waits for that.
+        let settled =
+            async || Some(timers(server.port())).filter(|timers| timers.iter().all(|(timer, _)| *timer != 1));
+        let timers = world.until_some(settled).await;
+        match (timers.as_slice(), probed) {
+            ([(2, left)], true) => assert!(*left <= PROBE_AFTER.as_secs() * 100, "{fields:?}: {left}"),
+            ([(0, _)], false) => {}
+            other => panic!("{fields:?}: {other:?}"),
+        }
+        asked.push(tls);
+    }
 }

@@ -122,6 +122,7 @@ impl World {
             gone: Vec::new().into(),
             certificates: certificates.into(),
             challenges: Vec::new().into(),
+            names: None,
         };
         let publisher = Publisher::new(&places.feed()).expect("publisher");
         publisher.publish(&view, None).expect("publish");

@@ -1,14 +1,21 @@
-# A page that counts its visits in memory, and tells since when.
+# A page that counts its visits in memory. One is answered only when the VM has slept and woken over it.
 import http.server
 import time
 
-begun, visits = time.monotonic(), 0
+visits = 0
+
+
+def asleep():
+    return time.time() - time.monotonic()
 
 
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         global visits
         visits += 1
+        before = asleep()
+        while self.path == "/over-a-sleep" and asleep() < before + 1:
+            time.sleep(0.1)
         body = f"{visits}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -11,8 +11,8 @@ const { GATEHOUSE_CA: ca, GATEHOUSE_SERVER: server } = process.env;
 const host = "something.style.dev";
 const started = Date.now();
 const say = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1)} s  ${what}`);
-const visit = async () => {
-  const { stdout } = await run("curl", ["-sS", "--fail", "--cacert", ca, "--max-time", "90", `https://${host}/`]);
+const visit = async (path = "") => {
+  const { stdout } = await run("curl", ["-sS", "--fail", "--cacert", ca, "--max-time", "90", `https://${host}/${path}`]);
   return Number(stdout);
 };
 const state = async (vm) => (await vm.getInfo()).state;
@@ -65,9 +65,9 @@ await vm.suspend();
 await vm.start({ idleTimeoutSeconds: 3 });
 await until("idle", async () => (await state(vm)) === "suspended");
 say("suspended because it was idle");
-assert.equal(await visit(), 4);
+assert.equal(await visit("over-a-sleep"), 4);
+say("woken again, and once more over the request, which nobody repeated");
 await vm.start({ idleTimeoutSeconds: null });
-say("woken again");
 
 const { forks } = await vm.fork({ count: 3 });
 assert.equal(forks.length, 3);

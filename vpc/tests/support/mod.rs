@@ -485,8 +485,9 @@ pub fn permit(vm: &VmId, port: u16) -> model::route::Permit {
         gone: Vec::new().into(),
         certificates: Vec::new().into(),
         challenges: Vec::new().into(),
+        names: None,
     };
-    let Some(Route::Vm(permit)) = RouteTable::of(&view).host(&host) else { panic!("a route") };
+    let Some(Route::Vm(permit)) = RouteTable::of(&view, Vec::new()).host(&host) else { panic!("a route") };
     permit
 }
 
