@@ -1,5 +1,6 @@
 //! A client of HTTP/2 that sends any bytes as frames, and reads as little as it must.
 
+use crate::recorder::PATH;
 use crate::world::{PATIENCE, World};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,10 +22,10 @@ pub const END_HEADERS: u8 = 4;
 
 /// A request's pseudo headers.
 pub const GET: [(&str, &str); 4] =
-    [(":method", "GET"), (":scheme", "https"), (":authority", "a.style.dev"), (":path", "/v")];
+    [(":method", "GET"), (":scheme", "https"), (":authority", "a.style.dev"), (":path", PATH)];
 /// The same for a request with a body.
 pub const POST: [(&str, &str); 4] =
-    [(":method", "POST"), (":scheme", "https"), (":authority", "a.style.dev"), (":path", "/v")];
+    [(":method", "POST"), (":scheme", "https"), (":authority", "a.style.dev"), (":path", PATH)];
 
 /// What became of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -77,6 +77,44 @@ pub fn heads(bytes: &str) -> Vec<String> {
     bytes.split(['\r', '\n']).filter(|line| line.contains(" HTTP/1.")).map(str::to_owned).collect()
 }
 
+/// The path of every request in a table.
+pub const PATH: &str = "/v000";
+
+/// The path that a vector has instead, of the same length: by it its head is told from that of an earlier vector, which
+/// may come late when its body was broken off.
+pub fn path(vector: usize) -> String {
+    format!("/v{vector:03}")
+}
+
+/// The request lines that came while a vector was judged.
+pub struct Came {
+    /// All but the late ones.
+    pub own: Vec<String>,
+    /// Of other vectors' requests.
+    pub late: Vec<String>,
+}
+
+impl Came {
+    /// Takes them from the recorder; fails when something smuggled is among them.
+    pub fn take(recorder: &Recorder, name: &str, path: &str) -> Self {
+        let lines: Vec<String> = recorder.take().iter().flat_map(|bytes| heads(bytes)).collect();
+        assert!(!lines.iter().any(|line| line.contains("evil")), "{name}: {lines:?}");
+        let (late, own) = lines.into_iter().partition(|line| {
+            let vector = line.split_once(" /v").and_then(|(_, line)| line.strip_suffix(" HTTP/1.1"));
+            vector.is_some_and(|vector| vector.parse::<usize>().is_ok()) && !line.contains(path)
+        });
+        Self { own, late }
+    }
+}
+
+/// Fails unless what came late are requests of these paths, each once.
+pub fn each_once(mut late: Vec<String>, may_be_late: &[String]) {
+    late.sort();
+    let twice = late.windows(2).any(|two| two[0] == two[1]);
+    let known = |line: &String| may_be_late.iter().any(|path| line.contains(path));
+    assert!(!twice && late.iter().all(known), "{late:?}");
+}
+
 /// Judges one vector after the other; all that fail are named, and not the first alone.
 pub struct Verdicts(Vec<String>);
 
