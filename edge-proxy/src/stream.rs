@@ -4,7 +4,8 @@
 //!   head passes the gate of [`crate::pure::head`] first, a pipelined one too.
 //! - Bodies in chunks are followed by [`crate::pure::chunks`], so that their end is known and nothing doubtful passes.
 //! - Frames of HTTP/2 are watched by [`crate::http2`].
-//! - Writing is gathered: head and body of a small answer leave as one TLS record in one system call.
+//! - Writing is gathered: head and body of a small answer leave as one TLS record in one system call. What the engine
+//!   does not flush leaves by itself when no more has come for a moment ([`GATHER_WAIT`]).
 //! - A client that takes nothing for [`crate::settings::Settings::write_stall`] is an error, whoever writes.
 
 use crate::certificates::Certificate;
@@ -37,6 +38,9 @@ use tokio_rustls::server::TlsStream;
 
 /// Gathered before it is written: the plaintext of one TLS record.
 const GATHER_BYTES: usize = 16 << 10;
+/// Longest that a part of an answer waits for the next part. The engine flushes no answer of a known length before it is
+/// whole, and a VM may take its time over one; most that write head and body apart do so well within this.
+const GATHER_WAIT: Duration = Duration::from_millis(5);
 /// Kept of requests that a client sends ahead of their turn.
 const AHEAD_BYTES: usize = 16 << 10;
 /// Step in which heads are read: most fit in one.
@@ -66,6 +70,9 @@ pub struct ClientStream {
     read: BytesMut,
     gate: Gate,
     gathered: Vec<u8>,
+    /// Whether something was written since all was flushed, and how long that still waits for more.
+    unflushed: bool,
+    lull: Option<Pin<Box<Sleep>>>,
     stall: Option<Pin<Box<Sleep>>>,
     write_stall: Duration,
     watch: Option<Box<Watch>>,
@@ -104,6 +111,8 @@ impl ClientStream {
             read: BytesMut::new(),
             gate: Gate::Open,
             gathered: Vec::new(),
+            unflushed: false,
+            lull: None,
             stall: None,
             write_stall,
             watch: None,
@@ -287,6 +296,28 @@ impl ClientStream {
         Poll::Ready(Ok(()))
     }
 
+    /// Pending: the engine waits for the client, which is when it has nothing to write. Soon flushes what it has written.
+    fn poll_lull(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let lull = self.lull.get_or_insert_with(|| Box::pin(tokio::time::sleep(GATHER_WAIT)));
+        ready!(lull.as_mut().poll(cx));
+        ready!(self.poll_send(cx))?;
+        Poll::Pending
+    }
+
+    /// Writes and flushes all there is.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        match Pin::new(&mut self.tls).poll_flush(cx) {
+            Poll::Ready(flushed) => {
+                self.stall = None;
+                self.lull = None;
+                self.unflushed = false;
+                Poll::Ready(flushed)
+            }
+            Poll::Pending => self.poll_stall(cx),
+        }
+    }
+
     fn note_sent(&mut self, bytes: &[u8]) {
         if let Some(watch) = &mut self.watch {
             watch.sent(bytes);
@@ -328,20 +359,22 @@ impl AsyncRead for ClientStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        match this.gate {
+        let read = match this.gate {
             Gate::Open | Gate::Left(1..) if !this.read.is_empty() => Poll::Ready(this.give_waiting(buf)),
             Gate::Open => this.poll_client(cx, buf),
             Gate::Left(0) => this.poll_watch(cx),
             Gate::Left(left) => this.poll_gated(cx, buf, left),
             Gate::Chunked(chunks) if chunks.is_whole() => this.poll_watch(cx),
             Gate::Chunked(_) => this.poll_chunks(cx, buf),
-        }
+        };
+        if read.is_pending() && this.unflushed && this.gate != Gate::Open { this.poll_lull(cx) } else { read }
     }
 }
 
 impl AsyncWrite for ClientStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.unflushed = true;
         if this.gathered.len() + bytes.len() > GATHER_BYTES {
             ready!(this.poll_drain(cx))?;
         }
@@ -363,15 +396,7 @@ impl AsyncWrite for ClientStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        ready!(this.poll_drain(cx))?;
-        match Pin::new(&mut this.tls).poll_flush(cx) {
-            Poll::Ready(flushed) => {
-                this.stall = None;
-                Poll::Ready(flushed)
-            }
-            Poll::Pending => this.poll_stall(cx),
-        }
+        self.poll_send(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
