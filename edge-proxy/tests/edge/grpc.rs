@@ -158,7 +158,8 @@ impl Client {
     /// A whole call with one message.
     async fn call(&mut self, path: &str) -> Ended {
         let (answer, mut say) = self.begin(path).await;
-        say.send_data(message(b"hello"), true).expect("data");
+        // The call may have been ended before it has said anything; a good one's answer shows what was sent.
+        let _or_ended = say.send_data(message(b"hello"), true);
         let answer = timeout(PATIENCE, answer).await.expect("in time").expect("answer");
         let (head, mut hear) = answer.into_parts();
         let data = whole(&mut hear).await;
@@ -235,11 +236,8 @@ async fn a_connection_that_the_vm_gives_up_is_left_and_no_call_is_made_twice() {
 async fn a_vm_without_http2_is_told_of_and_one_that_breaks_a_call_too() {
     let world = world(false).await;
     let mut client = Client::new(&world).await;
-    let (answer, mut say) = client.begin("/t.T/Reset").await;
-    say.send_data(message(b"hello"), true).expect("data");
-    let answer = timeout(PATIENCE, answer).await.expect("in time");
     // gRPC's clients make UNAVAILABLE of 502.
-    assert_eq!(answer.expect("an answer").status(), StatusCode::BAD_GATEWAY);
+    assert_eq!(client.call("/t.T/Reset").await.answer, StatusCode::BAD_GATEWAY);
     world.behind(3001, Behind::Server(old_server().await));
     world.map("a.style.dev", 3001).await;
     let ended = client.call("/t.T/Unary").await;
