@@ -24,7 +24,7 @@ where
 }
 
 /// Reads until the bytes are there.
-async fn until<S: AsyncReadExt + Unpin>(stream: &mut S, wanted: &str) -> String {
+pub async fn until<S: AsyncReadExt + Unpin>(stream: &mut S, wanted: &str) -> String {
     let mut bytes = Vec::new();
     while !String::from_utf8_lossy(&bytes).contains(wanted) {
         let count = timeout(PATIENCE, stream.read_buf(&mut bytes)).await.expect("in time").expect("read");

@@ -1,5 +1,6 @@
 //! What lasts: WebSockets, events, gRPC, large bodies, and the end of all of them.
 
+use crate::bodies::until;
 use crate::world::{Behind, PATIENCE, World, text};
 use edge_proxy::Order;
 use edge_proxy::metrics::Count;
@@ -146,16 +147,6 @@ async fn events_arrive_when_they_are_sent() {
     }
 }
 
-/// Reads until the text has come.
-async fn read_until(stream: &mut (impl AsyncReadExt + Unpin), wanted: &str) -> String {
-    let mut got = Vec::new();
-    while !String::from_utf8_lossy(&got).contains(wanted) {
-        let count = timeout(PATIENCE, stream.read_buf(&mut got)).await.expect("in time").expect("read");
-        assert!(count > 0, "the end before {wanted}: {}", String::from_utf8_lossy(&got));
-    }
-    String::from_utf8_lossy(&got).into_owned()
-}
-
 /// A known length is no reason to keep what there is: the engine would until the message is whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_of_messages_of_known_length_arrive_when_they_are_sent() {
@@ -167,20 +158,20 @@ async fn parts_of_messages_of_known_length_arrive_when_they_are_sent() {
     let request = "POST / HTTP/1.1\r\nHost: a.style.dev\r\nContent-Length: 10\r\n\r\n";
     tls.write_all(request.as_bytes()).await.expect("write");
     let (mut vm, _) = timeout(PATIENCE, listener.accept()).await.expect("in time").expect("accept");
-    read_until(&mut vm, "\r\n\r\n").await;
+    until(&mut vm, "\r\n\r\n").await;
     for part in ["first", "again"] {
         tls.write_all(part.as_bytes()).await.expect("write");
-        read_until(&mut vm, part).await;
+        until(&mut vm, part).await;
     }
     // Twice: a connection that goes on begins anew.
     for round in 0..2 {
         for part in ["HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", "early", "later"] {
             vm.write_all(part.as_bytes()).await.expect("write");
-            read_until(&mut tls, if part.len() > 5 { "\r\n\r\n" } else { part }).await;
+            until(&mut tls, if part.len() > 5 { "\r\n\r\n" } else { part }).await;
         }
         if round == 0 {
             tls.write_all(b"GET / HTTP/1.1\r\nHost: a.style.dev\r\n\r\n").await.expect("write");
-            read_until(&mut vm, "\r\n\r\n").await;
+            until(&mut vm, "\r\n\r\n").await;
         }
     }
 }
