@@ -31,8 +31,9 @@ const LISTEN_WAIT: Duration = Duration::from_secs(60);
 const DIAL_AGAIN: Duration = Duration::from_millis(200);
 /// Longest that its host keys are asked for again: the supervisor of the VMs is back within a second or two.
 const KEYS_WAIT: Duration = Duration::from_secs(10);
-/// Longest that the exchange with sshd may take: a guest under load.
-const HANDSHAKE_WAIT: Duration = Duration::from_secs(30);
+/// Longest that the exchange with sshd may take: as long as sshd itself gives a login (sshd_config(5), LoginGraceTime), so
+/// that a guest under load is not given up while its sshd still works on the answer.
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(120);
 /// How long a certificate holds. sshd looks at it only at the login; a day covers any clock of a guest.
 const VALID: Duration = Duration::from_secs(86_400);
 /// The same before the login.
