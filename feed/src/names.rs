@@ -18,6 +18,9 @@ pub struct NamesWriter {
     shelf: Shelf,
     /// Those of the newest view.
     newest: Vec<(Digest, NamePart)>,
+    /// Those of the one before it, of no more use: freeing so many names takes as long as publishing them, so that waits
+    /// until the view is out.
+    over: Vec<(Digest, NamePart)>,
 }
 
 impl NamesWriter {
@@ -28,7 +31,7 @@ impl NamesWriter {
     /// When the folder cannot be made or read.
     pub fn open(folder: PathBuf, group: Option<u32>) -> io::Result<Self> {
         let blobs = Blobs::make(folder, group)?.up_to(MAX_VIEW_BYTES);
-        Ok(Self { shelf: Shelf::open(blobs, group)?, newest: Vec::new() })
+        Ok(Self { shelf: Shelf::open(blobs, group)?, newest: Vec::new(), over: Vec::new() })
     }
 
     /// Puts the names of a view into files, if they are many. They are durable, and the view names them.
@@ -40,11 +43,11 @@ impl NamesWriter {
             self.newest.clear();
             return Ok(());
         };
-        let mut earlier = std::mem::take(&mut self.newest).into_iter();
+        self.over = std::mem::take(&mut self.newest);
         let mut files = Vec::with_capacity(parts.len());
-        for part in parts {
-            let digest = match earlier.next() {
-                Some((digest, known)) if known == part => digest,
+        for (number, part) in parts.into_iter().enumerate() {
+            let digest = match self.over.get(number) {
+                Some((digest, known)) if *known == part => *digest,
                 Some(_) | None => self.shelf.put(&serde_json::to_vec(&part)?)?,
             };
             self.newest.push((digest, part));
@@ -60,6 +63,7 @@ impl NamesWriter {
     /// # Errors
     /// When the disk fails; what is left is removed another time.
     pub fn sweep(&mut self, generation: Generation, in_force: Option<Generation>) -> io::Result<()> {
+        self.over = Vec::new();
         self.shelf.sweep(generation, &self.newest.iter().map(|(digest, _)| *digest).collect(), in_force)
     }
 }
