@@ -52,7 +52,7 @@ for (const [port, page] of [[3000, "the app"], [8453, "the terminal"], [8080, PA
   assert.equal(unit.statusCode, 0, unit.stderr);
   const listens = await vm.exec({
     command: `curl -sf --retry 600 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:${port}/`,
-    timeoutMs: 90_000,
+    timeoutMs: 300_000,
   });
   assert.equal(listens.statusCode, 0, listens.stderr);
 }

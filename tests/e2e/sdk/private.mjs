@@ -25,7 +25,7 @@ for (const ipv4 of ["192.168.10.11", "192.168.11.1", "192.168.10.0", "192.168.10
 say("three VMs; addresses that are taken or outside are refused");
 
 const run = async ({ vm }, command) => {
-  const { statusCode, stdout, stderr } = await vm.exec({ command, timeoutMs: 60_000 });
+  const { statusCode, stdout, stderr } = await vm.exec({ command, timeoutMs: 300_000 });
   return { ok: statusCode === 0, stdout, stderr };
 };
 const serve = async (machine, word) => {

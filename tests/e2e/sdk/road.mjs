@@ -57,7 +57,7 @@ const unit = await vm.exec("systemd-run --unit=page python3 /root/server.py 3000
 assert.equal(unit.statusCode, 0, unit.stderr);
 const listening = await vm.exec({
   command: "curl -sf --retry 600 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:3000/",
-  timeoutMs: 90_000,
+  timeoutMs: 300_000,
 });
 assert.equal(listening.statusCode, 0, listening.stderr);
 say("a server in the machine");

@@ -26,7 +26,7 @@ const until = async (what, probe) => {
 // What no two machines may share.
 const identity = "cat /etc/machine-id; hostname; cat /etc/ssh/ssh_host_ed25519_key.pub; head -c 16 /dev/urandom | base64; " +
   "cat /proc/sys/kernel/random/uuid; ip -4 -o address show scope global | tr -s ' ' | cut -d' ' -f4";
-const identify = async (vm) => (await vm.exec({ command: identity, timeoutMs: 60_000 })).stdout.trim().split("\n");
+const identify = async (vm) => (await vm.exec({ command: identity, timeoutMs: 300_000 })).stdout.trim().split("\n");
 const clock = async (vm) => {
   const before = Date.now() / 1000;
   const { stdout } = await vm.exec("date +%s.%N");
@@ -42,7 +42,7 @@ await vm.fs.writeTextFile("/root/counter.py", await readFile(join(dirname(server
 const unit = await vm.exec("systemd-run --unit=counter python3 /root/counter.py");
 assert.equal(unit.statusCode, 0, unit.stderr);
 const listening = "curl -sf --retry 600 --retry-connrefused --retry-delay 1 -o /dev/null http://127.0.0.1:8080/";
-assert.equal((await vm.exec({ command: listening, timeoutMs: 90_000 })).statusCode, 0);
+assert.equal((await vm.exec({ command: listening, timeoutMs: 300_000 })).statusCode, 0);
 await freestyle.domains.mappings.create({ domain: host, vmId, vmPort: 8080 });
 assert.equal(await visit(), 2);
 say("a counter serves");

@@ -58,7 +58,7 @@ const unit = async ({ vm }, name, exec, port) => {
   const command =
     `systemctl daemon-reload && systemctl enable --now ${name} && ` +
     `until python3 -c 'import socket; socket.create_connection(("127.0.0.1", ${port}))' 2>/dev/null; do sleep 0.5; done`;
-  const { statusCode, stderr } = await vm.exec({ command, timeoutMs: 120_000 });
+  const { statusCode, stderr } = await vm.exec({ command, timeoutMs: 300_000 });
   assert.equal(statusCode, 0, stderr);
 };
 await agent.vm.fs.writeTextFile("/srv/rpc.py", await readFile(join(dirname(server), "rpc.py"), "utf8"));
@@ -101,7 +101,7 @@ assert.equal((await client(...rpc, "wrong")).stdout, "unauthorized\n");
 say("a JSON-RPC service over raw TCP is driven through the tunnel");
 
 // VMs do not begin a connection to a laptop unless a rule says so.
-const back = () => other.vm.exec({ command: `ping -c 1 -W 3 ${connection.vpcIp}`, timeoutMs: 20_000 });
+const back = () => other.vm.exec({ command: `ping -c 1 -W 3 ${connection.vpcIp}`, timeoutMs: 60_000 });
 assert.notEqual((await back()).statusCode, 0, "a VM begins no connection to a client");
 const rules = `/v1/vpcs/${vpcId}/rules`;
 const allowed = await call("POST", rules, { action: "allow", direction: "out", vm: other.vmId, peer: "vpn" });
