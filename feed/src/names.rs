@@ -18,8 +18,7 @@ pub struct NamesWriter {
     shelf: Shelf,
     /// Those of the newest view.
     newest: Vec<(Digest, NamePart)>,
-    /// Those of the one before it, of no more use: freeing so many names takes as long as publishing them, so that waits
-    /// until the view is out.
+    /// Those of the one before it, of no more use: freeing some hundred thousand texts waits until the view is out.
     over: Vec<(Digest, NamePart)>,
 }
 

@@ -101,8 +101,8 @@ fn longest_run(certificates: &[CertificateEntry]) -> Range<usize> {
     longest
 }
 
-/// The one name that a certificate is for, or is for all names below. It is not parsed, which would take most of the time
-/// of a change; what is no name at all is nobody's in a part as it is in the view.
+/// The one name that a certificate is for, or is for all names below. It is not parsed, since each change asks this of all
+/// certificates, twice; what is no name at all is nobody's in a part as it is in the view.
 fn only_name(certificate: &CertificateEntry) -> Option<&str> {
     match certificate.names.as_slice() {
         [name] if is_as_kept(name) => Some(name.strip_prefix("*.").unwrap_or(name)),
