@@ -13,9 +13,9 @@ const run = promisify(execFile);
 const { GATEHOUSE_SERVER: server, WORLD_ROOT: root } = process.env;
 const started = Date.now();
 const say = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1)} s  ${what}`);
-const cli = async (...args) => (await run("node_modules/.bin/freestyle", args, { timeout: 120_000 })).stdout;
+const cli = async (...args) => (await run("node_modules/.bin/freestyle", args, { timeout: 300_000 })).stdout;
 const curl = async (...args) =>
-  (await run("curl", ["-sS", "--cacert", root, "--connect-to", "::127.0.0.1:443", "--max-time", "60", ...args])).stdout;
+  (await run("curl", ["-sS", "--cacert", root, "--connect-to", "::127.0.0.1:443", "--max-time", "180", ...args])).stdout;
 const fails = (code) => (error) => {
   assert.match(`${error.message} ${error.stderr ?? ""}`, new RegExp(code));
   return true;

@@ -45,9 +45,9 @@ say("servers in two VMs with one address");
 
 const ping = await run(api, "ping -c 3 192.168.10.11");
 assert.ok(ping.ok && / 0% packet loss/.test(ping.stdout), ping.stdout + ping.stderr);
-assert.equal((await run(api, "curl -s --max-time 20 http://192.168.10.11:8080")).stdout, "of the worker");
-assert.equal((await run(api, "curl -s --max-time 20 http://worker.vpc.internal:8080")).stdout, "of the worker");
-assert.equal((await run(stranger, "curl -s --max-time 20 http://192.168.10.11:8080")).stdout, "of the stranger");
+assert.equal((await run(api, "curl -s --max-time 120 http://192.168.10.11:8080")).stdout, "of the worker");
+assert.equal((await run(api, "curl -s --max-time 120 http://worker.vpc.internal:8080")).stdout, "of the worker");
+assert.equal((await run(stranger, "curl -s --max-time 120 http://192.168.10.11:8080")).stdout, "of the stranger");
 assert.equal((await run(stranger, "ping -c 1 -W 3 192.168.10.10")).ok, false, "another network's VM");
 assert.equal((await run(stranger, "getent hosts api.vpc.internal")).ok, false, "another network's name");
 assert.equal((await run(api, "ping -c 1 -W 3 192.168.10.77")).ok, false, "nobody's address");
@@ -56,7 +56,7 @@ assert.ok(large.ok, large.stdout + large.stderr);
 say("members reach each other, by address and name; nobody else");
 
 await worker.vm.suspend();
-const woke = await run(api, "curl -s --max-time 45 http://192.168.10.11:8080");
+const woke = await run(api, "curl -s --max-time 180 http://192.168.10.11:8080");
 assert.equal(woke.stdout, "of the worker", woke.stderr);
 assert.equal((await worker.vm.getInfo()).state, "running");
 say("a neighbour's packet wakes a VM");

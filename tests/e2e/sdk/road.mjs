@@ -13,7 +13,7 @@ const host = "something.style.dev";
 const started = Date.now();
 const say = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1)} s  ${what}`);
 const curl = async (...args) => {
-  const { stdout } = await run("curl", ["-sS", "--cacert", ca, "--max-time", "60", ...args]);
+  const { stdout } = await run("curl", ["-sS", "--cacert", ca, "--max-time", "180", ...args]);
   return stdout;
 };
 

@@ -31,7 +31,7 @@ const made = await Promise.all(names.map(async (name) => {
 }));
 say("all serve");
 await Promise.all(made.map(async ({ name }) => {
-  const { stdout } = await run("curl", ["-sS", "--cacert", ca, "--max-time", "60", `https://${name}.style.dev/`]);
+  const { stdout } = await run("curl", ["-sS", "--cacert", ca, "--max-time", "180", `https://${name}.style.dev/`]);
   assert.equal(stdout, `page ${name}\n`);
 }));
 say("each answers with its own page");

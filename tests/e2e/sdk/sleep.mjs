@@ -12,7 +12,7 @@ const host = "something.style.dev";
 const started = Date.now();
 const say = (what) => console.log(`${((Date.now() - started) / 1000).toFixed(1)} s  ${what}`);
 const visit = async (path = "") => {
-  const { stdout } = await run("curl", ["-sS", "--fail", "--cacert", ca, "--max-time", "90", `https://${host}/${path}`]);
+  const { stdout } = await run("curl", ["-sS", "--fail", "--cacert", ca, "--max-time", "180", `https://${host}/${path}`]);
   return Number(stdout);
 };
 const state = async (vm) => (await vm.getInfo()).state;
@@ -79,7 +79,7 @@ for (const place of identities[0].keys()) {
   assert.equal(new Set(values).size, values.length, `all differ in ${values}`);
 }
 for (const copy of copies) {
-  const { stdout } = await copy.exec("curl -sf --max-time 20 http://127.0.0.1:8080/; cat /root/unsynced /run/in-memory");
+  const { stdout } = await copy.exec("curl -sf --max-time 120 http://127.0.0.1:8080/; cat /root/unsynced /run/in-memory");
   assert.equal(stdout, "5\nkept\nkept\n", "each goes on from the same moment");
   await clock(copy);
 }
@@ -98,7 +98,7 @@ assert.deepEqual([snapshots.length, readyCount, snapshots[0].name, snapshots[0].
 say("snapshot");
 await freestyle.vms.delete({ vmId });
 const { vm: second } = await freestyle.vms.create({ snapshotId, idleTimeoutSeconds: null });
-const { stdout: count } = await second.exec("curl -sf --max-time 20 http://127.0.0.1:8080/; cat /run/in-memory");
+const { stdout: count } = await second.exec("curl -sf --max-time 120 http://127.0.0.1:8080/; cat /run/in-memory");
 assert.equal(count, "6\nkept\n", "its processes run");
 await clock(second);
 const [machineId] = await identify(second);
