@@ -44,6 +44,8 @@ const HOST_RESERVE_MIB: u64 = 1024;
 const HOST_RESERVE_SHARE: u64 = 10;
 /// The smallest VM that a Debian guest boots in, in MiB.
 const MIN_VM_MIB: u32 = 128;
+/// Of the 2048 bytes that the kernel takes, our own need some 300.
+const MAX_KERNEL_ARGUMENTS: usize = 1024;
 
 /// What the command line says. Every flag has a line of the same name in the file.
 #[derive(Args, Clone, Debug, Default, Deserialize, PartialEq, Eq)]
@@ -86,6 +88,9 @@ pub struct Wishes {
     /// The image of VMs that name none [default: default]
     #[arg(long, value_name = "NAME")]
     pub default_image: Option<String>,
+    /// Added to the command line of guests' kernels, such as `mitigations=off`; as VMs boot from now on [default: none]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub kernel_arguments: Option<String>,
     /// Virtual CPUs of a VM that names no size, a power of two [default: 4]
     #[arg(long, value_name = "N")]
     pub default_vcpus: Option<u8>,
@@ -166,6 +171,8 @@ pub struct Settings {
     pub image_dir: Option<PathBuf>,
     /// The image of VMs that name none.
     pub default_image: String,
+    /// Added to the command line of guests' kernels.
+    pub kernel_arguments: String,
     /// Size of VMs that name none.
     pub default_size: VmSize,
     /// What may be asked for.
@@ -266,6 +273,7 @@ impl Wishes {
             upstream_dns: if self.upstream_dns.is_empty() { below.upstream_dns } else { self.upstream_dns },
             image_dir: self.image_dir.or(below.image_dir),
             default_image: self.default_image.or(below.default_image),
+            kernel_arguments: self.kernel_arguments.or(below.kernel_arguments),
             default_vcpus: self.default_vcpus.or(below.default_vcpus),
             default_memory_mib: self.default_memory_mib.or(below.default_memory_mib),
             default_disk_mib: self.default_disk_mib.or(below.default_disk_mib),
@@ -310,6 +318,7 @@ impl Wishes {
             upstream_dns: self.upstream_dns,
             image_dir: self.image_dir.map(|dir| absolute("image-dir", dir)).transpose()?,
             default_image: image_name(self.default_image.unwrap_or("default".into()))?,
+            kernel_arguments: kernel_arguments(self.kernel_arguments.unwrap_or_default())?,
             default_size,
             limits,
             console_bytes: CONSOLE_BYTES,
@@ -425,6 +434,18 @@ fn image_name(name: String) -> Result<String, SettingsError> {
     if good { Ok(name) } else { Err(value("default-image", name, why.into())) }
 }
 
+/// What would take the place of what we tell the kernel stays out: its end, and bytes that it does not understand.
+fn kernel_arguments(text: String) -> Result<String, SettingsError> {
+    let printable = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
+    if text.len() > MAX_KERNEL_ARGUMENTS || !printable || text.split(' ').any(|word| word == "--") {
+        let why = format!(
+            "it must be at most {MAX_KERNEL_ARGUMENTS} printable ASCII characters without the word '--'"
+        );
+        return Err(value("kernel-arguments", text, why));
+    }
+    Ok(text)
+}
+
 fn distinct_listeners(settings: &Settings) -> Result<(), SettingsError> {
     for (name, other) in [("http", settings.http), ("ssh-listen", settings.ssh.listen)] {
         if settings.https == other && other.port() != 0 {
@@ -497,6 +518,10 @@ mod tests {
         assert!(
             refused(Wishes { default_image: Some("../etc".into()), ..Wishes::default() }).contains("folder")
         );
+        for text in ["quiet\nx", "a -- b", "\u{e9}", &"x".repeat(1025)] {
+            let wishes = Wishes { kernel_arguments: Some(text.to_owned()), ..Wishes::default() };
+            assert!(refused(wishes).starts_with("kernel-arguments"), "{text}");
+        }
         let small = Wishes { rootfs_storage: Some(20_479), ..Wishes::default() };
         assert!(refused(small).starts_with("rootfs-storage = 20479"));
         let same = "127.0.0.1:9000".parse().ok();

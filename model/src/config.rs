@@ -509,6 +509,9 @@ pub struct VmmConfig {
     pub ssh_uid: Option<u32>,
     /// Bytes of a VM's console log that are kept.
     pub console_bytes: u64,
+    /// Added to the command line of guests' kernels.
+    #[serde(default)]
+    pub kernel_arguments: String,
 }
 
 /// How large a VM is.

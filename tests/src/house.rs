@@ -4,12 +4,14 @@ use crate::load;
 use crate::traces::Traces;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::collections::VecDeque;
 use std::fs::Permissions;
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest until the house says that it is ready: six processes and a new database, slow under emulation.
@@ -20,6 +22,8 @@ const STOP_WAIT: Duration = Duration::from_secs(120);
 const NO_DATA: &str = "/nonexistent";
 /// Where the public command line takes its users by SSH.
 pub const SSH_HOST: &str = "vm-ssh.freestyle.sh";
+/// Of what a script complained, in the error that a test ends with. Node tells of a failed assertion in fewer.
+const COMPLAINT_LINES: usize = 30;
 /// The names of the daemons, as programs.
 pub const DAEMONS: [&str; 6] = ["control", "vmm", "vpc", "vpn", "ssh-proxy", "edge-proxy"];
 
@@ -164,7 +168,7 @@ impl House {
         let script = r#"mount --bind "$1" /etc/hosts && mount --bind "$4" /etc/ssh/ssh_config.d &&
             cd "$2" && exec node "$3""#;
         let ssh = self.ssh_config()?;
-        let status = Command::new("unshare")
+        let mut running = Command::new("unshare")
             .args(["--mount", "sh", "-c", script, "sh"])
             .args([hosts.as_os_str(), e2e.join("sdk").as_os_str(), program.as_ref(), ssh.as_os_str()])
             .env("FREESTYLE_API_URL", "https://api.style.dev")
@@ -175,8 +179,11 @@ impl House {
             .env("GATEHOUSE_SERVER", e2e.join("guest/server.py"))
             .envs(extra.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
-            .status()?;
-        anyhow::ensure!(status.success(), "{program}: {status}");
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let complaint = passed_on(running.stderr.take().context("its errors are ours")?)?;
+        let status = running.wait()?;
+        anyhow::ensure!(status.success(), "{program}: {status}\n{complaint}");
         Ok(())
     }
 
@@ -325,6 +332,8 @@ fn with_settings(word: &str, programs: &Path, folder: &Path, wishes: &Wishes) ->
         .args(["--domain", "style.dev", "--https", "127.0.0.1:443", "--http", "127.0.0.1:80"])
         .args(["--default-vcpus", "1", "--default-memory-mib", &wishes.memory_mib.to_string()])
         .args(["--default-disk-mib", &wishes.disk_mib.to_string()])
+        // In software, a kernel's guards against what only real CPUs do take a quarter of a guest's time.
+        .args(std::env::var_os("BED").map(|_| "--kernel-arguments=mitigations=off"))
         .args(wishes.settings.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]))
         .args(wishes.vpn_host.iter().flat_map(|host| ["--vpn-host", host]))
         .args(
@@ -340,4 +349,18 @@ fn with_settings(word: &str, programs: &Path, folder: &Path, wishes: &Wishes) ->
 fn from_environment(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os(name).with_context(|| format!("{name} is not set; run ./test e2e"))?;
     Ok(path.into())
+}
+
+/// Reads until nobody writes any more, passes all of it on as our own errors, and keeps the last of it.
+fn passed_on(errors: ChildStderr) -> Result<String> {
+    let mut last = VecDeque::with_capacity(COMPLAINT_LINES);
+    for line in BufReader::new(errors).lines() {
+        let line = line?;
+        eprintln!("{line}");
+        if last.len() == COMPLAINT_LINES {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+    Ok(Vec::from(last).join("\n"))
 }

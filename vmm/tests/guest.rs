@@ -306,6 +306,11 @@ async fn a_whole_system_reports_answers_and_stops_by_its_agent() {
     assert_eq!(commands.len(), 1, "{commands:?}");
     let (reply, _) = ask(&house, &machine.vm, &AgentRequest::Health).await;
     assert!(matches!(reply, AgentReply::Health { .. }), "{reply:?}");
+    let words = run(&house, &machine.vm, "cat /proc/cmdline").await;
+    assert!(
+        words.split_whitespace().any(|word| word == "mitigations=off"),
+        "as the supervisor is told: {words}"
+    );
     house.client.stop(&machine.vm, Duration::from_secs(240)).await.expect("stop");
     assert_eq!(ended(&house, &mut events, &machine).await, ExitReason::Stopped);
     assert!(!group.exists(), "an empty cgroup is removed");

@@ -248,6 +248,7 @@ pub fn write_settings(role: Role, settings: &Settings) -> Result<PathBuf, ChildE
                 allowed_uids: Vec::new(),
                 ssh_uid: Some(SSH_ID),
                 console_bytes: settings.console_bytes,
+                kernel_arguments: settings.kernel_arguments.clone(),
             },
         ),
         Role::Control => encode(role, &control(settings, places)),

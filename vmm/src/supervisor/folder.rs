@@ -126,7 +126,7 @@ pub fn plan(config: &VmmConfig, spec: MachineSpec) -> Result<MachinePlan, Folder
         rootfs,
         folder: of(config, &spec.vm),
         console_bytes: config.console_bytes,
-        command_line: String::new(),
+        command_line: config.kernel_arguments.clone(),
         restore: None,
         user: None,
         spec,
