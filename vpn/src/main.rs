@@ -7,6 +7,7 @@ use feed::wire::WireListener;
 use model::config::VpnConfig;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
@@ -15,6 +16,9 @@ use vpn::io::figures;
 use vpn::io::follow::Follower;
 use vpn::io::front::Front;
 use vpn::io::server::{MAX_LOST, Server};
+#[cfg(feature = "test-parts")]
+use vpn::io::tunnels::NamedNamespaces;
+use vpn::io::tunnels::{FromVpc, Tunnels};
 use vpn::pure::engine::Rules;
 
 /// What an IPv4 host must take (RFC 791), and the largest that jumbo frames carry.
@@ -39,17 +43,20 @@ struct Arguments {
 }
 
 #[cfg(feature = "test-parts")]
-fn tunnels(arguments: &Arguments, _: &VpnConfig) -> Result<vpn::io::tunnels::NamedNamespaces> {
+fn tunnels(arguments: &Arguments, config: &VpnConfig) -> Result<Arc<dyn Tunnels>> {
     let pair = |text: &String| {
         let (vpc, namespace) = text.split_once('=').context("VPC=NAMESPACE is wanted")?;
         Ok((vpc.parse()?, namespace.to_owned()))
     };
-    Ok(vpn::io::tunnels::NamedNamespaces(arguments.tunnel.iter().map(pair).collect::<Result<_>>()?))
+    if arguments.tunnel.is_empty() {
+        return Ok(Arc::new(FromVpc(config.places.vpc_socket())));
+    }
+    Ok(Arc::new(NamedNamespaces(arguments.tunnel.iter().map(pair).collect::<Result<_>>()?)))
 }
 
 #[cfg(not(feature = "test-parts"))]
-fn tunnels(_: &Arguments, config: &VpnConfig) -> Result<vpn::io::tunnels::FromVpc> {
-    Ok(vpn::io::tunnels::FromVpc(config.places.vpc_socket()))
+fn tunnels(_: &Arguments, config: &VpnConfig) -> Result<Arc<dyn Tunnels>> {
+    Ok(Arc::new(FromVpc(config.places.vpc_socket())))
 }
 
 fn main() -> Result<()> {
@@ -71,7 +78,7 @@ fn main() -> Result<()> {
     runtime.block_on(serve(&config, tunnels(&arguments, &config)?))
 }
 
-async fn serve(config: &VpnConfig, tunnels: impl vpn::io::tunnels::Tunnels) -> Result<()> {
+async fn serve(config: &VpnConfig, tunnels: Arc<dyn Tunnels>) -> Result<()> {
     let (mut ended, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let own_user = rustix::process::geteuid().as_raw();
     let feed = Feed::open(&config.places.feed(), &[own_user]);

@@ -23,9 +23,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(60);
 
 /// Follows until the loop has ended.
 #[derive(Debug)]
-pub struct Follower<T> {
+pub struct Follower {
     feed: Feed<VpnView>,
-    tunnels: Arc<T>,
+    tunnels: Arc<dyn Tunnels>,
     orders: Orders,
     lost: mpsc::Receiver<VpcId>,
     questions: mpsc::Receiver<Question>,
@@ -43,19 +43,19 @@ pub struct Follower<T> {
     counted: BTreeMap<&'static str, u64>,
 }
 
-impl<T: Tunnels> Follower<T> {
+impl Follower {
     /// Takes the ends of a loop's channels.
     #[must_use]
     pub fn new(
         feed: Feed<VpnView>,
-        tunnels: T,
+        tunnels: Arc<dyn Tunnels>,
         orders: Orders,
         lost: mpsc::Receiver<VpcId>,
         questions: mpsc::Receiver<Question>,
     ) -> Self {
         Self {
             feed,
-            tunnels: Arc::new(tunnels),
+            tunnels,
             orders,
             lost,
             questions,

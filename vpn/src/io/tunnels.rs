@@ -36,7 +36,7 @@ pub enum TunnelError {
 }
 
 /// Who hands TUNs out: vpc, or a test.
-pub trait Tunnels: Send + Sync + 'static {
+pub trait Tunnels: std::fmt::Debug + Send + Sync + 'static {
     /// A TUN in a network, opened with `IFF_VNET_HDR` and `IFF_NO_PI`, not blocking, held by nobody else. The caller
     /// gives it back by closing it. May block for some seconds.
     ///
