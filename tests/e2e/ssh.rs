@@ -12,8 +12,8 @@ use tests::house::{House, SSH_HOST, Wishes};
 use tests::traces::Traces;
 
 /// Logins on each other's heels when `LOGINS` does not say how many, and how many of them at once. Under emulation each
-/// takes some five seconds of the only CPU.
-const LOGINS: usize = 20;
+/// takes five to eight seconds of the only CPU.
+const LOGINS: usize = 10;
 const AT_ONCE: usize = 10;
 /// Longest until something that nobody tells of has happened, under emulation.
 const PATIENCE: Duration = Duration::from_secs(60);
