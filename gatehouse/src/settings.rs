@@ -88,7 +88,7 @@ pub struct Wishes {
     /// The image of VMs that name none [default: default]
     #[arg(long, value_name = "NAME")]
     pub default_image: Option<String>,
-    /// Added to the command line of guests' kernels, such as `mitigations=off`; as VMs boot from now on [default: none]
+    /// Added to the command line of guests' kernels when they boot, such as `mitigations=off` [default: none]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub kernel_arguments: Option<String>,
     /// Virtual CPUs of a VM that names no size, a power of two [default: 4]
