@@ -434,7 +434,7 @@ fn image_name(name: String) -> Result<String, SettingsError> {
     if good { Ok(name) } else { Err(value("default-image", name, why.into())) }
 }
 
-/// What would take the place of what we tell the kernel stays out: its end, and bytes that it does not understand.
+/// Bytes that the kernel does not understand stay out, and the word after which all others would be those of init.
 fn kernel_arguments(text: String) -> Result<String, SettingsError> {
     let printable = text.bytes().all(|b| b == b' ' || b.is_ascii_graphic());
     if text.len() > MAX_KERNEL_ARGUMENTS || !printable || text.split(' ').any(|word| word == "--") {
